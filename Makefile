@@ -1,0 +1,52 @@
+# Two commands do it all on a fresh machine: `make train` and `make test`.  Each creates .venv if it is not there.
+#   TORCH_INDEX=URL   install torch from this package index (the README names PyTorch's CPU index)
+#   ARGS="..."        passed on: make train ARGS="env.num_envs=512 --iterations 100", make test ARGS="-k reward"
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+# A venv remembers its index; another one means another build of torch, hence a new venv.
+USED_INDEX := $(shell cat .venv/torch-index 2>/dev/null)
+TORCH_INDEX ?= $(USED_INDEX)
+ifneq ($(TORCH_INDEX),$(USED_INDEX))
+.PHONY: $(STAMP)
+CLEAR := --clear
+endif
+
+.PHONY: help venv train test test-all lint format
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
+
+venv: $(STAMP)  ## create .venv, with embodied-rl in .venv/bin
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("embodied-rl needs Python 3.11 or newer, and %s is %d.%d: name another one, make venv PYTHON=python3.12" % ((sys.executable,) + sys.version_info[:2]))'
+	$(PYTHON) -m venv $(CLEAR) .venv
+	$(BIN)/pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,gym]"
+	@# For pyright: it cannot follow setuptools' mapping of an editable install, and mujoco ships no types.
+	@mkdir -p .venv/typing/embodied_rl .venv/typing/mujoco && touch .venv/typing/embodied_rl/__init__.py
+	@ln -sfn ../../../tasks .venv/typing/embodied_rl/tasks
+	@printf 'from typing import Any\ndef __getattr__(name: str) -> Any: ...\n' > .venv/typing/mujoco/__init__.pyi
+	@echo "$(TORCH_INDEX)" > .venv/torch-index
+	@touch $@
+
+train: $(STAMP)  ## train go2_flat
+	$(BIN)/embodied-rl train go2_flat $(ARGS)
+
+test: $(STAMP)  ## the tests that take seconds
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-all: $(STAMP)  ## every test
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "" $(ARGS)
+
+lint: $(STAMP)  ## ruff, pyright, codespell
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/codespell
+
+format: $(STAMP)  ## rewrite the files as ruff would have them
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format

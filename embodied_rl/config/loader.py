@@ -1,0 +1,162 @@
+"""From a name, a path or a page and `key=value` overrides to a page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from embodied_rl import paths
+from embodied_rl.config.page import Page
+from embodied_rl.config.problems import ConfigError, Problem, did_you_mean, shown
+from embodied_rl.config.terms import SECTIONS
+from embodied_rl.config.validate import validate
+from embodied_rl.config.yaml import Document, Keys, display, dotted, parse, read
+
+
+def config_names() -> list[str]:
+    """Names of the pages that ship with the package."""
+    return sorted(path.stem for path in paths.shipped("configs").glob("*.yaml"))
+
+
+def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Page:
+    """Reads a page with all it extends, applies overrides, checks it.
+
+    Args:
+        name_or_path: The name of a shipped page (`go2_flat`) or the path of a YAML file, a run's config.yaml included.
+        overrides: Changes, each `key.path=value`: `rewards.action_rate.weight=-0.02`.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    path = _find(str(name_or_path), Path.cwd())
+    merged = _read_chain(path, ())
+    merged.value.setdefault("name", path.stem)
+    return _override(merged, overrides)
+
+
+def override(page: Page, overrides: Iterable[str]) -> Page:
+    """The page with changes, each `key.path=value`.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    return _override(Document(page.to_mapping(), {(): page.name}), overrides)
+
+
+def _override(document: Document, overrides: Iterable[str]) -> Page:
+    for one in overrides:
+        layer = _parse_override(one)
+        _resolve_paths(layer, Path.cwd())
+        document = _merge(document, layer)
+    return validate(document)
+
+
+def _parse_override(text: str) -> Document:
+    """`a.b=1` as the document `{a: {b: 1}}`."""
+    place = f'override "{text}"'
+    key, equals, value = text.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        return Document({}, {}, [Problem(place, "", "write key.path=value, like env.num_envs=512")])
+    try:
+        parsed = parse(value, place, lines=False)
+    except ConfigError as error:
+        return Document({}, {}, list(error.problems))
+    nested = parsed.value
+    for name in reversed(keys):
+        nested = {name: nested}
+    places: dict[Keys, str] = {tuple(keys[:depth]): place for depth in range(1, len(keys) + 1)}
+    places |= {(*keys, *path): place for path in parsed.places}
+    return Document(nested, places, parsed.problems)
+
+
+def _find(text: str, folder: Path) -> Path:
+    """The file that a name or a path (relative to `folder`) means."""
+    path = folder / Path(text).expanduser()
+    name = text.removesuffix(".yaml")
+    if path.is_file() and name != text:
+        return path
+    if name in config_names():
+        return paths.shipped("configs") / f"{name}.yaml"
+    if path.exists():
+        return path
+    if name != text or os.sep in text or "/" in text:
+        raise ConfigError([Problem(display(path), "", "no such file")])
+    known = ", ".join(config_names())
+    message = f"no such config{did_you_mean(text, config_names())} (shipped: {known}; a path ends in .yaml)"
+    raise ConfigError([Problem(shown(text), "", message)])
+
+
+def _read_chain(path: Path, below: tuple[Path, ...]) -> Document:
+    """A page merged over the page it extends."""
+    document = read(path)
+    if not isinstance(document.value, dict):
+        raise ConfigError([Problem(display(path), "", f"a page is a mapping, not {shown(document.value)}")])
+    if not document.value and not document.problems:
+        raise ConfigError([Problem(display(path), "", "the file is empty")])
+    _resolve_paths(document, path.parent)
+    base = Document({})
+    if "extends" in document.value:
+        base = _read_base(document, path.parent, (*below, path.resolve()))
+        base.value.pop("name", None)
+    return _merge(base, document)
+
+
+def _read_base(document: Document, folder: Path, chain: tuple[Path, ...]) -> Document:
+    """The page that `extends` names.  Without it a page lacks nearly everything, so a wrong one is told alone."""
+    extends, place = document.value.pop("extends"), document.places[("extends",)]
+    try:
+        if not isinstance(extends, str):
+            raise ConfigError([Problem("", "", f"{shown(extends)} is not a string")])
+        path = _find(extends, folder).resolve()
+        if path in chain:
+            circle = " -> ".join(display(one) for one in (*chain, path))
+            raise ConfigError([Problem("", "", f"pages extend each other in a circle: {circle}")])
+    except ConfigError as error:
+        raise ConfigError([*document.problems, Problem(place, "extends", str(error))]) from None
+    return _read_chain(path, chain)
+
+
+def _resolve_paths(document: Document, folder: Path) -> None:
+    """Paths in a page are relative to its file."""
+    from embodied_rl.robot import robot_names
+
+    page = document.value
+    robot, terms = page.get("robot"), page.get("terms")
+    if isinstance(robot, str) and robot not in robot_names():
+        path = folder / Path(robot).expanduser()
+        if path.exists() or "/" in robot or os.sep in robot:
+            page["robot"] = str(path.resolve())
+    if isinstance(terms, list) and all(isinstance(one, str) for one in terms):
+        page["terms"] = [str((folder / Path(one).expanduser()).resolve()) for one in terms]
+
+
+def _merge(base: Document, top: Document) -> Document:
+    """`top` over `base`: mappings key by key; all else replaces; null takes an inherited term away."""
+    merged = Document({}, {**base.places, **top.places}, [*base.problems, *top.problems])
+    merged.value = _merged(base.value, top.value, (), merged)
+    return merged
+
+
+def _merged(base: dict[str, Any], top: dict[str, Any], path: Keys, into: Document) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in top.items():
+        here = (*path, key)
+        if value is None and _removes(here):
+            if key not in result and path:
+                message = f"null removes an inherited term, and there is none of this name{did_you_mean(key, result)}"
+                into.problems.append(Problem(into.places[here], dotted(here), message))
+            result.pop(key, None)
+        elif isinstance(value, dict):
+            below = result.get(key)
+            result[key] = _merged(below if isinstance(below, dict) else {}, value, here, into)
+        else:
+            result[key] = value
+    return result
+
+
+def _removes(path: Keys) -> bool:
+    """Whether null at this place means absence: a section of terms, a group of observations, an entry."""
+    return path[0] in SECTIONS and len(path) <= (3 if path[0] == "observations" else 2)

@@ -1,0 +1,48 @@
+"""What can be wrong with a page, said in one line each."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `place: path: message`."""
+
+    place: str
+    """Where it was written: `file:line`, or `override "key=value"`."""
+    path: str
+    """The dotted path inside the page; empty when the file as a whole is meant."""
+    message: str
+    """What was given, what is allowed, the nearest name."""
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, self.path, self.message) if part)
+
+
+class ConfigError(ValueError):
+    """A page cannot be used; `str()` is one line per problem."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(dict.fromkeys(problems))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """`"; did you mean 'x'?"` for the nearest of `known`, or nothing when none is near."""
+    near = difflib.get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def quoted(names: Iterable[object]) -> str:
+    """The allowed values as the page would write them: `'feet', 'full', true`."""
+    return ", ".join(f"'{name}'" if isinstance(name, str) else shown(name) for name in names)
+
+
+def shown(value: object) -> str:
+    """A value as it may stand in a page, cut to a line's length."""
+    text = json.dumps(value, ensure_ascii=False).replace("NaN", "nan").replace("Infinity", "inf")
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,191 @@
+"""Terms, read from their source with `ast` and never imported: what a page may say, known without torch."""
+
+from __future__ import annotations
+
+import ast
+import math
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import SchemaError
+
+from embodied_rl import paths
+from embodied_rl.config import types as config_types
+from embodied_rl.config.problems import Problem
+from embodied_rl.config.yaml import display
+
+#: The sections of a page that hold terms, and the kind of their terms.
+SECTIONS = {
+    "actions": "action",
+    "observations": "observation",
+    "commands": "command",
+    "rewards": "reward",
+    "terminations": "termination",
+    "events": "event",
+    "curriculum": "curriculum",
+}
+
+#: Keys of an entry that belong to its section, by kind of term; no parameter may bear their names.
+EXTRAS = {"reward": ("weight",), "observation": ("noise", "scale", "clip", "delay", "history")}
+
+#: The default of a parameter that has none.
+REQUIRED = object()
+
+_MODULES = ("actions", "observations", "commands", "rewards", "terminations", "events", "curricula")
+_NAMES = {name: getattr(config_types, name) for name in config_types.__all__}
+_NAMESPACE = {
+    "float": float, "int": int, "bool": bool, "str": str, "tuple": tuple, "Literal": Literal, "Annotated": Annotated,
+    **_NAMES,
+}  # fmt: skip
+_BOUNDS = ("Ge", "Gt", "Le", "Lt")
+_LEAVES = (ast.Name, ast.Load, ast.Constant, ast.BitOr, ast.USub)
+_NODES = (*_LEAVES, ast.Subscript, ast.Tuple, ast.BinOp, ast.UnaryOp, ast.Call)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One keyword-only parameter of a term: one key of its entry."""
+
+    annotation: Any
+    default: Any
+    """A Python literal, or `REQUIRED`."""
+
+
+@dataclass(frozen=True)
+class TermSignature:
+    """What the source of a term says about it."""
+
+    name: str
+    kind: str
+    """`action`, `observation`, `command`, `reward`, `termination`, `event` or `curriculum`."""
+    module_path: Path
+    module_name: str
+    """`embodied_rl.mdp.rewards` for a shipped term; the file's stem for a page's own."""
+    lineno: int
+    parameters: dict[str, Parameter]
+    doc: str
+    """The first line of the docstring."""
+
+
+#: Terms by kind and name.
+Terms = dict[str, dict[str, TermSignature]]
+
+
+def find_terms(own: Sequence[Path] = ()) -> tuple[Terms, list[Problem]]:
+    """Reads the shipped terms and those of a page's own files; a term that cannot be read is a problem, not a term."""
+    found: Terms = {kind: {} for kind in SECTIONS.values()}
+    problems: list[Problem] = []
+    for path, module_name in [*shipped_modules(), *((path, path.stem) for path in own)]:
+        for one in read_terms(path, module_name):
+            if isinstance(one, Problem):
+                problems.append(one)
+            elif first := found[one.kind].get(one.name):
+                there = f"{display(first.module_path)}:{first.lineno}"
+                message = f"there is a {one.kind} of this name already, at {there}; rename it"
+                problems.append(Problem(f"{display(path)}:{one.lineno}", one.name, message))
+            else:
+                found[one.kind][one.name] = one
+    return found, problems
+
+
+def shipped_modules() -> list[tuple[Path, str]]:
+    """File and module name of every shipped module that may hold terms."""
+    generic = [(paths.PACKAGE / "mdp" / f"{name}.py", f"embodied_rl.mdp.{name}") for name in _MODULES]
+    families = [(path, f"embodied_rl.tasks.{path.stem}") for path in sorted(paths.shipped("tasks").glob("*.py"))]
+    return [(path, name) for path, name in [*generic, *families] if path.is_file()]
+
+
+def read_terms(path: Path, module_name: str) -> Iterator[TermSignature | Problem]:
+    """The terms that a file declares at its top level, and what is wrong with it."""
+    try:
+        body = ast.parse(path.read_bytes(), str(path)).body
+    except OSError as error:
+        yield Problem(display(path), "", f"cannot be read: {error.strerror}")
+    except (SyntaxError, ValueError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        yield Problem(display(path) + line, "", f"not valid Python: {error.args[0]}")
+    else:
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                for kind in filter(None, map(_kind, node.decorator_list)):
+                    yield from _read_term(node, kind, path, module_name)
+
+
+def _kind(decorator: ast.expr) -> str | None:
+    """`reward` for `@reward(...)` and `@term.reward(...)`."""
+    callee = decorator.func if isinstance(decorator, ast.Call) else decorator
+    name = callee.attr if isinstance(callee, ast.Attribute) else getattr(callee, "id", None)
+    return name if name in SECTIONS.values() else None
+
+
+def _read_term(
+    node: ast.FunctionDef | ast.ClassDef, kind: str, path: Path, module_name: str
+) -> Iterator[TermSignature | Problem]:
+    function = node
+    if isinstance(node, ast.ClassDef):
+        function = next((one for one in node.body if getattr(one, "name", "") == "__init__"), None)
+    parameters, wrong = {}, False
+    if isinstance(function, ast.FunctionDef):
+        for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+            try:
+                parameters[argument.arg] = _parameter(argument, default, kind)
+            except ValueError as error:
+                wrong = True
+                yield Problem(f"{display(path)}:{argument.lineno}", f"{node.name}.{argument.arg}", str(error))
+    if not wrong:
+        doc = (ast.get_docstring(node) or "").partition("\n")[0]
+        yield TermSignature(node.name, kind, path, module_name, node.lineno, parameters, doc)
+
+
+def _parameter(argument: ast.arg, default: ast.expr | None, kind: str) -> Parameter:
+    taken = argument.arg in ("term", *EXTRAS.get(kind, ())) or hasattr(BaseModel, argument.arg)
+    if taken or argument.arg.startswith("_"):
+        raise ValueError(f"a parameter of a {kind} cannot have this name; rename it")
+    if argument.annotation is None:
+        raise ValueError("has no type; write one, like `std: float`")
+    annotation = _annotation(argument.annotation)
+    if default is None:
+        return Parameter(annotation, REQUIRED)
+    text = ast.unparse(default)
+    try:
+        return Parameter(annotation, ast.literal_eval(text.replace("math.pi", repr(math.pi))))
+    except (ValueError, TypeError):
+        raise ValueError(f"the default {text} is not a literal (math.pi is)") from None
+
+
+def _annotation(node: ast.expr) -> Any:
+    """Evaluates a type: among known names only, and no call but that of a bound."""
+    text = ast.unparse(node)
+    for part in ast.walk(node):
+        call = isinstance(part, ast.Call) and getattr(part.func, "id", "") not in _BOUNDS
+        if call or not isinstance(part, _NODES) or (isinstance(part, ast.Name) and part.id not in _NAMESPACE):
+            raise ValueError(f"the type {text} cannot be read; {_allowed()}")
+    try:
+        annotation = eval(compile(ast.Expression(node), "<annotation>", "eval"), {"__builtins__": {}}, _NAMESPACE)
+        if "(" in text:
+            TypeAdapter(annotation)  # refuses a bound that does not suit its type
+    except (TypeError, SchemaError):
+        annotation = None
+    if not _is_allowed(annotation):
+        raise ValueError(f"the type {text} is not allowed; {_allowed()}")
+    return annotation
+
+
+def _allowed() -> str:
+    return "allowed are float, int, bool, str, Literal, tuples of these, `| None`, Annotated and " + ", ".join(_NAMES)
+
+
+def _is_allowed(annotation: Any) -> bool:
+    if annotation in (float, int, bool, str):
+        return True
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return len(arguments) == 2 and arguments[1] is type(None) and _is_allowed(arguments[0])
+    if origin is tuple:
+        return bool(arguments) and all(one is ... or _is_allowed(one) for one in arguments)
+    return origin is Literal or (origin is Annotated and _is_allowed(arguments[0]))

@@ -1,0 +1,66 @@
+"""The types that a term's parameters and the page's fields may have.
+
+Imports no torch: the config reads the annotations of terms from their source and evaluates them among these names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import GetCoreSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from embodied_rl.config.problems import did_you_mean, quoted, shown
+
+__all__ = ["BodyGroup", "Fraction", "Ge", "Gt", "Le", "Lt", "NonNegative", "Positive", "Range"]
+
+
+def refuse(message: str) -> PydanticCustomError:
+    """The error of a check of our own: `message` is shown as it stands."""
+    return PydanticCustomError("refused", "{message}", {"message": message})
+
+
+class Check:
+    """A check that pydantic runs on the value after its type."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(self.check, handler(source))
+
+    def check(self, value: Any, info: ValidationInfo) -> Any:
+        """Gives the value back, or raises `refuse(...)`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Ordered(Check):
+    """The two numbers of a range: low <= high."""
+
+    def check(self, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        """Refuses low > high."""
+        if value[0] > value[1]:
+            raise refuse(f"{shown(value)} is not allowed: the first number must be at most the second")
+        return value
+
+
+@dataclass(frozen=True)
+class RobotName(Check):
+    """The string is a name that robot.yaml defines in `section` (`bodies`: its body groups, `feet` among them)."""
+
+    section: str
+
+    def check(self, value: str, info: ValidationInfo) -> str:
+        """Refuses a name that the robot of the page does not have; without a robot every name passes."""
+        names = (info.context or {}).get(self.section)
+        if names is not None and value not in names:
+            near = did_you_mean(value, names)
+            raise refuse(f"{shown(value)} is not among the robot's {self.section}{near} (it has {quoted(names)})")
+        return value
+
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Range = Annotated[tuple[float, float], Ordered()]
+BodyGroup = Annotated[str, RobotName("bodies")]

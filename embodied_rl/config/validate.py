@@ -1,0 +1,249 @@
+"""A mapping becomes a page, or every reason why it cannot."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ValidationError, create_model
+
+from embodied_rl.config.page import Entry, Model, Page
+from embodied_rl.config.problems import ConfigError, Problem, did_you_mean, quoted, shown
+from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
+from embodied_rl.config.yaml import Document, Keys, display, dotted
+
+M = TypeVar("M", bound=Model)
+
+_SINGULAR = {float: "a number", int: "an integer", bool: "true or false", str: "a string"}
+_PLURAL = {float: "numbers", int: "integers", bool: "booleans", str: "strings"}
+_TYPES = {"float_type": float, "int_type": int, "bool_type": bool, "string_type": str}
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+class _Head(Model):
+    """The page's keys that are no sections."""
+
+    name: str
+    terms: tuple[str, ...] = ()
+    robot: str
+
+
+def entry_model(signature: TermSignature) -> type[Model]:
+    """The schema of an entry: the term's parameters and what its section adds."""
+    fields: dict[str, Any] = {}
+    for key in EXTRAS.get(signature.kind, ()):
+        info = Entry.model_fields[key]
+        default = ... if key == "weight" else info.default
+        fields[key] = (Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation, default)
+    for name, parameter in signature.parameters.items():
+        fields[name] = (parameter.annotation, ... if parameter.default is REQUIRED else parameter.default)
+    return create_model(signature.name, __base__=Model, __doc__=signature.doc, **fields)
+
+
+def validate(document: Document) -> Page:
+    """Checks a merged page.
+
+    Raises:
+        ConfigError: With every problem, those that the document brought along first.
+    """
+    return _Checker(document).page()
+
+
+class _Checker:
+    def __init__(self, document: Document):
+        self.value, self.places, self.problems = document.value, document.places, list(document.problems)
+        self.context: dict[str, list[str]] = {}
+
+    def problem(self, path: Keys, message: str) -> None:
+        where = path
+        while where and where not in self.places:
+            where = where[:-1]
+        self.problems.append(Problem(self.places.get(where, ""), dotted(path), message))
+
+    def page(self) -> Page:
+        for key in self.value:
+            if key not in Page.model_fields:
+                near = did_you_mean(key, Page.model_fields)
+                self.problem((key,), f"no such key{near or f'; allowed are {quoted(Page.model_fields)}'}")
+        head = self.model(_Head, {key: one for key, one in self.value.items() if key in _Head.model_fields}, ())
+        self.find_terms(head.terms if head else ())
+        if head:
+            self.load_robot(head.robot)
+        parts = {name: self.section(name) for name in Page.model_fields if name not in _Head.model_fields}
+        self.cross_check(parts)
+        if self.problems or head is None:
+            raise ConfigError(self.problems)
+        return Page(**head.model_dump(), **parts)
+
+    def find_terms(self, own: tuple[str, ...]) -> None:
+        """Reads the shipped terms and the page's own."""
+        for position, path in enumerate(own):
+            if not Path(path).is_file():
+                self.problem(("terms", position), f"no such file: {display(Path(path))}")
+        found = [path for path in map(Path, own) if path.is_file()]
+        self.terms, broken = find_terms(found)
+        self.problems += broken
+        self.terms_are_known = not broken and len(found) == len(own)
+
+    def load_robot(self, robot: str) -> None:
+        """Finds out which names the robot gives to its parts."""
+        from embodied_rl.robot import RobotError, load_robot  # robot.yaml is read with this package's YAML
+
+        try:
+            spec = load_robot(robot)
+        except RobotError as error:
+            self.problem(("robot",), str(error).removeprefix("robot: "))
+        else:
+            self.context["bodies"] = [*spec.bodies, *(["feet"] if spec.feet else [])]
+
+    def section(self, name: str) -> Any:
+        """A section as the page holds it; None where something is wrong with it."""
+        value = self.value.get(name, {})
+        if not isinstance(value, dict):
+            return self.problem((name,), f"{shown(value)} is not a mapping")
+        if name == "observations":
+            groups = {group: self.entries(name, one, (name, group)) for group, one in value.items()}
+            return None if None in groups.values() else groups
+        if name in SECTIONS:
+            return self.entries(name, value, (name,))
+        if name == "env" and "final_obs_groups" not in value and "critic" not in (self.value.get("observations") or {}):
+            value = {**value, "final_obs_groups": ("actor",)}
+        return self.model(Page.model_fields[name].annotation, value, (name,))  # type: ignore[arg-type]
+
+    def entries(self, section: str, value: Any, path: Keys) -> dict[str, Entry] | None:
+        if not isinstance(value, dict):
+            return self.problem(path, f"{shown(value)} is not a mapping of terms")
+        entries = {name: self.entry(SECTIONS[section], name, one, (*path, name)) for name, one in value.items()}
+        return None if None in entries.values() else typing.cast("dict[str, Entry]", entries)
+
+    def entry(self, kind: str, name: str, value: Any, path: Keys) -> Entry | None:
+        if not isinstance(value, dict):
+            return self.problem(path, f"{shown(value)} is not a mapping of the term's parameters")
+        term = value.get("term", name)
+        signature = self.terms[kind].get(term) if isinstance(term, str) else None
+        if signature is None:
+            return self.unknown_term(kind, term, (*path, "term") if "term" in value else path)
+        model = entry_model(signature)
+        parsed = self.model(model, {key: one for key, one in value.items() if key != "term"}, path)
+        if parsed is None:
+            return None
+        values = {key: getattr(parsed, key) for key in model.model_fields}
+        extras = {key: values.pop(key) for key in EXTRAS.get(kind, ())}
+        return Entry(term=signature.name, params=values, **extras)
+
+    def unknown_term(self, kind: str, term: Any, path: Keys) -> None:
+        near = did_you_mean(term, self.terms[kind])
+        elsewhere = next((one for one, known in self.terms.items() if isinstance(term, str) and term in known), None)
+        if near or elsewhere or self.terms_are_known:  # else it may stand in the file that cannot be read
+            known = f" (it is a term of {_section(elsewhere)})" if elsewhere else ""
+            self.problem(path, f"no such term{known}{near} (`embodied-rl list --terms {_section(kind)}` shows all)")
+
+    def model(self, model: type[M], value: dict[str, Any], path: Keys) -> M | None:
+        """Validates a flat mapping; says what is wrong in words of the page."""
+        value = {key: _tuples(one) for key, one in value.items()}
+        try:
+            return model.model_validate(value, context=self.context)
+        except ValidationError as error:
+            told: dict[Keys, str] = {}
+            for one in error.errors(include_url=False):
+                where, message = _explain(model, value, one)
+                if not any(first[: len(where)] == where for first in told):  # a list that fails for one of its items
+                    told[where] = message
+            for where, message in told.items():
+                self.problem((*path, *where), message)
+        return None
+
+    def cross_check(self, parts: Mapping[str, Any]) -> None:
+        """What no field can know alone."""
+        env, physics, ppo = parts["env"], parts["physics"], parts["ppo"]
+        if parts["actions"] == {}:
+            self.problem(("actions",), "a page needs at least one action")
+        if parts["observations"] is not None:
+            self.check_groups(parts["observations"], env.final_obs_groups if env else ())
+        if env and physics and env.episode_s < (control_dt := physics.dt * physics.decimation):
+            product = f"physics.dt {physics.dt:g} x physics.decimation {physics.decimation}"
+            message = f"{env.episode_s:g} is shorter than one control step of {control_dt:g} s ({product})"
+            self.problem(("env", "episode_s"), message)
+        if ppo and ppo.symmetry == "mirror_loss" and ppo.mirror_loss_coeff == 0:
+            self.problem(("ppo", "mirror_loss_coeff"), "0.0 is not allowed with symmetry: mirror_loss; more than 0")
+
+    def check_groups(self, groups: dict[str, Any], final: tuple[str, ...]) -> None:
+        """The policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""
+        if "actor" not in groups:
+            self.problem(("observations",), "the group 'actor' is missing: it is what the policy sees")
+        for group, entries in groups.items():
+            if not entries:
+                self.problem(("observations", group), "a group needs at least one term")
+        for group in (one for one in final if one not in groups and "actor" in groups):
+            near = did_you_mean(group, groups) or f"; there are {quoted(groups)}"
+            self.problem(("env", "final_obs_groups"), f"{shown(group)} is not a group of observations{near}")
+
+
+def _section(kind: str) -> str:
+    return next(section for section, one in SECTIONS.items() if one == kind)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _explain(model: type[Model], value: Mapping[str, Any], error: Any) -> tuple[Keys, str]:
+    """Where in the mapping, and what, one of pydantic's errors means."""
+    kind, where, context = error["type"], error["loc"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        near = did_you_mean(where[0], model.model_fields)
+        return where, f"no such key{near or f'; allowed are {quoted(model.model_fields) or None}'}"
+    info = model.model_fields[where[0]]
+    if kind == "missing" and len(where) == 1:
+        return where, f"is missing; it must be {describe(info.annotation)}"
+    given = "nothing" if error["input"] == {} else shown(error["input"])
+    if kind == "refused":
+        return where, context["message"]
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return where, f"{given} is not allowed: {words} {context[key]:g}"
+    if kind == "finite_number":
+        return where, f"{given} is not a finite number"
+    if kind == "too_short" and context["field_type"] == "Tuple":
+        return where, f"{given} is not allowed: at least {context['min_length']} value"
+    if len(where) > 1 and kind in _TYPES:
+        return where, f"{given} is not {_SINGULAR[_TYPES[kind]]}"
+    given = "nothing" if value.get(where[0]) == {} else shown(value.get(where[0], info.default))
+    near = did_you_mean(value.get(where[0]), _choices(info.annotation)) if kind == "literal_error" else ""
+    return where[:1], f"{given} is not {describe(info.annotation)}{near}"
+
+
+def describe(annotation: Any) -> str:
+    """What a value of this type is, in words: `a number or null`, `a list of 2 numbers`, `one of 'feet', 'full'`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return describe(arguments[0])
+    if origin is Literal:
+        return f"one of {quoted(arguments)}"
+    if origin in (typing.Union, types.UnionType):
+        return f"{describe(arguments[0])} or null"
+    if origin is tuple:
+        count = "" if ... in arguments else f"{len(arguments)} "
+        return f"a list of {count}{_plural(arguments[0])}"
+    return _SINGULAR[annotation]
+
+
+def _plural(annotation: Any) -> str:
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return _PLURAL.get(annotation, "values")
+
+
+def _choices(annotation: Any) -> Iterable[Any]:
+    """The values of a Literal, wherever in the type it stands."""
+    if typing.get_origin(annotation) is Literal:
+        return typing.get_args(annotation)
+    return (choice for one in typing.get_args(annotation) for choice in _choices(one))

@@ -1,0 +1,203 @@
+"""What works on this machine, and for what does not, one line on how to get it: `embodied-rl doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from importlib import import_module, metadata
+
+from rich.console import Console
+from rich.text import Text
+
+MINIMUM = {"torch": "2.11", "mujoco": "4.0", "rsl-rl-lib": "5.5"}
+"""The oldest versions that training works with."""
+
+GL_REMEDY = "apt-get install libegl1 libgl1-mesa-dri" if sys.platform == "linux" else "run where there is a screen"
+"""How to get the GL that films need."""
+
+_RENDER = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 16, 16).render()"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    """What was looked at."""
+    works: bool
+    """Whether it works here."""
+    detail: str
+    """What was found."""
+    remedy: str = ""
+    """How to get it, where it does not work."""
+    required: bool = False
+    """Whether training needs it."""
+
+
+def cpp_error() -> str | None:
+    """Why torch.compile cannot build its CPU kernels here, in one line; None where it can.
+
+    The compiler is the one that torch's inductor picks: $CXX, or the platform's own.
+    """
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler: {compiler} is not on the PATH"
+    if sys.platform == "win32":  # cl reads no source from a pipe
+        return None
+    # What inductor's kernels include; Apple's clang has no OpenMP of its own, and inductor does without it there.
+    headers, flags = ["Python.h", "cmath"], ["-fsyntax-only", "-I", sysconfig.get_path("include"), "-x", "c++", "-"]
+    if sys.platform != "darwin":
+        headers, flags = [*headers, "omp.h"], ["-fopenmp", *flags]
+    source = "".join(f"#include <{header}>\n" for header in headers)
+    return _failure([compiler, *flags], source=source)
+
+
+def gl_backend() -> tuple[str | None, str]:
+    """The value of MUJOCO_GL that renders without a window here.
+
+    Returns:
+        The value (empty: MuJoCo's default) and "", or None and why the first candidate failed, in one line.
+    """
+    given = os.environ.get("MUJOCO_GL")
+    candidates = [given] if given else ["egl", "osmesa"] if sys.platform == "linux" else [""]
+    reasons = []
+    for backend in candidates:
+        # In a process of its own: a broken driver may end the process that asks.
+        reason = _failure([sys.executable, "-c", _RENDER], MUJOCO_GL=backend)
+        if reason is None:
+            return backend, ""
+        reasons.append(f"MUJOCO_GL={backend}: {reason}")
+    return None, reasons[0]
+
+
+def report() -> list[Check]:
+    """Look at everything; takes some seconds, opens no window, writes no file."""
+    return [_python(), _machine(), *_torch(), *_mujoco(), *_learner(), *_export(), _film(), _compiler(), _gymnasium()]
+
+
+def main() -> int:
+    """Print the report.
+
+    Returns:
+        0 if training works here, else 1.
+    """
+    console = Console(soft_wrap=True)
+    checks = report()
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        mark, style = ("ok", "green") if check.works else ("missing", "red") if check.required else ("no", "yellow")
+        line = Text.assemble((f"{mark:<8}", style), f"{check.name:<{width}}  {check.detail}")
+        if check.remedy:
+            line.append(f"; {check.remedy}", style="bold")
+        console.print(line)
+    if all(check.works for check in checks if check.required):
+        console.print("Training works here: embodied-rl train go2_flat")
+        return 0
+    console.print("Training does not work here: see the lines that begin with 'missing'.")
+    return 1
+
+
+def _python() -> Check:
+    works = sys.version_info >= (3, 11)
+    remedy = "" if works else "install Python 3.11 or newer and make a new virtual environment with it"
+    return Check("python", works, f"{platform.python_version()} ({sys.executable})", remedy, required=True)
+
+
+def _machine() -> Check:
+    return Check("machine", True, f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+
+
+def _torch() -> list[Check]:
+    package = _package("torch", "torch")
+    if not package.works:
+        return [package]
+    import torch
+
+    devices = [f"cpu ({torch.get_num_threads()} threads)"]
+    devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    return [package, Check("devices", True, ", ".join(devices))]
+
+
+def _mujoco() -> list[Check]:
+    return [
+        _package("mujoco", "mujoco.batch"),
+        Check("engines", True, "native (mujoco.batch, on the CPU); planned: warp, mjx, isaacgym"),
+    ]
+
+
+def _learner() -> list[Check]:
+    return [_package("rsl-rl-lib", "rsl_rl"), _package("tensorboard", "tensorboard")]
+
+
+def _export() -> list[Check]:
+    return [_package(name, name, required=False) for name in ("onnx", "onnxscript", "onnxruntime")]
+
+
+def _gymnasium() -> Check:
+    return _package("gymnasium", "gymnasium", extra="gym", required=False)
+
+
+def _film() -> Check:
+    video = _package("av", "av", required=False)
+    if not video.works:
+        return video
+    backend, reason = gl_backend()
+    if backend is None:
+        remedy = (
+            "apt-get install libegl1 libgl1-mesa-dri" if sys.platform == "linux" else "run on a machine with a screen"
+        )
+        return Check("films", False, reason, f"without GL there are no films: {remedy}")
+    return Check("films", True, f"av {metadata.version('av')}, MUJOCO_GL={backend}")
+
+
+def _compiler() -> Check:
+    reason = cpp_error()
+    if reason is None:
+        return Check("compiler", True, "torch.compile can build its C++ kernels")
+    remedy = {"linux": "apt-get install g++ python3-dev", "darwin": "xcode-select --install"}.get(
+        sys.platform, "install Microsoft C++ Build Tools"
+    )
+    return Check("compiler", False, reason, f"the step runs without torch.compile, slower: {remedy}")
+
+
+def _package(name: str, module: str, *, extra: str = "", required: bool = True) -> Check:
+    """Whether a distribution is there, is not older than MINIMUM, and imports."""
+    install = f'pip install "embodied-rl{f"[{extra}]" if extra else ""}"'
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(name, False, "not installed", install, required)
+    minimum = MINIMUM.get(name, "0")
+    if _number(version) < _number(minimum):
+        return Check(name, False, f"{version} is too old", f'pip install --upgrade "{name}>={minimum}"', required)
+    try:
+        import_module(module)
+    except Exception as error:  # whatever a broken binary package raises, the report goes on
+        reason = str(error).strip().split("\n")[0]
+        detail = f"{version} does not import: {type(error).__name__}: {reason}"
+        return Check(name, False, detail, f"pip install --force-reinstall {name}", required)
+    return Check(name, True, version, required=required)
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _failure(command: list[str], *, source: str = "", **environment: str) -> str | None:
+    """Run a command; None if it succeeds, else the line of its errors that says most."""
+    try:
+        done = subprocess.run(
+            command, input=source, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    # A compiler names the cause first ("fatal error: ..."), Python last ("ImportError: ...").
+    return next((line for line in lines if "error:" in line), lines[-1]).strip()

@@ -1,0 +1,83 @@
+"""What a run says while it goes: a live panel on a terminal, plain lines elsewhere, TensorBoard always."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+log = logging.getLogger("embodied_rl")
+
+
+class Report:
+    """Writes metrics to TensorBoard and shows the ones that people watch.
+
+    Args:
+        path: the run directory.
+        iterations: the total that the run goes for.
+        start: iterations done before; TensorBoard forgets what a killed run wrote beyond them.
+        console: where to show progress.
+    """
+
+    def __init__(self, path: Path, iterations: int, start: int, console: Console | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(path), purge_step=start if start else None)
+        self._path, self._iterations = path, iterations
+        self._console = console or Console()
+        self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+
+    def __enter__(self) -> Report:
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+        if self._live:
+            self._live.__exit__(None, None, None)
+
+    def show(self, iteration: int, metrics: dict[str, float], seconds_left: float) -> None:
+        """After an iteration, counted from 1."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, iteration)
+        if self._live:
+            self._live.update(self._panel(iteration, metrics, seconds_left))
+        else:
+            self._console.print(self._line(iteration, metrics, seconds_left), highlight=False, soft_wrap=True)
+
+    def _line(self, iteration: int, m: dict[str, float], seconds_left: float) -> str:
+        parts = [f"{iteration}/{self._iterations}", f"eta {_clock(seconds_left)}", f"{m['Perf/total_fps']:.0f} steps/s"]
+        parts.append(f"reward {m.get('Train/mean_reward', 0.0):.2f}")
+        parts += [f"{name.removeprefix('Metrics/')} {m[name]:.3f}" for name in m if name.startswith("Metrics/")]
+        parts.append(f"falls {100 * m.get('Train/fall_rate', 0.0):.0f} %")
+        parts.append(self._split(m))
+        return "  ".join(parts)
+
+    def _panel(self, iteration: int, m: dict[str, float], seconds_left: float) -> Table:
+        table = Table(title=f"embodied-rl  {self._path}", show_header=False, title_justify="left", min_width=64)
+        table.add_column(style="dim")
+        table.add_column()
+        table.add_row("iteration", f"{iteration} of {self._iterations}   eta {_clock(seconds_left)}")
+        table.add_row("env steps", f"{m['Train/env_steps']:,.0f}   {m['Perf/total_fps']:,.0f} per second")
+        table.add_row("reward", f"{m.get('Train/mean_reward', 0.0):.2f}   falls {100 * m.get('Train/fall_rate', 0.0):.1f} %")
+        for name, value in m.items():
+            if name.startswith("Metrics/"):
+                table.add_row(name.removeprefix("Metrics/").replace("_", " "), f"{value:.3f}")
+        table.add_row("learner", f"kl {m['Loss/kl']:.4f}   rate {m['Loss/learning_rate']:.1e}   std {m['Policy/mean_std']:.2f}")
+        table.add_row("time", self._split(m))
+        return table
+
+    @staticmethod
+    def _split(m: dict[str, float]) -> str:
+        shares = {name.removeprefix("Perf/share_"): m[name] for name in m if name.startswith("Perf/share_")}
+        return " ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,142 @@
+"""What the learner learns from, and who fetches it.
+
+A collector gives `collect(actor, iteration) -> Rollout`; the trainer never sees an environment.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from rsl_rl.models import MLPModel
+from torch import Tensor
+
+from embodied_rl import random
+from embodied_rl.env import Env
+from embodied_rl.learn.models import Obs, normalized, standard_deviation
+
+
+@dataclass
+class Rollout:
+    """T steps of N environments.  Tensors are (T, N, ...) unless said otherwise."""
+
+    obs: Obs
+    """Observation of each group that the actions answered."""
+    actions: Tensor
+    mean: Tensor
+    """Mean of the policy's distribution."""
+    std: Tensor
+    """Its standard deviation, (A,)."""
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    """False where a transition means nothing."""
+    final_obs: Obs
+    """The critic's observation of the state in which an episode was truncated."""
+    last_obs: Obs
+    """The observation after the last step, (N, O)."""
+    totals: dict[str, float] = field(default_factory=dict)
+    """Sums over the rollout, by metric name."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Where the time went."""
+
+
+class Collector(Protocol):
+    """Fetches rollouts of a fixed size."""
+
+    num_envs: int
+    mirrors: dict[str, tuple[Tensor, Tensor]]
+    """Left-right reflection of each observation group and of `actions`: index and sign."""
+
+    def observe(self) -> Obs:
+        """The present observations, for their sizes."""
+        ...
+
+    def collect(self, actor: MLPModel, iteration: int) -> Rollout:
+        """Let the actor drive for T steps."""
+        ...
+
+    def drain_unstable(self) -> list[dict]:
+        """What is known of simulations that blew up since the last call: see `Physics.drain_unstable`."""
+        ...
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The state of every environment, leading dimension N."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `snapshot`."""
+        ...
+
+
+class LocalCollector:
+    """Steps an environment in this process.
+
+    Args:
+        env: the environment.
+        num_steps: T.
+        seed: keys the policy's noise, with the global env ids.
+    """
+
+    def __init__(self, env: Env, num_steps: int, seed: int) -> None:
+        self._env, self._num_steps = env, num_steps
+        self.num_envs, self.mirrors = env.num_envs, env.mirror_maps()
+        self._key = random.stream_key(seed, "policy", env.device)
+        self._rows = torch.arange(env.num_envs, device=env.device)
+        shape, device = (num_steps, env.num_envs), env.device
+        empty = lambda *size, dtype=torch.float32: torch.empty(*shape, *size, dtype=dtype, device=device)  # noqa: E731
+        self._rollout = Rollout(
+            obs={name: empty(value.shape[1]) for name, value in env.obs.items()},
+            actions=empty(env.num_actions),
+            mean=empty(env.num_actions),
+            std=torch.empty(env.num_actions, device=device),
+            rewards=empty(),
+            terminated=empty(dtype=torch.bool),
+            truncated=empty(dtype=torch.bool),
+            valid=empty(dtype=torch.bool),
+            final_obs={name: empty(value.shape[1]) for name, value in env.final_obs.items()},
+            last_obs={name: torch.empty_like(value) for name, value in env.obs.items()},
+        )
+
+    def observe(self) -> Obs:
+        return self._env.obs
+
+    @torch.inference_mode()
+    def collect(self, actor: MLPModel, iteration: int) -> Rollout:
+        env, rollout = self._env, self._rollout
+        rollout.std.copy_(standard_deviation(actor))
+        started, policy_time, physics_time = time.perf_counter(), 0.0, env.physics_seconds
+        for step in range(self._num_steps):
+            before = time.perf_counter()
+            for name, value in env.obs.items():
+                rollout.obs[name][step].copy_(value)
+            mean = actor.mlp(normalized(actor, env.obs["actor"]))
+            noise = random.normal(self._key, env.env_ids, env.buffers["age"], env.num_actions)
+            torch.add(mean, noise * rollout.std, out=rollout.actions[step])
+            rollout.mean[step].copy_(mean)
+            policy_time += time.perf_counter() - before
+            result = env.step(rollout.actions[step])
+            rollout.rewards[step].copy_(result.rewards)
+            rollout.terminated[step].copy_(result.terminated)
+            rollout.truncated[step].copy_(result.truncated)
+            rollout.valid[step].copy_(result.valid)
+            for name, value in result.final_obs.items():
+                rollout.final_obs[name][step].copy_(value)
+        for name, value in env.obs.items():
+            rollout.last_obs[name].copy_(value)
+        total, physics = time.perf_counter() - started, env.physics_seconds - physics_time
+        rollout.totals = env.drain_totals()
+        rollout.seconds = {"physics": physics, "env": total - physics - policy_time, "policy": policy_time}
+        return rollout
+
+    def drain_unstable(self) -> list[dict]:
+        return self._env.physics.drain_unstable()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return self._env.snapshot(self._rows)
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self._env.restore(self._rows, state)

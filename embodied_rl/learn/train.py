@@ -1,0 +1,180 @@
+"""The trainer: collect, update, report, save; it sees a collector and a learner, never an environment."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embodied_rl.config import Page
+from embodied_rl.learn import checkpoint
+from embodied_rl.learn.ppo import PPO
+from embodied_rl.learn.report import Report
+from embodied_rl.learn.rollout import Collector, Rollout
+from embodied_rl.learn.run import Run
+
+log = logging.getLogger("embodied_rl")
+
+
+class UnstableError(RuntimeError):
+    """More robots blew up in an iteration than `physics.max_unstable` allows."""
+
+
+class Trainer:
+    """Trains one page in one run directory.
+
+    Args:
+        page: the task.
+        collector: fetches rollouts.
+        learner: improves the policy on them.
+        run: where everything is written.
+    """
+
+    def __init__(self, page: Page, collector: Collector, learner: PPO, run: Run) -> None:
+        self.page, self.collector, self.learner, self.run = page, collector, learner, run
+        self.iteration = 0
+        self.env_steps = 0
+        self.seconds = 0.0
+        self._stop = False
+
+    def train(self, iterations: int, report: Report | None = None) -> Iterator[dict[str, float]]:
+        """Go on until `iterations` in all are done; yields the metrics of each.
+
+        The consumer may stop early; Ctrl-C and SIGTERM do so after the iteration at hand.  A checkpoint is written every
+        `ppo.save_interval` iterations and at the end.
+
+        Raises:
+            UnstableError: too many robots blew up.
+        """
+        with _stop_on_signals(self):
+            while self.iteration < iterations and not self._stop:
+                metrics = self._iterate()
+                if report:
+                    left = (iterations - self.iteration) * metrics["Perf/iteration_time"]
+                    report.show(self.iteration, metrics, left)
+                if self.iteration % self.page.ppo.save_interval == 0 and self.iteration < iterations and not self._stop:
+                    self.save()
+                yield metrics
+            if not self.run.checkpoint(self.iteration).exists():
+                self.save()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal asked to stop."""
+        return self._stop
+
+    def stop(self, *_: Any) -> None:
+        """Finish the iteration at hand, save, and end."""
+        self._stop = True
+
+    def _iterate(self) -> dict[str, float]:
+        started = time.perf_counter()
+        rollout = self.collector.collect(self.learner.actor, self.iteration)
+        collected = time.perf_counter()
+        metrics = self.learner.update(rollout, self.iteration)
+        learned = time.perf_counter()
+        self.iteration += 1
+        steps = rollout.rewards.numel()
+        self.env_steps += steps
+        self.seconds += learned - started
+        metrics |= episode_metrics(rollout.totals, self.page)
+        seconds = rollout.seconds | {"update": learned - collected}
+        metrics |= {f"Perf/share_{name}": value / (learned - started) for name, value in seconds.items()}
+        metrics |= {
+            "Perf/total_fps": steps / (learned - started),
+            "Perf/iteration_time": learned - started,
+            "Perf/collection_time": collected - started,
+            "Perf/learning_time": learned - collected,
+            "Train/env_steps": float(self.env_steps),
+            "Train/seconds": self.seconds,
+        }
+        self._check_stability(rollout)
+        return metrics
+
+    def _check_stability(self, rollout: Rollout) -> None:
+        for dump in self.collector.drain_unstable():
+            folder = self.run.path / "unstable"
+            folder.mkdir(exist_ok=True)
+            np.savez_compressed(folder / f"iteration_{self.iteration:06d}_row_{dump['row']}.npz", **dump)
+        unstable, limit = rollout.totals["unstable"], self.page.physics.max_unstable
+        if unstable > limit * self.collector.num_envs:
+            self.save()
+            raise UnstableError(
+                f"{unstable:.0f} of {self.collector.num_envs} robots blew up in iteration {self.iteration}, more than "
+                f"physics.max_unstable ({limit:.0%}) allows; their last states lie in {self.run.path / 'unstable'}; try a "
+                "smaller physics.dt, more physics.iterations, or softer gains"
+            )
+
+    def save(self) -> Path:
+        """Write a checkpoint of everything that the run's future depends on."""
+        path = self.run.checkpoint(self.iteration)
+        counters = {"env_steps": self.env_steps, "seconds": self.seconds}
+        envs = self.collector.snapshot()
+        checkpoint.save(path, self.learner.state_dict() | {"iter": self.iteration, "infos": counters, "envs": envs})
+        return path
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            ValueError: it is of another page.
+        """
+        state = checkpoint.read(path, self.learner.device)
+        try:
+            self.learner.load_state_dict(state)
+        except RuntimeError:
+            raise checkpoint.CheckpointError(f"{path}: its networks have other shapes than the page's") from None
+        self.iteration = int(state["iter"])
+        counters = state.get("infos") or {}
+        self.env_steps, self.seconds = int(counters.get("env_steps", 0)), float(counters.get("seconds", 0.0))
+        envs = state.get("envs")
+        if envs is not None and len(next(iter(envs.values()))) == self.collector.num_envs:
+            self.collector.restore(envs)
+        else:
+            log.warning("%s: holds no state of %d environments; they start fresh", path, self.collector.num_envs)
+
+
+def episode_metrics(totals: dict[str, float], page: Page) -> dict[str, float]:
+    """Means by TensorBoard name from the sums of a rollout."""
+    steps, episodes = max(totals["steps"], 1.0), totals["episodes"]
+    metrics = {"Physics/unstable": totals["unstable"]}
+    for name, value in totals.items():
+        kind, _, term = name.partition("/")
+        if kind == "error":
+            metrics[f"Metrics/{term}"] = value / steps
+        elif kind == "termination":
+            metrics[f"Episode_Termination/{term}"] = value
+        elif kind == "reward" and episodes and term != "total":
+            metrics[f"Episode_Reward/{term}"] = value / episodes
+    if episodes:
+        metrics["Train/mean_reward"] = totals["reward/total"] / episodes
+        metrics["Train/mean_episode_length"] = totals["episode_length"] / episodes
+        metrics["Train/fall_rate"] = totals["falls"] / episodes
+    return metrics
+
+
+@contextmanager
+def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the trainer to stop; a second Ctrl-C interrupts at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        trainer.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: its owner stops the trainer
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

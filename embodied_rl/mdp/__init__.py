@@ -1,0 +1,1 @@
+"""Generic terms of a Markov decision process, and what they see."""

@@ -1,0 +1,1 @@
+"""Curriculum terms: `(means, params, *, ...)`, run once an iteration between rollouts."""

@@ -1,0 +1,233 @@
+"""What a term sees: one moment of all environments, each quantity computed at most once.
+
+Legend of the shapes: N envs, J joints, F feet, A actions.  Frames: `_w` world, `_b` base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied_rl import rotations
+from embodied_rl.physics.protocol import Physics
+from embodied_rl.scene import Scene
+
+
+class once:  # noqa: N801  a decorator
+    """A property computed at its first reading; functools.cached_property holds a lock, which torch.compile cannot trace."""
+
+    def __init__(self, function: Callable[[RobotState], Tensor]) -> None:
+        self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
+
+    def __get__(self, owner: RobotState, kind: type | None = None) -> Tensor:
+        value = self.function(owner)
+        setattr(owner, self.name, value)
+        return value
+
+
+class Robot:
+    """The constants of the page's robot, as tensors on the device."""
+
+    def __init__(self, scene: Scene, device: torch.device) -> None:
+        spec, model = scene.robot, scene.model
+        self.spec = spec
+        self.joint_names = spec.joint_names
+        self.default_joint_pos = torch.tensor(spec.default_joint_pos, device=device)
+        """Joint positions that actions and observations count from [rad], (J,)."""
+        limits = np.array([model.joint(name).range for name in spec.joint_names], dtype=np.float32)
+        self.joint_limits = torch.tensor(limits.T, device=device)
+        """Lower and upper limits [rad], (2, J)."""
+        self.mass = float(model.body_subtreemass[scene.base_body])
+        """Total mass [kg]."""
+        self.qpos_index = torch.tensor(scene.qpos_address, device=device)
+        self.qvel_index = torch.tensor(scene.qvel_address, device=device)
+        permutation, signs = spec.joint_mirror()
+        self.joint_mirror = torch.tensor(permutation, device=device), torch.tensor(signs, device=device)
+        self.foot_mirror = torch.tensor(spec.foot_mirror(), dtype=torch.int64, device=device)
+        root = model.body(spec.base)
+        joint = int(root.jntadr[0]) if root.jntnum[0] else -1
+        self.floating = joint >= 0 and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE
+        """Whether the base moves freely; its pose then stands first in qpos."""
+        default = torch.tensor(model.qpos0, dtype=torch.float32, device=device)
+        if self.floating:
+            default[2] = spec.base_height
+        default[self.qpos_index] = self.default_joint_pos
+        self.default_qpos = default
+        """The pose that episodes start from, (nq,)."""
+        self.fixed_base_pos = torch.tensor(model.body_pos[root.id], dtype=torch.float32, device=device)
+        self.fixed_base_quat = torch.tensor(model.body_quat[root.id], dtype=torch.float32, device=device)
+        self.foot_radius = float(model.geom_size[scene.foot_geoms[0], 0]) if scene.foot_geoms else 0.0
+        """Radius of a foot's sphere [m]."""
+
+
+class RobotState:
+    """The robot at one moment: *state* quantities from qpos and qvel, the others as fresh as the physics says."""
+
+    def __init__(self, robot: Robot, physics: Physics) -> None:
+        self._robot, self._physics = robot, physics
+
+    def __getattr__(self, name: str) -> Tensor:
+        # constants of the robot: default_joint_pos, joint_limits, mass, ...
+        return getattr(self._robot, name)
+
+    @once
+    def base_pos_w(self) -> Tensor:
+        """Position of the base [m], (N, 3).  *state*"""
+        if not self._robot.floating:
+            return self._robot.fixed_base_pos.expand(self._physics.num_envs, 3)
+        return self._physics.qpos[:, 0:3]
+
+    @once
+    def base_quat_w(self) -> Tensor:
+        """Orientation of the base, wxyz, (N, 4).  *state*"""
+        if not self._robot.floating:
+            return self._robot.fixed_base_quat.expand(self._physics.num_envs, 4)
+        return self._physics.qpos[:, 3:7]
+
+    @once
+    def base_lin_vel_w(self) -> Tensor:
+        """Velocity of the base's origin in the world [m/s], (N, 3).  *state*"""
+        if not self._robot.floating:
+            return self._physics.qvel.new_zeros(self._physics.num_envs, 3)
+        return self._physics.qvel[:, 0:3]
+
+    @once
+    def base_lin_vel_b(self) -> Tensor:
+        """The same in the base frame [m/s], (N, 3).  *state*"""
+        return rotations.rotate_inverse(self.base_quat_w, self.base_lin_vel_w)
+
+    @once
+    def base_ang_vel_b(self) -> Tensor:
+        """Angular velocity of the base in its own frame [rad/s], (N, 3).  *state*"""
+        if not self._robot.floating:
+            return self._physics.qvel.new_zeros(self._physics.num_envs, 3)
+        return self._physics.qvel[:, 3:6]
+
+    @once
+    def yaw_rate(self) -> Tensor:
+        """Angular velocity about the world's vertical [rad/s], (N,).  *state*"""
+        return -(self.base_ang_vel_b * self.projected_gravity_b).sum(-1)
+
+    @once
+    def lin_vel_yaw(self) -> Tensor:
+        """Horizontal velocity of the base in the frame of its heading [m/s], (N, 2).  *state*"""
+        heading = self.heading
+        c, s = torch.cos(heading), torch.sin(heading)
+        vx, vy = self.base_lin_vel_w[:, 0], self.base_lin_vel_w[:, 1]
+        return torch.stack((c * vx + s * vy, c * vy - s * vx), dim=-1)
+
+    @once
+    def projected_gravity_b(self) -> Tensor:
+        """The direction of gravity in the base frame, (N, 3); (0, 0, -1) when upright.  *state*"""
+        w, x, y, z = self.base_quat_w.unbind(-1)
+        return torch.stack((2 * (w * y - x * z), -2 * (w * x + y * z), 2 * (x * x + y * y) - 1), dim=-1)
+
+    @once
+    def heading(self) -> Tensor:
+        """Direction of the base's x axis in the horizontal plane [rad], (N,).  *state*"""
+        return rotations.yaw_of(self.base_quat_w)
+
+    @once
+    def joint_pos(self) -> Tensor:
+        """Joint positions in robot.yaml's order [rad], (N, J).  *state*"""
+        return self._physics.qpos[:, self._robot.qpos_index]
+
+    @once
+    def joint_vel(self) -> Tensor:
+        """Joint velocities [rad/s], (N, J).  *state*"""
+        return self._physics.qvel[:, self._robot.qvel_index]
+
+    @property
+    def joint_torque(self) -> Tensor:
+        """Torques of the actuators [N m], (N, J).  *force*"""
+        return self._physics.joint_torque
+
+    @property
+    def foot_pos_w(self) -> Tensor:
+        """Positions of the feet [m], (N, F, 3).  *kinematic*"""
+        return self._physics.frame_pos
+
+    @property
+    def foot_lin_vel_w(self) -> Tensor:
+        """Velocities of the feet [m/s], (N, F, 3).  *kinematic*"""
+        return self._physics.frame_lin_vel
+
+    @property
+    def foot_contact(self) -> Tensor:
+        """1 where a foot touches something, (N, F).  *force*"""
+        return self._physics.sensors["foot_contact"]
+
+    def contact(self, group: str) -> Tensor:
+        """1 where a body of the group touches something, feet aside, (N, bodies of the group).  *force*"""
+        return self._physics.sensors[f"contact:{group}"]
+
+
+class Draw:
+    """Hands out slices of a step's block of random numbers, in the order of the calls."""
+
+    def __init__(self, block: Tensor | None = None) -> None:
+        self._block = block
+        self.used = 0
+
+    def __call__(self, size: int) -> Tensor:
+        """The next `size` uniform numbers in [0, 1) of each env, (N, size)."""
+        assert self._block is not None, "nothing may be drawn here"
+        start, self.used = self.used, self.used + size
+        return self._block[:, start : self.used]
+
+    def between(self, low: Tensor | float, high: Tensor | float, size: int) -> Tensor:
+        """Uniform numbers in [low, high), (N, size)."""
+        return low + (high - low) * self(size)
+
+
+@dataclass
+class View:
+    """One moment of all environments: the `env` of a term."""
+
+    robot: RobotState
+    scene: Scene
+    buffers: dict[str, Tensor]
+    """Every registered tensor of the environment, by name, each (N, ...)."""
+    commands: dict
+    """The page's command terms."""
+    step_dt: float
+    """Time between two actions [s]."""
+    max_episode_length: int
+    """Control steps in an episode."""
+    draw: Draw
+    terminated: Tensor | None = None
+    """Episodes that end now, time-outs aside, bool (N,); set once the terminations are known."""
+
+    @property
+    def terrain(self):
+        """The ground: `terrain.height(xy)`."""
+        return self.scene.terrain
+
+    @property
+    def num_envs(self) -> int:
+        """N."""
+        return len(self.buffers["episode_length"])
+
+    @property
+    def actions(self) -> Tensor:
+        """The policy's last actions, clipped, (N, A)."""
+        return self.buffers["actions"]
+
+    @property
+    def previous_actions(self) -> Tensor:
+        """Those of the step before, (N, A)."""
+        return self.buffers["previous_actions"]
+
+    @property
+    def episode_length(self) -> Tensor:
+        """Control steps since the episode began, int64 (N,)."""
+        return self.buffers["episode_length"]
+
+    def command(self, name: str = "velocity") -> Tensor:
+        """What the command term asks for now, (N, size)."""
+        return self.buffers[f"{name}.command"]

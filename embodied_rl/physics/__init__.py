@@ -1,0 +1,1 @@
+"""Engines that step many simulations of one model, behind one protocol."""

@@ -1,0 +1,189 @@
+"""MuJoCo in C on all cores: `mujoco.batch.Batch` behind the Physics protocol.
+
+The batch keeps float64 rows of MuJoCo's integration state; the protocol's float32 tensors are one cast each.  Rows never
+influence each other and the number of threads changes no bit of the result.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+import torch
+from mujoco import batch as mujoco_batch
+from torch import Tensor
+
+from embodied_rl.physics.kinematics import Kinematics
+from embodied_rl.physics.protocol import Controller
+from embodied_rl.scene import Scene
+
+#: Steps kept before a blow-up, and blow-ups kept between two drains.
+_HISTORY, _DUMPS = 4, 8
+#: MuJoCo calls a coordinate beyond this unstable (mjMAXVAL).
+_MAX_VALUE = 1e10
+_STATE_FIELDS = ("qpos", "qvel", "mocap_pos", "mocap_quat", "xfrc_applied")
+
+
+class NativePhysics:
+    """The `native` engine; see `embodied_rl.physics.protocol.Physics` for what each member means.
+
+    Args:
+        scene: the model, the meaning of its sensors, and the frames to track.
+        num_envs: how many simulations.
+        decimation: substeps in a control step.
+        num_threads: physics threads; 0 takes every core.
+    """
+
+    def __init__(self, scene: Scene, num_envs: int, decimation: int, num_threads: int = 0) -> None:
+        self.num_envs, self.device, self.model = num_envs, torch.device("cpu"), scene.model
+        # MuJoCo prints each blow-up to the terminal and a log file; they are counted and dumped here instead.
+        mujoco.set_mju_user_warning(lambda message: None)
+        self._batch = mujoco_batch.Batch(scene.model, num_envs, num_threads)
+        self._decimation = decimation
+        self._rows = self._batch.state
+        self._clean = self._rows[:1].copy()  # a row as mj_resetData leaves it
+        self._state = {name: self._batch.bind(name) for name in _STATE_FIELDS}
+        self._ctrl = self._batch.bind("ctrl")
+        self._model_fields: dict[str, np.ndarray] = {}
+        self.qpos = torch.zeros(num_envs, scene.model.nq)
+        self.qvel = torch.zeros(num_envs, scene.model.nv)
+        self._kinematics = Kinematics(scene.model, list(scene.frames), self.device) if scene.frames else None
+        self.frame_pos = torch.zeros(num_envs, len(scene.frames), 3)
+        self.frame_lin_vel = torch.zeros(num_envs, len(scene.frames), 3)
+        self._sensordata = _writable(self._batch.bind("sensordata")) if scene.sensors else None
+        self._sensor_slices = scene.sensors
+        self.sensors = {n: torch.zeros(num_envs, shape[0], *shape[2:]) for n, (_, shape) in scene.sensors.items()}
+        self._torque = _writable(self._batch.bind("actuator_force")) if scene.joint_torque else None
+        self.joint_torque = torch.zeros(num_envs, scene.model.nu)
+        self.unstable = torch.zeros(num_envs, dtype=torch.bool)
+        self._history = np.zeros((_HISTORY, *self._rows.shape))
+        self._history_ctrl = np.zeros((_HISTORY, num_envs, scene.model.nu))
+        self._steps = 0
+        self._dumps: list[dict] = []
+        self._pull_state()
+
+    def step(self, ctrl: Tensor, controller: Controller | None = None) -> None:
+        slot = self._steps % _HISTORY
+        np.copyto(self._history[slot], self._rows)
+        self._steps += 1
+        raised = np.zeros(0, dtype=np.int64)
+        if controller is None and ctrl.dim() == 2:
+            self._ctrl[:] = ctrl.numpy()
+            raised = self._advance(self._decimation)
+        else:
+            for substep in range(self._decimation):
+                row = controller(self, substep) if controller else ctrl[:, substep]
+                self._ctrl[:] = row.numpy()
+                raised = np.union1d(raised, self._advance(1))
+                if controller and substep + 1 < self._decimation:
+                    self._pull_state()
+        np.copyto(self._history_ctrl[slot], self._ctrl)
+        self._pull_state()
+        self._pull_forces()
+        # One pass over the sum finds what is not finite: inf and nan survive addition.
+        bad = ~((self.qpos.abs().amax(1) < _MAX_VALUE) & (self.qvel.abs().amax(1) < _MAX_VALUE))
+        bad[torch.from_numpy(raised)] = True
+        self.unstable.copy_(bad)
+        if bool(bad.any()):
+            self._record(bad)
+
+    def write(self, mask: Tensor, **fields: Tensor) -> None:
+        rows = np.flatnonzero(mask.numpy())
+        if not len(rows):
+            return
+        for name, value in fields.items():
+            target = self._state.get(name)
+            target = self._model_fields[name] if target is None else target
+            target[rows] = value.numpy()[rows].reshape(len(rows), *target.shape[1:])
+        for name in ("qpos", "qvel"):
+            if name in fields:
+                getattr(self, name)[rows] = fields[name][rows]
+
+    def reset(self, mask: Tensor) -> None:
+        rows = np.flatnonzero(mask.numpy())
+        if not len(rows):
+            return
+        self._rows[rows] = self._clean
+        for tensor in (*self.sensors.values(), self.joint_torque):
+            tensor[rows] = 0.0
+        self._pull_state()
+
+    def refresh(self) -> None:
+        if self._kinematics is not None:
+            position, velocity = self._kinematics(self.qpos, self.qvel)
+            self.frame_pos.copy_(position)
+            self.frame_lin_vel.copy_(velocity)
+
+    def expand(self, field: str) -> Tensor:
+        if field not in self._model_fields:
+            self._model_fields[field] = self._batch.expand(field)
+        return torch.from_numpy(self._model_fields[field]).float()
+
+    def set_const(self, mask: Tensor) -> None:
+        self._batch.set_const(np.flatnonzero(mask.numpy()).astype(np.int32))
+
+    def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
+        index = rows.numpy()
+        state = {"integration": torch.from_numpy(self._rows[index].copy())}
+        state |= {f"model.{name}": torch.from_numpy(v[index].copy()) for name, v in self._model_fields.items()}
+        state |= {f"sensor.{name}": tensor[rows].clone() for name, tensor in self.sensors.items()}
+        return state | {"joint_torque": self.joint_torque[rows].clone()}
+
+    def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
+        index = rows.numpy()
+        self._rows[index] = state["integration"].numpy()
+        for name, value in state.items():
+            kind, _, key = name.partition(".")
+            if kind == "model":
+                self.expand(key)
+                self._model_fields[key][index] = value.numpy()
+            elif kind == "sensor":
+                self.sensors[key][rows] = value
+        self.joint_torque[rows] = state["joint_torque"]
+        if any(name in mujoco.MjModel._setconst_inputs for name in self._model_fields):
+            self._batch.set_const(index.astype(np.int32))
+        self._pull_state()
+        self.refresh()
+
+    def drain_unstable(self) -> list[dict]:
+        dumps, self._dumps = self._dumps, []
+        return dumps
+
+    def close(self) -> None:
+        del self._batch
+
+    def _advance(self, substeps: int) -> np.ndarray:
+        """Step all rows; the rows that raised an error, the others having stepped all the same."""
+        try:
+            self._batch.step(nstep=substeps)
+        except mujoco_batch.SimulationError as error:
+            return np.asarray(error.ids, dtype=np.int64)
+        return np.zeros(0, dtype=np.int64)
+
+    def _pull_state(self) -> None:
+        self.qpos.copy_(torch.from_numpy(self._state["qpos"]))
+        self.qvel.copy_(torch.from_numpy(self._state["qvel"]))
+
+    def _pull_forces(self) -> None:
+        if self._sensordata is not None:
+            data = self._sensordata
+            for name, (columns, shape) in self._sensor_slices.items():
+                values = data[:, columns].view(-1, *shape)  # (N, feet or bodies, geoms each, ...)
+                # a contact sensor counts its matches: the flag is whether any geom has one
+                self.sensors[name].copy_(values.sum(2) if name == "foot_force" else values.amax(2) > 0)
+        if self._torque is not None:
+            self.joint_torque.copy_(self._torque)
+
+    def _record(self, bad: Tensor) -> None:
+        order = [(self._steps + i) % _HISTORY for i in range(_HISTORY)][-min(self._steps, _HISTORY) :]
+        for row in np.flatnonzero(bad.numpy())[: _DUMPS - len(self._dumps)]:
+            message = self._batch.error(int(row))
+            states, ctrl = self._history[order, row].copy(), self._history_ctrl[order, row].copy()
+            self._dumps.append({"row": int(row), "error": message, "states": states, "ctrl": ctrl})
+
+
+def _writable(output: np.ndarray) -> Tensor:
+    """A tensor over a bound output, which NumPy marks read-only and torch has no flag for; nothing here writes it."""
+    interface = dict(output.__array_interface__)
+    interface["data"] = (interface["data"][0], False)
+    owner = type("Output", (), {"__array_interface__": interface, "keep": output})()
+    return torch.from_numpy(np.asarray(owner))

@@ -1,0 +1,88 @@
+"""What every engine offers: thousands of simulations of one model, as tensors.
+
+Names and conventions are MuJoCo's: SI units, z up, quaternions wxyz; joints and controls in robot.yaml's order.  The tensors
+below are float32, live on `device`, and keep their address: the engine fills them in place.
+
+Freshness, the same on every engine:
+- *state*: `qpos`, `qvel`, always current;
+- *kinematic*: `frame_*`, current after `refresh()`;
+- *force*: `sensors`, `joint_torque`, those of the last substep; zero for rows that were just reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import mujoco
+import torch
+from torch import Tensor
+
+#: Called between substeps: (physics, substep) -> controls (N, nu).
+Controller = Callable[["Physics", int], Tensor]
+
+
+class Physics(Protocol):
+    """N simulations of one model."""
+
+    num_envs: int
+    device: torch.device
+    model: mujoco.MjModel
+    """The model on the host, for names and sizes; per-simulation values are behind `expand`."""
+    qpos: Tensor
+    """Generalised positions, (N, nq).  *state*"""
+    qvel: Tensor
+    """Generalised velocities, (N, nv).  *state*"""
+    frame_pos: Tensor
+    """World positions of the scene's frames [m], (N, K, 3).  *kinematic*"""
+    frame_lin_vel: Tensor
+    """World velocities of the frames' origins [m/s], (N, K, 3).  *kinematic*"""
+    sensors: dict[str, Tensor]
+    """By meaning: `foot_contact` (N, F) in {0, 1}, `foot_force` (N, F, 3) [N], `contact:<group>` (N, B).  *force*"""
+    joint_torque: Tensor
+    """Torques of the actuators at the joints [N m], (N, nu).  *force*"""
+    unstable: Tensor
+    """Rows whose last step raised, or left a state that is not finite, bool (N,)."""
+
+    def step(self, ctrl: Tensor, controller: Controller | None = None) -> None:
+        """Advance one control step: `decimation` substeps with ctrl (N, nu), or (N, decimation, nu), a row per substep.
+
+        With a `controller`, it is called before every substep and its result replaces `ctrl`.
+        """
+        ...
+
+    def write(self, mask: Tensor, **fields: Tensor) -> None:
+        """Set qpos, qvel, mocap_pos, mocap_quat, xfrc_applied or expanded model fields of the rows in mask (N,)."""
+        ...
+
+    def reset(self, mask: Tensor) -> None:
+        """Clear what `write` does not set: warm start, controls, applied forces, actuator state, time, force sensors."""
+        ...
+
+    def refresh(self) -> None:
+        """Make the kinematic tensors those of the present qpos and qvel."""
+        ...
+
+    def expand(self, field: str) -> Tensor:
+        """Give a model field per-simulation values; returns a copy (N, ...) that `write(mask, field=...)` sets."""
+        ...
+
+    def set_const(self, mask: Tensor) -> None:
+        """Recompute what MuJoCo derives from masses and inertias, for the rows in mask; not for the hot path."""
+        ...
+
+    def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
+        """All that the rows' future depends on, exact on the same engine; rows int64 (R,), every tensor (R, ...)."""
+        ...
+
+    def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
+        """The inverse of `snapshot`."""
+        ...
+
+    def drain_unstable(self) -> list[dict]:
+        """What is known of the rows that blew up since the last call, for replay: row, states and controls before it."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine's threads and memory."""
+        ...

@@ -1,0 +1,188 @@
+"""MjSpec assembly: robot + terrain + position actuators + the sensors that terms ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+from embodied_rl.config.page import Physics as PhysicsPage
+from embodied_rl.robot import RobotSpec
+from embodied_rl.scene.terrain import FlatTerrain
+
+#: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
+_FOUND, _FORCE, _NETFORCE = 1, 2, 3
+_DISABLED = (
+    # a blown-up state must be seen, not silently replaced by the default one
+    mujoco.mjtDisableBit.mjDSBL_AUTORESET,
+)
+
+
+class SceneError(ValueError):
+    """A page asks the scene for what its robot or collision set does not have; one line."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A compiled page: what an engine needs to run it and a viewer to show it."""
+
+    robot: RobotSpec
+    model: mujoco.MjModel
+    """What is simulated: collision geoms only."""
+    render_model: mujoco.MjModel
+    """What is shown: the same joints, with looks, light and a floor."""
+    terrain: FlatTerrain
+    sensors: dict[str, tuple[slice, tuple[int, ...]]]
+    """Columns of sensordata and their shape, by meaning."""
+    frames: tuple[tuple[int, np.ndarray], ...]
+    """Body id and local position of each point whose kinematics terms ask for: the feet."""
+    joint_torque: bool
+    """Whether a term reads the actuators' torques."""
+    qpos_address: tuple[int, ...]
+    qvel_address: tuple[int, ...]
+    """Where the robot's joints stand in qpos and qvel, in robot.yaml's order."""
+    foot_geoms: tuple[int, ...]
+    base_body: int
+
+
+def build_scene(robot: RobotSpec, *, collisions: str, physics: PhysicsPage, needs: Iterable[str] = ()) -> Scene:
+    """Compile the model.
+
+    Args:
+        robot: the robot.
+        collisions: `feet`: only the feet touch the ground; `full`: every collision geom of the robot.
+        physics: solver settings of the page.
+        needs: what terms ask to be measured, see `embodied_rl.mdp.term.Need`.
+
+    Raises:
+        SceneError: a need that this robot or collision set cannot serve.
+    """
+    needs = set(needs)
+    terrain = FlatTerrain()
+    spec = _robot_on_terrain(robot, terrain, physics)
+    feet = {geom for foot in robot.feet for geom in foot.geoms}
+    for geom in list(spec.geoms):
+        collides = geom.contype or geom.conaffinity
+        if geom.name != "ground" and (not collides or (collisions == "feet" and geom.name not in feet)):
+            spec.delete(geom)
+    for light in list(spec.lights):
+        spec.delete(light)
+    sensors = _add_sensors(spec, robot, needs, collisions)
+    model = spec.compile()
+    joints = [model.joint(name) for name in robot.joint_names]
+    sites = [model.site(foot.site) for foot in robot.feet] if needs & {"foot_frames"} else []
+    return Scene(
+        robot=robot,
+        model=model,
+        render_model=_render_model(robot, terrain, physics),
+        terrain=terrain,
+        sensors=sensors,
+        frames=tuple((int(site.bodyid[0]), np.array(site.pos)) for site in sites),
+        joint_torque="joint_torque" in needs,
+        qpos_address=tuple(int(joint.qposadr[0]) for joint in joints),
+        qvel_address=tuple(int(joint.dofadr[0]) for joint in joints),
+        foot_geoms=tuple(model.geom(name).id for foot in robot.feet for name in foot.geoms),
+        base_body=model.body(robot.base).id,
+    )
+
+
+def _robot_on_terrain(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsPage) -> mujoco.MjSpec:
+    spec = robot.mjspec()
+    terrain.add_to(spec)
+    for index, name in enumerate(robot.joint_names):
+        stiffness, damping, limit = robot.stiffness[index], robot.damping[index], robot.effort_limit[index]
+        actuator = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        # torque = kp (target - q) - kd qd, clipped to the motor's limit
+        actuator.set_to_position(kp=stiffness, kv=damping)
+        actuator.forcelimited, actuator.forcerange = True, (-limit, limit)
+        actuator.ctrllimited = False
+    option = spec.option
+    option.timestep = physics.dt
+    option.integrator = getattr(mujoco.mjtIntegrator, f"mjINT_{physics.integrator.upper()}")
+    option.solver = getattr(mujoco.mjtSolver, f"mjSOL_{physics.solver.upper()}")
+    option.cone = getattr(mujoco.mjtCone, f"mjCONE_{physics.cone.upper()}")
+    option.iterations, option.ls_iterations = physics.iterations, physics.ls_iterations
+    option.impratio, option.tolerance = physics.impratio, physics.tolerance
+    for bit in _DISABLED:
+        option.disableflags |= int(bit)
+    return spec
+
+
+def _add_sensors(
+    spec: mujoco.MjSpec, robot: RobotSpec, needs: set[str], collisions: str
+) -> dict[str, tuple[slice, tuple[int, ...]]]:
+    sensors: dict[str, tuple[slice, tuple[int, ...]]] = {}
+    columns = 0
+    feet = [list(foot.geoms) for foot in robot.feet]
+    for need in sorted(needs):
+        kind, _, group = need.partition(":")
+        if kind in ("foot_contact", "foot_force"):
+            geoms = feet
+            if not feet:
+                raise SceneError(f"{robot.folder / 'robot.yaml'}: feet: none named, but a term of the page reads {need}")
+        elif kind == "contact":
+            geoms = [_body_geoms(spec, robot, body, group, collisions) for body in robot.bodies[group]]
+        else:
+            continue
+        force = kind == "foot_force"
+        width = max(len(row) for row in geoms)
+        for row in geoms:
+            for geom in (row + row[-1:] * width)[:width]:  # rows of one length: repeating a geom changes no maximum
+                sensor = spec.add_sensor(type=mujoco.mjtSensor.mjSENS_CONTACT, objtype=mujoco.mjtObj.mjOBJ_GEOM, objname=geom)
+                sensor.intprm[:3] = (_FORCE, _NETFORCE, 1) if force else (_FOUND, 0, 1)
+        shape = (len(geoms), width, 3) if force else (len(geoms), width)
+        sensors[need] = (slice(columns, columns + int(np.prod(shape))), shape)
+        columns += int(np.prod(shape))
+    return sensors
+
+
+def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, collisions: str) -> list[str]:
+    """The collision geoms of a body, its feet aside; unnamed ones get a name."""
+    feet = {geom for foot in robot.feet for geom in foot.geoms}
+    names = []
+    for index, geom in enumerate(spec.body(body).geoms):
+        if not geom.name:
+            geom.name = f"{body}_collision_{index}"
+        if geom.name not in feet:
+            names.append(geom.name)
+    if not names:
+        hint = "set scene.collisions: full" if collisions == "feet" else f"give {body} a collision geom in {robot.model_path}"
+        raise SceneError(f"a term reads the contacts of {group!r}, but {body!r} cannot touch anything: {hint}")
+    return names
+
+
+def _render_model(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsPage) -> mujoco.MjModel:
+    spec = _robot_on_terrain(robot, terrain, physics)
+    spec.add_texture(
+        name="sky",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=(0.93, 0.95, 0.97),
+        rgb2=(0.62, 0.70, 0.80),
+        width=256,
+        height=1536,
+    )
+    spec.add_texture(
+        name="floor",
+        type=mujoco.mjtTexture.mjTEXTURE_2D,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
+        rgb1=(0.86, 0.87, 0.88),
+        rgb2=(0.78, 0.79, 0.81),
+        mark=mujoco.mjtMark.mjMARK_EDGE,
+        markrgb=(0.70, 0.71, 0.73),
+        width=300,
+        height=300,
+    )
+    floor = spec.add_material(name="floor", texrepeat=(1.0, 1.0), texuniform=True, reflectance=0.05)
+    floor.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "floor"
+    spec.geom("ground").material = "floor"
+    spec.worldbody.add_light(
+        name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=(0, 0, 10), dir=(-0.4, 0.3, -1.0), diffuse=(0.7, 0.7, 0.7)
+    )
+    spec.visual.headlight.ambient = (0.35, 0.35, 0.35)
+    spec.visual.headlight.diffuse = (0.35, 0.35, 0.35)
+    spec.visual.global_.offwidth, spec.visual.global_.offheight = 1920, 1080
+    spec.visual.quality.shadowsize = 4096
+    return spec.compile()

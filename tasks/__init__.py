@@ -1,0 +1,1 @@
+"""One module per task family: the terms that only that family needs."""

@@ -1,0 +1,83 @@
+"""The report tells the truth about a machine, and its exit code can be relied on."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from embodied_rl import doctor
+from embodied_rl.paths import PACKAGE
+
+
+def test_training_works_where_the_tests_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "Training works here: embodied-rl train go2_flat"
+    assert not any("\x1b" in line for line in lines)
+    assert any(line.startswith("ok") and "mujoco.batch" in line for line in lines)
+
+
+def test_each_missing_thing_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_installed(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", nothing_installed)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    checks = doctor.report()
+    missing = {check.name: check for check in checks if not check.works}
+    assert {"torch", "mujoco", "rsl-rl-lib", "tensorboard", "onnxruntime", "av", "gymnasium", "compiler"} <= set(
+        missing
+    )
+    assert all(check.remedy and "\n" not in check.detail + check.remedy for check in missing.values())
+    assert missing["gymnasium"].remedy == 'pip install "embodied-rl[gym]"'
+    assert not missing["gymnasium"].required
+    assert not missing["compiler"].required
+
+
+def test_an_outdated_mujoco_ends_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "3.17.0" if name == "mujoco" else installed(name))
+    monkeypatch.setattr(doctor, "_film", lambda: doctor.Check("films", True, "not looked at"))
+    assert doctor.main() == 1
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("missing"))
+    assert line.endswith('3.17.0 is too old; pip install --upgrade "mujoco>=4.0"')
+
+
+def test_a_package_that_does_not_import_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    check = next(check for check in doctor.report() if check.name == "onnxruntime")
+    assert not check.works
+    assert "does not import" in check.detail
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="cl is not run")
+def test_the_compiler_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert doctor.cpp_error() == "there is no C++ compiler: no-such-compiler is not on the PATH"
+    broken = tmp_path / "broken-compiler"
+    first, last = "stdin:1:10: fatal error: Python.h: no such file", "compilation ended"
+    broken.write_text(f"#!/bin/sh\necho '{first}' >&2\necho '{last}' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert doctor.cpp_error() == first
+
+
+def test_rendering_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
+    backend, reason = doctor.gl_backend()
+    assert backend is None
+    assert "no-such-backend" in reason
+    assert "\n" not in reason
+
+
+@pytest.mark.skipif(not (PACKAGE.parent / "pyproject.toml").is_file(), reason="needs a source checkout")
+def test_minimum_versions_are_those_of_the_package() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = dict(item.replace("~=", ">=").split(">=") for item in project["dependencies"])
+    assert {name: required[name] for name in doctor.MINIMUM} == doctor.MINIMUM

@@ -1,0 +1,156 @@
+"""Imports point down only, and the light verbs import nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embodied_rl.paths import PACKAGE, shipped
+
+# Bottom to top.  A unit (a module, or a package with all it holds) imports itself and the rows below its own.
+# A package may have one row and a module of it another: the longest name counts.
+LAYERS = (
+    ("paths", "doctor", "rotations", "random", "urdf"),
+    ("robot",),
+    ("config",),
+    ("physics",),
+    ("scene",),
+    ("physics.native",),
+    ("mdp",),
+    ("tasks",),
+    ("env",),
+    ("learn", "view"),
+    ("pools", "export", "bench"),
+    ("factory",),
+    ("embodied_rl",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
+
+# Engines and task families are named in one place only.
+ONLY_FROM = {"physics.native": {"factory"}, "tasks": {"factory"}, "cli": {"__main__"}}
+
+# What a unit may not import from elsewhere, not even inside a function.
+FOREIGN = {
+    "config": {"torch", "mujoco", "numpy"},
+    "mdp": {"rsl_rl", "tensordict"},
+    "env": {"rsl_rl", "tensordict"},
+}
+
+MODULES = {
+    ".".join((package, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__"): path
+    for package, folder in (("embodied_rl", PACKAGE), ("embodied_rl.tasks", shipped("tasks")))
+    for path in sorted(folder.rglob("*.py"))
+}
+PACKAGES = {module.rpartition(".")[0] for module in MODULES}
+
+HEAVY = ("torch", "jax", "warp", "mujoco_warp", "ray")
+
+
+def unit_of(module: str) -> str:
+    """The row entry that a module of the package belongs to."""
+    if module == "embodied_rl":
+        return module
+    parts = module.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        if (unit := ".".join(parts[:length])) in RANK:
+            return unit
+    raise LookupError(f"{module} has no place: put it in a row of LAYERS in tests/test_layers.py")
+
+
+def imported(source: str, module: str) -> Iterator[str]:
+    """The full names that a module imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                package = module.split(".") if MODULES[module].stem == "__init__" else module.split(".")[:-1]
+                kept = package[: len(package) - node.level + 1]
+                origin = ".".join([*kept, origin] if origin else kept)
+            for name in (f"{origin}.{alias.name}" for alias in node.names):
+                if name != "embodied_rl.__version__":
+                    yield name if name in MODULES or name in PACKAGES else origin
+
+
+def violations(source: str, module: str) -> list[str]:
+    unit, found = unit_of(module), []
+    for name in imported(source, module):
+        if name.split(".")[0] != "embodied_rl":
+            if name.split(".")[0] in FOREIGN.get(unit, ()):
+                found.append(f"{module} imports {name}: {unit} does without it")
+            continue
+        target = unit_of(name)
+        if target == unit:
+            continue
+        if RANK[target] >= RANK[unit]:
+            found.append(f"{module} imports {name}: {target} is not below {unit}")
+        elif unit not in ONLY_FROM.get(target, {unit}):
+            found.append(f"{module} imports {name}: only {', '.join(ONLY_FROM[target])} may")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    assert violations(MODULES[module].read_text(encoding="utf-8"), module) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("embodied_rl.env", "from embodied_rl.physics.native import NativePhysics"),
+        ("embodied_rl.env", "from embodied_rl.physics import native"),
+        ("embodied_rl.env", "import tensordict"),
+        ("embodied_rl.config.page", "def late():\n    import torch"),
+        ("embodied_rl.config.page", "from mujoco import MjModel"),
+        ("embodied_rl.mdp.term", "from embodied_rl import env"),
+        ("embodied_rl.rotations", "from embodied_rl import make"),
+        ("embodied_rl.paths", "from . import random"),
+        ("embodied_rl.factory", "import embodied_rl.cli"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str) -> None:
+    assert len(violations(source, module)) == 1
+
+
+def test_a_new_module_must_be_placed() -> None:
+    with pytest.raises(LookupError, match=r"embodied_rl\.helpers has no place: put it in a row of LAYERS"):
+        unit_of("embodied_rl.helpers")
+
+
+def _loaded(code: str, cwd: Path) -> set[str]:
+    """The modules that a fresh interpreter has loaded after running the code."""
+    code = f"import sys\n{code}\nprint('\\n' + ' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("module", ["embodied_rl", "embodied_rl.config"])
+def test_checking_a_page_imports_nothing_heavy(module: str, tmp_path: Path) -> None:
+    assert _loaded(f"import {module}", tmp_path).isdisjoint({*HEAVY, "mujoco", "numpy"})
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["check", "go2_flat"], ["schema"]], ids=" ".join)
+def test_light_verbs_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = f"""
+sys.argv = ["embodied-rl", *{arguments!r}]
+from embodied_rl.cli import main
+try:
+    status = main()
+except SystemExit as end:
+    status = end.code
+assert not status, f"exit status {{status}}"
+"""
+    assert _loaded(code, tmp_path).isdisjoint(HEAVY)
+
+
+def test_tasks_load_once(tmp_path: Path) -> None:
+    assert "tasks" not in _loaded("import embodied_rl.tasks", tmp_path)

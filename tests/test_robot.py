@@ -1,0 +1,249 @@
+"""Reading a robot's folder: what goes through, and the one line for each mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mujoco
+import pytest
+import yaml
+
+from embodied_rl import paths
+from embodied_rl.robot import RobotError, RobotSpec, load_robot, robot_names
+
+URDF = """
+<robot name="twin">
+  <link name="torso">
+    <inertial><mass value="2"/><inertia ixx=".02" iyy=".02" izz=".02" ixy="0" ixz="0" iyz="0"/></inertial>
+    <visual><geometry><cylinder radius=".1" length=".2"/></geometry></visual>
+    <collision><geometry><box size=".2 .2 .2"/></geometry></collision>
+    <collision><origin xyz="0 0 .1"/><geometry><sphere radius=".1"/></geometry></collision>
+  </link>
+  <link name="left_leg">
+    <inertial><mass value="1"/><inertia ixx=".01" iyy=".01" izz=".01" ixy="0" ixz="0" iyz="0"/></inertial>
+  </link>
+  <link name="left_foot"><collision><geometry><sphere radius=".03"/></geometry></collision></link>
+  <link name="right_leg">
+    <inertial><mass value="1"/><inertia ixx=".01" iyy=".01" izz=".01" ixy="0" ixz="0" iyz="0"/></inertial>
+  </link>
+  <link name="right_foot"><collision><geometry><sphere radius=".03"/></geometry></collision></link>
+  <joint name="right_hip" type="revolute">
+    <parent link="torso"/><child link="right_leg"/><origin xyz="0 -.1 0"/><axis xyz="0 -1 0"/>
+    <limit lower="-1" upper="1" effort="3" velocity="1"/>
+  </joint>
+  <joint name="left_hip" type="revolute">
+    <parent link="torso"/><child link="left_leg"/><origin xyz="0 .1 0"/><axis xyz="0 1 0"/>
+    <limit lower="-1" upper="1" effort="3" velocity="1"/>
+  </joint>
+  <joint name="left_ankle" type="fixed">
+    <parent link="left_leg"/><child link="left_foot"/><origin xyz="0 0 -.4"/>
+  </joint>
+  <joint name="right_ankle" type="fixed">
+    <parent link="right_leg"/><child link="right_foot"/><origin xyz="0 0 -.4"/>
+  </joint>
+</robot>
+"""
+
+
+def _page() -> dict:
+    gains = {"default": 0.0, "stiffness": 20.0, "damping": 1, "effort_limit": 5.0}
+    return {
+        "name": "twin",
+        "model": "twin.urdf",
+        "base": "torso",
+        "base_height": 0.43,
+        "joints": {"left_hip": {**gains, "armature": 0.02}, "right_hip": {**gains, "friction_loss": 0.3}},
+        "feet": {side: {"geoms": [f"{side}_foot"], "site": f"{side}_foot"} for side in ("left", "right")},
+        "bodies": {"legs": ["left_leg", "right_leg"]},
+        "mirror": {"left": "right"},
+    }
+
+
+def _write(folder: Path, page: object, urdf: str = URDF) -> Path:
+    (folder / "twin.urdf").write_text(urdf)
+    (folder / "robot.yaml").write_text(page if isinstance(page, str) else yaml.safe_dump(page, sort_keys=False))
+    return folder
+
+
+def test_shipped_robots_are_found_by_name():
+    assert robot_names() == ["go1", "go2"]
+    assert load_robot("go2") == load_robot(str(paths.shipped("robots") / "go2"))
+    assert load_robot("go2") == load_robot(str(paths.shipped("robots") / "go2" / "robot.yaml"))
+
+
+def test_reading_a_page_imports_no_simulator():
+    code = (
+        "import sys, embodied_rl.robot as robot; robot.load_robot('go2'); print({'mujoco', 'torch'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_urdf_robot(tmp_path):
+    robot = load_robot(str(_write(tmp_path, _page())))
+    model = robot.mjspec().compile()
+    assert (model.nq, model.nv, model.nu) == (9, 8, 0)
+    assert model.body("torso").parentid[0] == 0
+    assert model.body_mass.sum() == pytest.approx(4.0)  # links without <inertial> weigh nothing
+    assert {model.geom(i).name for i in range(model.ngeom)} == {"", "torso", "torso_1", "left_foot", "right_foot"}
+    assert model.body(model.site("left_foot").bodyid[0]).name == "left_foot"
+    assert model.dof_armature[model.joint("left_hip").dofadr[0]] == 0.02
+    assert model.dof_frictionloss[model.joint("right_hip").dofadr[0]] == 0.3
+    assert not model.jnt_actfrclimited.any()
+    visual = next(model.geom(i) for i in range(model.ngeom) if not model.geom(i).name)
+    assert (visual.group[0], visual.contype[0], visual.conaffinity[0]) == (2, 0, 0)
+    # The right hip turns about -y: the reflected rotation, about +y, is its negative.
+    assert robot.joint_mirror() == ((1, 0), (-1.0, -1.0))
+    assert robot.foot_mirror() == (1, 0)
+
+
+def test_urdf_meshes_are_sought_in_the_robots_folder(tmp_path):
+    (tmp_path / "meshes").mkdir()
+    (tmp_path / "meshes" / "corner.obj").write_text(
+        "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+    )
+    mesh = '<mesh filename="package://twin_description/meshes/corner.obj"/>'
+    robot = load_robot(str(_write(tmp_path, _page(), URDF.replace('<cylinder radius=".1" length=".2"/>', mesh))))
+    assert robot.mjspec().compile().nmesh == 1
+
+
+def test_the_files_actuators_sensors_and_keyframes_go(tmp_path):
+    (tmp_path / "twin.xml").write_text("""
+    <mujoco>
+      <worldbody><body name="cart"><joint name="slider" type="slide" axis="0 1 0" actuatorfrcrange="-1 1"/>
+        <geom size=".1"/></body></worldbody>
+      <actuator><motor name="push" joint="slider"/></actuator>
+      <sensor><actuatorfrc actuator="push"/></sensor>
+      <keyframe><key qpos="1" ctrl="1"/></keyframe>
+    </mujoco>""")
+    joint = {"default": 0.0, "stiffness": 1.0, "damping": 1.0, "effort_limit": 1.0}
+    page = {"name": "cart", "model": "twin.xml", "base": "cart", "base_height": 0.0, "joints": {"slider": joint}}
+    robot = load_robot(str(_write(tmp_path, page)))
+    model = robot.mjspec().compile()
+    assert (model.nu, model.nsensor, model.nkey, model.njnt) == (0, 0, 0, 1)
+    with pytest.raises(RobotError, match="mirror: is missing"):
+        robot.joint_mirror()
+
+
+@pytest.mark.parametrize("axis, sign", [("1 0 0", 1.0), ("0 1 0", -1.0), ("0 0 1", 1.0)])
+def test_mirror_of_slides(tmp_path, axis, sign):
+    urdf = URDF.replace("revolute", "prismatic").replace('axis xyz="0 -1 0"', f'axis xyz="{axis}"')
+    urdf = urdf.replace('axis xyz="0 1 0"', f'axis xyz="{axis}"')
+    assert load_robot(str(_write(tmp_path, _page(), urdf))).joint_mirror() == ((1, 0), (sign, sign))
+
+
+def test_partners_must_turn_about_reflected_axes(tmp_path):
+    robot = load_robot(str(_write(tmp_path, _page(), URDF.replace('xyz="0 -1 0"', 'xyz="0 -1 1"'))))
+    with pytest.raises(RobotError, match="axes of 'left_hip' and 'right_hip' are not reflections"):
+        robot.joint_mirror()
+
+
+def _drop(key: str, *inner: str):
+    def change(page: dict) -> None:
+        for name in inner:
+            page = page[name]
+        del page[key]
+
+    return change
+
+
+def _set(value: object, *keys: str):
+    def change(page: dict) -> None:
+        *parents, last = keys
+        for name in parents:
+            page = page[name]
+        page[last] = value
+
+    return change
+
+
+MISTAKES = {
+    "unknown key": (_set(1, "base_heigth"), "unknown key 'base_heigth'; did you mean 'base_height'?"),
+    "unknown joint key": (
+        _set(1.0, "joints", "left_hip", "stifness"),
+        "joints.left_hip: unknown key 'stifness'; did you mean 'stiffness'?",
+    ),
+    "unknown foot key": (_set("x", "feet", "left", "sites"), "feet.left: unknown key 'sites'; did you mean 'site'?"),
+    "missing key": (_drop("model"), "key 'model' is missing"),
+    "missing joint key": (_drop("damping", "joints", "left_hip"), "joints.left_hip: key 'damping' is missing"),
+    "text for a number": (_set("low", "base_height"), "base_height: given 'low', allowed is a valid number"),
+    "yes for a number": (_set(True, "joints", "left_hip", "default"), "joints.left_hip.default: given True"),
+    "nan": (_set(float("nan"), "base_height"), "base_height: given nan, allowed is a finite number"),
+    "negative gain": (
+        _set(-1.0, "joints", "left_hip", "damping"),
+        "damping: given -1.0, allowed is greater than or equal",
+    ),
+    "list for a mapping": (_set(["left_hip"], "joints"), "joints: given ['left_hip'], allowed is a valid dictionary"),
+    "no joints": (_set({}, "joints"), "joints: given {}"),
+    "empty group": (_set([], "bodies", "legs"), "bodies.legs: given []"),
+    "no such model": (_set("twin.xml", "model"), "model: no file 'twin.xml' beside the page; allowed: twin.urdf"),
+    "no partner": (_drop("left", "feet"), "feet: 'right' has no mirror partner 'left'"),
+    "pair written twice": (_set({"left": "right", "right": "left"}, "mirror"), "mirror: 'left' stands twice"),
+    "unknown side": (
+        _set({"lift": "right"}, "mirror"),
+        "mirror: 'lift' is no part of a joint's name; did you mean 'left'?",
+    ),
+    "unknown base": (_set("trunk", "base"), "base: twin.urdf has no 'trunk'; allowed: torso"),
+    "unknown body": (
+        _set(["left_log"], "bodies", "legs"),
+        "bodies.legs: twin.urdf has no 'left_log'; did you mean 'left_leg'?",
+    ),
+    "unknown geom": (_set(["left_fot"], "feet", "left", "geoms"), "feet.left.geoms: twin.urdf has no 'left_fot'; did"),
+    "unknown site": (_set("left_fot", "feet", "left", "site"), "feet.left.site: twin.urdf has no 'left_fot'; did"),
+}
+
+
+@pytest.mark.parametrize("change, message", MISTAKES.values(), ids=MISTAKES)
+def test_each_mistake_has_its_line(tmp_path, change, message):
+    page = _page()
+    change(page)
+    with pytest.raises(RobotError) as caught:
+        load_robot(str(_write(tmp_path, page))).mjspec()
+    line = str(caught.value)
+    assert message in line and line.startswith(str(tmp_path / "robot.yaml")) and "\n" not in line
+
+
+def test_joints_of_page_and_model_are_the_same(tmp_path):
+    page = _page()
+    page["joints"] = {"left_hap": page["joints"]["left_hip"], "right_hap": page["joints"]["right_hip"]}
+    with pytest.raises(RobotError, match=r"joints: twin\.urdf has no 'left_hap'; did you mean 'left_hip'"):
+        load_robot(str(_write(tmp_path, page))).mjspec()
+    page = _page()
+    del page["mirror"], page["joints"]["right_hip"]
+    with pytest.raises(RobotError, match=r"joints: 'right_hip' of twin\.urdf is not listed"):
+        load_robot(str(_write(tmp_path, page))).mjspec()
+
+
+def test_no_such_robot():
+    with pytest.raises(RobotError, match=r"no 'go22', neither a shipped robot nor a folder .* did you mean 'go2'"):
+        load_robot("go22")
+    with pytest.raises(RobotError, match="allowed: go1, go2"):
+        load_robot("some/folder")
+
+
+@pytest.mark.parametrize("text", ["name: [", "", "- 1", "\x00"])
+def test_broken_pages(tmp_path, text):
+    with pytest.raises(RobotError) as caught:
+        load_robot(str(_write(tmp_path, text)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["<robot", "<robot/>", "", "no model"])
+def test_broken_models(tmp_path, text):
+    robot = load_robot(str(_write(tmp_path, _page(), text)))
+    with pytest.raises(RobotError) as caught:
+        robot.mjspec()
+    assert "\n" not in str(caught.value)
+
+
+def test_names_without_a_side_stay(tmp_path):
+    robot = load_robot("go2")
+    assert isinstance(robot, RobotSpec)
+    assert [robot.mirrored_name(name) for name in ("FL_hip_joint", "RR_foot", "base", "FLAT_top")] == [
+        "FR_hip_joint",
+        "RL_foot",
+        "base",
+        "FLAT_top",
+    ]
+    assert mujoco.mj_id2name(robot.mjspec().compile(), mujoco.mjtObj.mjOBJ_BODY, 1) == "base"
