@@ -21,10 +21,9 @@ from embodied_rl import random
 from embodied_rl.config.page import Page
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.events import Draft
-from embodied_rl.mdp.view import Draw, Robot, RobotState, View
+from embodied_rl.mdp.view import Draw, RobotState, View
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
-
 
 #: Buffers that are zero when an episode begins.
 _PER_EPISODE = ("episode_length", "episode_rewards", "actions", "previous_actions", "foot_air_time")
@@ -61,7 +60,13 @@ class Env:
     """
 
     def __init__(
-        self, page: Page, scene: Scene, physics: Physics, terms: Terms, env_ids: Tensor, compiler: Callable = lambda f: f
+        self,
+        page: Page,
+        scene: Scene,
+        physics: Physics,
+        terms: Terms,
+        env_ids: Tensor,
+        compiler: Callable = lambda f: f,
     ) -> None:
         self.page, self.scene, self.physics, self.terms = page, scene, physics, terms
         self.num_envs, self.device, self.env_ids = len(env_ids), physics.device, env_ids
@@ -71,7 +76,9 @@ class Env:
         self._model_fields = {field: physics.expand(field) for field in terms.model_fields}
         self._draft = Draft(self._zeros(physics.qpos.shape[1]), self._zeros(physics.qvel.shape[1]), {})
         self._touched = self._zeros().bool()
-        self._keys = {half: random.stream_key(page.env.seed, half, self.device) for half in ("step", "observe", "phase")}
+        self._keys = {
+            half: random.stream_key(page.env.seed, half, self.device) for half in ("step", "observe", "phase")
+        }
         # until the first pass has counted them, zeros stand for the random numbers that each half of the step draws
         self._block_sizes: dict[str, int] = {}
         self.physics_seconds = 0.0
@@ -98,7 +105,7 @@ class Env:
             The step's results; they live in the environment's buffers until the next step.
         """
         self._act(actions)
-        controls = self.action.controls(self._view(Draw()), self.page.physics.decimation)
+        controls = self.controls()
         started = time.perf_counter()
         self.physics.step(controls)
         self.physics_seconds += time.perf_counter() - started
@@ -128,6 +135,10 @@ class Env:
             self._block_sizes = {"step": drawn.used, "observe": observed}
             return self.reset()
         return self.obs
+
+    def controls(self) -> Tensor:
+        """What the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
+        return self.action.controls(self._view(Draw()), self.page.physics.decimation)
 
     def _act(self, actions: Tensor) -> None:
         b = self.buffers
@@ -177,7 +188,8 @@ class Env:
         if settings.reward_floor is not None:
             floored = floored.clamp(min=settings.reward_floor)
         b["reward"].copy_(floored + unfloored)
-        b["episode_rewards"].add_(torch.stack((*columns, b["reward"]), dim=-1))
+        b["reward_terms"].copy_(torch.stack((*columns, b["reward"]), dim=-1))
+        b["episode_rewards"].add_(b["reward_terms"])
         if self.terms.air_time:
             airborne = self.physics.sensors["foot_contact"] == 0
             b["foot_air_time"].copy_((b["foot_air_time"] + self.step_dt) * airborne)
@@ -185,7 +197,13 @@ class Env:
     def _count(self, view: View, done: Tensor, ends: list[Tensor]) -> None:
         """Add this step to the iteration's totals, which are read once an iteration."""
         b, ended = self.buffers, done.float()
-        columns = [torch.ones_like(ended), self.physics.unstable.float(), ended, b["terminated"].float(), b["episode_length"] * ended]
+        columns = [
+            torch.ones_like(ended),
+            self.physics.unstable.float(),
+            ended,
+            b["terminated"].float(),
+            b["episode_length"] * ended,
+        ]
         columns += [(end & done).float() for end in ends]
         for command in self.terms.commands.values():
             columns += command.errors(view).values()
@@ -198,7 +216,9 @@ class Env:
         for command in terms.commands.values():
             command.update(view, done)
         self.action.update(view, done)
-        fresh = Draft(self.robot.default_qpos.expand_as(physics.qpos), torch.zeros_like(physics.qvel), dict(self._model_fields))
+        fresh = Draft(
+            self.robot.default_qpos.expand_as(physics.qpos), torch.zeros_like(physics.qvel), dict(self._model_fields)
+        )
         for term in terms.events["reset"]:
             term.function(view, fresh, **term.params)
         going = Draft(physics.qpos, physics.qvel, {})
@@ -241,8 +261,13 @@ class Env:
         self._feet = torch.tensor([self.scene.foot_geoms[i] for i in range(feet)], device=self.device)
         self.buffers = b = {name: self._zeros().long() for name in ("age", "episode_length")}
         b |= {name: self._zeros().bool() for name in ("terminated", "truncated", "done", "valid")}
-        b |= {"reward": self._zeros(), "episode_rewards": self._zeros(len(terms.rewards) + 1)}
-        b |= {"previous_joint_vel": self._zeros(joints), "foot_air_time": self._zeros(feet), "foot_friction": self._zeros(feet)}
+        b |= {"reward": self._zeros(), "reward_terms": self._zeros(len(terms.rewards) + 1)}
+        b |= {"episode_rewards": self._zeros(len(terms.rewards) + 1)}
+        b |= {
+            "previous_joint_vel": self._zeros(joints),
+            "foot_air_time": self._zeros(feet),
+            "foot_friction": self._zeros(feet),
+        }
         for owner in (self.action, *terms.commands.values()):
             b |= {name: self._zeros(*((width,) if width else ())) for name, width in owner.state.items()}
         size = self.action.size(self._view(Draw()))
@@ -256,7 +281,17 @@ class Env:
         errors = [f"error/{name}" for c in terms.commands.values() for name in c.errors(self._view(Draw()))]
         ends = [f"termination/{term.name}" for term in terms.terminations]
         rewards = [f"reward/{term.name}" for term in terms.rewards]
-        self._total_names = ["steps", "unstable", "episodes", "falls", "episode_length", *ends, *errors, *rewards, "reward/total"]
+        self._total_names = [
+            "steps",
+            "unstable",
+            "episodes",
+            "falls",
+            "episode_length",
+            *ends,
+            *errors,
+            *rewards,
+            "reward/total",
+        ]
         self._totals = torch.zeros(len(self._total_names), device=self.device)
 
     def _startup(self) -> None:

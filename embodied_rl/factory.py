@@ -13,9 +13,12 @@ import torch
 from rsl_rl.models import MLPModel
 from torch import Tensor
 
-from embodied_rl.config import Page, load as load_page, override
+from embodied_rl.config import Page, override
+from embodied_rl.config import load as load_page
 from embodied_rl.env import Env
+from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
+from embodied_rl.learn.evaluate import FIRST_SEED, SEEDS, evaluate, evaluation_page
 from embodied_rl.learn.models import Obs, build_actor
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.rollout import LocalCollector
@@ -37,11 +40,13 @@ def make(
     device: str | None = None,
     engine: str | None = None,
     seed: int | None = None,
+    measure: Iterable[str] = (),
 ) -> Env:
-    """An environment of a page; see `embodied_rl.make`."""
+    """An environment of a page; see `embodied_rl.make`.  `measure` adds to what the page's terms need (`joint_torque`)."""
     page = resolve(config, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
     robot = load_robot(page.robot)
-    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needed(page))
+    needs = needed(page) | set(measure)
+    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs)
     physics = NativePhysics(scene, page.env.num_envs, page.physics.decimation, page.physics.num_threads)
     terms = Terms(page, scene, physics.device)
     env_ids = torch.arange(page.env.num_envs, device=physics.device)
@@ -62,10 +67,10 @@ def resolve(
 
     Raises:
         ConfigError: the page or an override is wrong, one line for each error.
-        ValueError: there is no such device.
+        UserError: there is no such device.
     """
     if device not in (None, "cpu"):
-        raise ValueError(f"--device {device}: this version runs on the CPU (MuJoCo on all cores); leave the option out")
+        raise UserError(f"--device {device}: this version runs on the CPU (MuJoCo on all cores); leave the option out")
     settings = {"env.num_envs": num_envs, "physics.engine": engine, "env.seed": seed}
     given = [*overrides, *(f"{path}={value}" for path, value in settings.items() if value is not None)]
     return override(config, given) if isinstance(config, Page) else load_page(str(config), given)
@@ -77,10 +82,53 @@ def compiler(page: Page) -> Callable:
         return lambda function: function
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
         if page.env.compile is True:
-            raise ValueError("env.compile: true needs a C++ compiler, and none is here; install g++, or set it to auto or false")
-        log.warning("no C++ compiler: the step runs without torch.compile, some 10 %% slower; `embodied-rl doctor` says more")
+            raise UserError(
+                "env.compile: true needs a C++ compiler, and none is here; install g++, or set it to auto or false"
+            )
+        log.warning(
+            "no C++ compiler: the step runs without torch.compile, some 10 %% slower; `embodied-rl doctor` says more"
+        )
         return lambda function: function
     return lambda function: torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def start(page: Page, path: Path | None = None) -> Trainer:
+    """A trainer in a fresh run directory, which is written before anything is built.
+
+    Raises:
+        UserError: the seed is one of evaluation's, or the directory holds a run already.
+    """
+    if page.env.seed >= FIRST_SEED:
+        raise UserError(f"env.seed: {page.env.seed}: seeds from {FIRST_SEED} up are evaluation's; take a smaller one")
+    return make_trainer(page, Run.create(page, path))
+
+
+def resume(
+    name: str,
+    config: str,
+    overrides: Iterable[str] = (),
+    *,
+    num_envs: int | None = None,
+    device: str | None = None,
+    engine: str | None = None,
+    seed: int | None = None,
+) -> Trainer:
+    """A trainer that goes on where a run stopped: on the run's own page, with what the command line changes.
+
+    A damaged newest checkpoint is passed over with a warning.
+
+    Raises:
+        UserError: there is no such run, it is of another page, or no checkpoint of it can be read.
+    """
+    run, named = find_run(name)
+    page = run.page
+    if Path(config).stem != page.name:
+        raise UserError(f"--resume {run.path}: that run is of the page {page.name}, not of {config}")
+    page = resolve(page, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
+    path, state = _newest(run, named, "cpu")
+    trainer = make_trainer(page, run)
+    trainer.resume(path, state)
+    return trainer
 
 
 def make_trainer(page: Page, run: Run) -> Trainer:
@@ -90,6 +138,25 @@ def make_trainer(page: Page, run: Run) -> Trainer:
     torch.manual_seed(page.env.seed)
     learner = PPO(env.obs, env.num_actions, page.ppo, collector.mirrors, page.env.seed, env.device)
     return Trainer(page, collector, learner, run)
+
+
+def demonstration(page: Page) -> list[str]:
+    """Overrides for playing a page: a few robots, undisturbed, from the start of an episode that does not end soon."""
+    pushes = [f"events.{name}=null" for name, entry in page.events.items() if entry.term == "push"]
+    return ["env.num_envs=4", "env.episode_s=100000.0", "env.random_episode_phase=false", "env.compile=false", *pushes]
+
+
+def evaluate_policy(
+    page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False
+) -> dict:
+    """The figures of `embodied_rl.learn.evaluate.evaluate` for a policy trained on a page."""
+    # one episode of a small batch: compiling the step would take longer than it saves
+    settings = override(evaluation_page(page, seed, reference=reference), ["env.compile=false"])
+    env = make(settings, measure=("joint_torque",))
+    try:
+        return evaluate(env, policy)
+    finally:
+        env.close()
 
 
 @dataclass
@@ -113,17 +180,7 @@ class LoadedRun:
 def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
     """A run's policy; see `embodied_rl.load`.  A damaged newest checkpoint is passed over with a warning."""
     found, named = find_run(run)
-    candidates = [named] if named else found.newest_checkpoints()
-    if not candidates:
-        raise RunError(f"{found.path}: no checkpoint yet")
-    for path in candidates:
-        try:
-            state = checkpoint.read(path, device)
-            break
-        except checkpoint.CheckpointError as error:
-            if path == candidates[-1]:
-                raise
-            log.warning("%s", error)
+    path, state = _newest(found, named, device)
     page = found.page
     # the networks' sizes stand in the checkpoint itself: no environment is needed to load a policy
     inputs = state["actor_state_dict"]["mlp.0.weight"].shape[1]
@@ -133,3 +190,18 @@ def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
     actor.eval()
     steps = int((state.get("infos") or {}).get("env_steps", 0))
     return LoadedRun(page, found, path, actor, int(state["iter"]), steps)
+
+
+def _newest(run: Run, named: Path | None, device: str) -> tuple[Path, dict]:
+    """The checkpoint that was named, or the newest one that can be read."""
+    candidates = [named] if named else run.newest_checkpoints()
+    if not candidates:
+        raise RunError(f"{run.path}: no checkpoint yet")
+    for path in candidates:
+        try:
+            return path, checkpoint.read(path, device)
+        except checkpoint.CheckpointError as error:
+            if path == candidates[-1]:
+                raise
+            log.warning("%s", error)
+    raise AssertionError("unreachable")

@@ -51,7 +51,7 @@ def uniform(key: Tensor, env_ids: Tensor, step: Tensor | int, size: int) -> Tens
         key: the stream, of `stream_key`.
         env_ids: global env ids, int64, (N,).
         step: how many steps each env has lived, int64, (N,), or one for all.
-        size: how many numbers each env gets, K.
+        size: how many numbers each env gets, K; another size gives other numbers, not more of the same.
 
     Returns:
         float32, (N, K).

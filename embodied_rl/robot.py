@@ -18,13 +18,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from embodied_rl import paths
+from embodied_rl.errors import UserError
 from embodied_rl.urdf import read_urdf
 
 if TYPE_CHECKING:
     import mujoco
 
 
-class RobotError(ValueError):
+class RobotError(UserError):
     """A mistake in a robot's page or model, told in one line."""
 
 

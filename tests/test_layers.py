@@ -24,7 +24,7 @@ LAYERS = (
     ("mdp",),
     ("tasks",),
     ("env",),
-    ("learn", "view"),
+    ("learn", "view", "gymnasium_env"),
     ("pools", "export", "bench"),
     ("factory",),
     ("embodied_rl",),

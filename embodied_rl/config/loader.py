@@ -13,6 +13,7 @@ from embodied_rl.config.problems import ConfigError, Problem, did_you_mean, show
 from embodied_rl.config.terms import SECTIONS
 from embodied_rl.config.validate import validate
 from embodied_rl.config.yaml import Document, Keys, display, dotted, parse, read
+from embodied_rl.robot import robot_names
 
 
 def config_names() -> list[str]:
@@ -121,8 +122,6 @@ def _read_base(document: Document, folder: Path, chain: tuple[Path, ...]) -> Doc
 
 def _resolve_paths(document: Document, folder: Path) -> None:
     """Paths in a page are relative to its file."""
-    from embodied_rl.robot import robot_names
-
     page = document.value
     robot, terms = page.get("robot"), page.get("terms")
     if isinstance(robot, str) and robot not in robot_names():
@@ -146,7 +145,7 @@ def _merged(base: dict[str, Any], top: dict[str, Any], path: Keys, into: Documen
         here = (*path, key)
         if value is None and _removes(here):
             if key not in result and path:
-                message = f"null removes an inherited term, and there is none of this name{did_you_mean(key, result)}"
+                message = f"null, but there is no inherited term to remove{did_you_mean(key, result)}"
                 into.problems.append(Problem(into.places[here], dotted(here), message))
             result.pop(key, None)
         elif isinstance(value, dict):

@@ -71,7 +71,7 @@ class Physics(Model):
     def planned(cls, engine: Any) -> Any:
         """Isaac Gym is announced, so its name gets its own answer."""
         if engine == "isaacgym":
-            raise refuse('"isaacgym" is planned and not built yet; what works now is native (MuJoCo on all CPU cores)')
+            raise refuse('"isaacgym" is planned; what works now is native (MuJoCo on all CPU cores)')
         return engine
 
 

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from embodied_rl.errors import UserError
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -23,7 +25,7 @@ class Problem:
         return ": ".join(part for part in (self.place, self.path, self.message) if part)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A page cannot be used; `str()` is one line per problem."""
 
     def __init__(self, problems: Sequence[Problem]):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import SchemaError
 
@@ -188,4 +189,7 @@ def _is_allowed(annotation: Any) -> bool:
         return len(arguments) == 2 and arguments[1] is type(None) and _is_allowed(arguments[0])
     if origin is tuple:
         return bool(arguments) and all(one is ... or _is_allowed(one) for one in arguments)
-    return origin is Literal or (origin is Annotated and _is_allowed(arguments[0]))
+    if origin is Annotated:
+        bounded = any(isinstance(one, (Ge, Gt, Le, Lt)) for one in arguments[1:])
+        return _is_allowed(arguments[0]) and (not bounded or arguments[0] in (float, int))
+    return origin is Literal

@@ -40,7 +40,7 @@ class Ordered(Check):
     def check(self, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
         """Refuses low > high."""
         if value[0] > value[1]:
-            raise refuse(f"{shown(value)} is not allowed: the first number must be at most the second")
+            raise refuse(f"{shown(value)} is not allowed: low must be at most high")
         return value
 
 

@@ -14,6 +14,7 @@ from embodied_rl.config.page import Entry, Model, Page
 from embodied_rl.config.problems import ConfigError, Problem, did_you_mean, quoted, shown
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
 from embodied_rl.config.yaml import Document, Keys, display, dotted
+from embodied_rl.robot import RobotError, load_robot
 
 M = TypeVar("M", bound=Model)
 
@@ -74,29 +75,29 @@ class _Checker:
                 near = did_you_mean(key, Page.model_fields)
                 self.problem((key,), f"no such key{near or f'; allowed are {quoted(Page.model_fields)}'}")
         head = self.model(_Head, {key: one for key, one in self.value.items() if key in _Head.model_fields}, ())
-        self.find_terms(head.terms if head else ())
-        if head:
-            self.load_robot(head.robot)
+        self.find_terms(self.value.get("terms", []))
+        if isinstance(robot := self.value.get("robot"), str):
+            self.load_robot(robot)
         parts = {name: self.section(name) for name in Page.model_fields if name not in _Head.model_fields}
         self.cross_check(parts)
         if self.problems or head is None:
             raise ConfigError(self.problems)
         return Page(**head.model_dump(), **parts)
 
-    def find_terms(self, own: tuple[str, ...]) -> None:
+    def find_terms(self, own: Any) -> None:
         """Reads the shipped terms and the page's own."""
-        for position, path in enumerate(own):
-            if not Path(path).is_file():
-                self.problem(("terms", position), f"no such file: {display(Path(path))}")
-        found = [path for path in map(Path, own) if path.is_file()]
+        own = own if isinstance(own, list | tuple) else [own]
+        files = [Path(path) for path in own if isinstance(path, str)]
+        for position, path in enumerate(files):
+            if not path.is_file():
+                self.problem(("terms", position), f"no such file: {display(path)}")
+        found = [path for path in files if path.is_file()]
         self.terms, broken = find_terms(found)
         self.problems += broken
         self.terms_are_known = not broken and len(found) == len(own)
 
     def load_robot(self, robot: str) -> None:
         """Finds out which names the robot gives to its parts."""
-        from embodied_rl.robot import RobotError, load_robot  # robot.yaml is read with this package's YAML
-
         try:
             spec = load_robot(robot)
         except RobotError as error:
@@ -114,8 +115,9 @@ class _Checker:
             return None if None in groups.values() else groups
         if name in SECTIONS:
             return self.entries(name, value, (name,))
-        if name == "env" and "final_obs_groups" not in value and "critic" not in (self.value.get("observations") or {}):
-            value = {**value, "final_obs_groups": ("actor",)}
+        groups = self.value.get("observations")
+        if name == "env" and isinstance(groups, dict) and "critic" not in groups:
+            value = {"final_obs_groups": ("actor",), **value}  # the critic sees what the policy sees
         return self.model(Page.model_fields[name].annotation, value, (name,))  # type: ignore[arg-type]
 
     def entries(self, section: str, value: Any, path: Keys) -> dict[str, Entry] | None:
@@ -128,8 +130,9 @@ class _Checker:
         if not isinstance(value, dict):
             return self.problem(path, f"{shown(value)} is not a mapping of the term's parameters")
         term = value.get("term", name)
-        signature = self.terms[kind].get(term) if isinstance(term, str) else None
-        if signature is None:
+        if not isinstance(term, str):
+            return self.problem((*path, "term"), f"{shown(term)} is not a string")
+        if (signature := self.terms[kind].get(term)) is None:
             return self.unknown_term(kind, term, (*path, "term") if "term" in value else path)
         model = entry_model(signature)
         parsed = self.model(model, {key: one for key, one in value.items() if key != "term"}, path)
@@ -139,12 +142,14 @@ class _Checker:
         extras = {key: values.pop(key) for key in EXTRAS.get(kind, ())}
         return Entry(term=signature.name, params=values, **extras)
 
-    def unknown_term(self, kind: str, term: Any, path: Keys) -> None:
+    def unknown_term(self, kind: str, term: str, path: Keys) -> None:
         near = did_you_mean(term, self.terms[kind])
-        elsewhere = next((one for one, known in self.terms.items() if isinstance(term, str) and term in known), None)
-        if near or elsewhere or self.terms_are_known:  # else it may stand in the file that cannot be read
-            known = f" (it is a term of {_section(elsewhere)})" if elsewhere else ""
-            self.problem(path, f"no such term{known}{near} (`embodied-rl list --terms {_section(kind)}` shows all)")
+        elsewhere = next((section for section, one in SECTIONS.items() if term in self.terms[one]), None)
+        if elsewhere:
+            self.problem(path, f"no such term here: it belongs to {elsewhere}")
+        elif near or self.terms_are_known:  # else it may stand in the file that cannot be read
+            section = next(section for section, one in SECTIONS.items() if one == kind)
+            self.problem(path, f"no such term{near} (`embodied-rl list --terms {section}` shows all)")
 
     def model(self, model: type[M], value: dict[str, Any], path: Keys) -> M | None:
         """Validates a flat mapping; says what is wrong in words of the page."""
@@ -169,7 +174,7 @@ class _Checker:
         if parts["observations"] is not None:
             self.check_groups(parts["observations"], env.final_obs_groups if env else ())
         if env and physics and env.episode_s < (control_dt := physics.dt * physics.decimation):
-            product = f"physics.dt {physics.dt:g} x physics.decimation {physics.decimation}"
+            product = f"physics.dt {physics.dt:g} x decimation {physics.decimation}"
             message = f"{env.episode_s:g} is shorter than one control step of {control_dt:g} s ({product})"
             self.problem(("env", "episode_s"), message)
         if ppo and ppo.symmetry == "mirror_loss" and ppo.mirror_loss_coeff == 0:
@@ -187,10 +192,6 @@ class _Checker:
             self.problem(("env", "final_obs_groups"), f"{shown(group)} is not a group of observations{near}")
 
 
-def _section(kind: str) -> str:
-    return next(section for section, one in SECTIONS.items() if one == kind)
-
-
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
@@ -199,8 +200,8 @@ def _explain(model: type[Model], value: Mapping[str, Any], error: Any) -> tuple[
     """Where in the mapping, and what, one of pydantic's errors means."""
     kind, where, context = error["type"], error["loc"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        near = did_you_mean(where[0], model.model_fields)
-        return where, f"no such key{near or f'; allowed are {quoted(model.model_fields) or None}'}"
+        allowed = f"allowed are {quoted(model.model_fields)}" if model.model_fields else "there are none"
+        return where, f"no such key{did_you_mean(where[0], model.model_fields) or '; ' + allowed}"
     info = model.model_fields[where[0]]
     if kind == "missing" and len(where) == 1:
         return where, f"is missing; it must be {describe(info.annotation)}"

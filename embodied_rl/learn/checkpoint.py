@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 
+from embodied_rl.errors import UserError
+
 _KEYS = ("actor_state_dict", "critic_state_dict", "optimizer_state_dict", "iter")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """The file is no checkpoint of this package or rsl_rl; one line."""
 
 
@@ -47,10 +49,14 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: refused: it holds more than tensors and plain values, so reading it could run code") from None
+        raise CheckpointError(
+            f"{path}: refused: it holds more than tensors and plain values, so reading it could run code"
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         reason = "empty" if path.stat().st_size == 0 else "truncated or damaged"
-        raise CheckpointError(f"{path}: {reason} ({type(error).__name__}); use an earlier checkpoint of the run") from None
+        raise CheckpointError(
+            f"{path}: {reason} ({type(error).__name__}); use an earlier checkpoint of the run"
+        ) from None
     missing = [key for key in _KEYS if not isinstance(state, dict) or key not in state]
     if missing:
         raise CheckpointError(f"{path}: not a checkpoint: {', '.join(missing)} missing")

@@ -28,7 +28,9 @@ def build_critic(obs: Obs, page: PPOPage) -> MLPModel:
     return _model(obs, "critic" if "critic" in obs else "actor", 1, page.critic_hidden_dims, page, None)
 
 
-def _model(obs: Obs, group: str, outputs: int, widths: tuple[int, ...], page: PPOPage, distribution: dict | None) -> MLPModel:
+def _model(
+    obs: Obs, group: str, outputs: int, widths: tuple[int, ...], page: PPOPage, distribution: dict | None
+) -> MLPModel:
     return MLPModel(
         obs,  # pyright: ignore[reportArgumentType]  a dict serves: only the groups' shapes are read
         {group: [group]},

@@ -116,7 +116,9 @@ class PPO:
             actor_obs = torch.cat((actor_obs, b["mirrored_actor_obs"]))
             critic_obs = torch.cat((critic_obs, b["mirrored_critic_obs"]))
             action = torch.cat((action, self._mirror("actions", action)))
-            b = {name: torch.cat((b[name], b[name])) for name in ("log_prob", "value", "return", "weight")} | {"mean": b["mean"]}
+            b = {name: torch.cat((b[name], b[name])) for name in ("log_prob", "value", "return", "weight")} | {
+                "mean": b["mean"]
+            }
             advantage, weight = torch.cat((advantage, advantage)), b["weight"]
         mean, std = self.actor.mlp(actor_obs), standard_deviation(self.actor)
         value = self.critic.mlp(critic_obs)[:, 0]
@@ -229,5 +231,3 @@ def _gaussian_kl(mean_old: Tensor, std_old: Tensor, mean: Tensor, std: Tensor) -
     """KL(old || new) of two diagonal Gaussians, (B,)."""
     variance = std.square()
     return (torch.log(std / std_old) + (std_old.square() + (mean_old - mean).square()) / (2.0 * variance) - 0.5).sum(-1)
-
-

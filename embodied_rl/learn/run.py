@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from embodied_rl.config import Page, load
+from embodied_rl.errors import UserError
 
 RUNS = Path("runs")
 _PACKAGES = ("torch", "numpy", "mujoco", "rsl-rl-lib", "tensordict", "embodied-rl")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """There is no such run, or it cannot be read; one line."""
 
 
@@ -43,7 +44,9 @@ class Run:
         """
         run = cls(path if path is not None else RUNS / page.name / time.strftime("%Y-%m-%d_%H-%M-%S"))
         if (run.path / "config.yaml").exists():
-            raise RunError(f"{run.path}: holds a run already; continue it with --resume {run.path}, or name another --run-dir")
+            raise RunError(
+                f"{run.path}: holds a run already; continue it with --resume {run.path}, or name another --run-dir"
+            )
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         (run.path / "config.yaml").write_text(page.to_yaml())
         (run.path / "environment.txt").write_text(_environment())
@@ -89,7 +92,12 @@ def find_run(name: str | Path) -> tuple[Run, Path | None]:
 def _environment() -> str:
     """Versions, machine, and the code as it is: commit and diff of the working directory's repository."""
     lines = [f"{name} {_version(name)}" for name in _PACKAGES]
-    lines = [f"command: {' '.join(sys.argv)}", f"python {platform.python_version()}", f"platform {platform.platform()}", *lines]
+    lines = [
+        f"command: {' '.join(sys.argv)}",
+        f"python {platform.python_version()}",
+        f"platform {platform.platform()}",
+        *lines,
+    ]
     lines += [f"cores {os.cpu_count()}", f"torch threads {torch.get_num_threads()}"]
     lines += [f"device {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "device cpu"]
     return "\n".join([*lines, "", "git commit: " + (git("rev-parse", "HEAD") or "none"), git("diff", "HEAD")]) + "\n"
@@ -105,7 +113,9 @@ def _version(package: str) -> str:
 def git(*arguments: str) -> str:
     """What git says in the package's checkout; empty where there is none."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=10)
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

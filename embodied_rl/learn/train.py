@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from embodied_rl.config import Page
+from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.report import Report
@@ -22,7 +23,7 @@ from embodied_rl.learn.run import Run
 log = logging.getLogger("embodied_rl")
 
 
-class UnstableError(RuntimeError):
+class UnstableError(UserError):
     """More robots blew up in an iteration than `physics.max_unstable` allows."""
 
 
@@ -119,14 +120,12 @@ class Trainer:
         checkpoint.save(path, self.learner.state_dict() | {"iter": self.iteration, "infos": counters, "envs": envs})
         return path
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint.
+    def resume(self, path: Path, state: dict) -> None:
+        """Go on from a checkpoint that was read from `path`.
 
         Raises:
-            CheckpointError: it cannot be read.
-            ValueError: it is of another page.
+            CheckpointError: it is of another page.
         """
-        state = checkpoint.read(path, self.learner.device)
         try:
             self.learner.load_state_dict(state)
         except RuntimeError:
@@ -136,7 +135,10 @@ class Trainer:
         self.env_steps, self.seconds = int(counters.get("env_steps", 0)), float(counters.get("seconds", 0.0))
         envs = state.get("envs")
         if envs is not None and len(next(iter(envs.values()))) == self.collector.num_envs:
-            self.collector.restore(envs)
+            try:
+                self.collector.restore(envs)
+            except ValueError as error:
+                raise checkpoint.CheckpointError(f"{path}: {error}") from None
         else:
             log.warning("%s: holds no state of %d environments; they start fresh", path, self.collector.num_envs)
 

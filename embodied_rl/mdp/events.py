@@ -68,7 +68,7 @@ def reset_joints(env: View, draft: Draft, *, position: NonNegative = 0.1, veloci
 
 
 @event(mode="reset", fields=("geom_friction",))
-def randomize_friction(env: View, draft: Draft, *, range: Range = (0.5, 1.25)) -> None:  # noqa: A002
+def randomize_friction(env: View, draft: Draft, *, range: Range = (0.5, 1.25)) -> None:
     """One sliding friction for all feet of a robot, anew for each episode."""
     friction = env.draw.between(range[0], range[1], 1)
     fields = draft.model["geom_friction"]
@@ -130,9 +130,7 @@ def randomize_armature(env: View, draft: Draft, *, factor: Range = (1.0, 1.1)) -
 
 
 @event(mode="startup", fields=("actuator_gainprm", "actuator_biasprm"))
-def randomize_gains(
-    env: View, draft: Draft, *, stiffness: Range = (0.9, 1.1), damping: Range = (0.9, 1.1)
-) -> None:
+def randomize_gains(env: View, draft: Draft, *, stiffness: Range = (0.9, 1.1), damping: Range = (0.9, 1.1)) -> None:
     """Scales every actuator's stiffness and damping, one factor each."""
     # torque = gain[0] target + bias[1] q + bias[2] qd: gain[0] = kp, bias[1] = -kp, bias[2] = -kd
     gain, bias = draft.model["actuator_gainprm"].clone(), draft.model["actuator_biasprm"].clone()

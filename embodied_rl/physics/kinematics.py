@@ -26,6 +26,7 @@ class _Level:
     axis: Tensor  # (L, 3) joint axis in the link's frame
     qpos: Tensor  # (L,) address in qpos
     qvel: Tensor  # (L,) address in qvel
+    rest: Tensor  # (L, 1) qpos where the joint is not displaced: its `ref` in the model file
     hinge: Tensor  # (L, 1) 1 for a hinge, 0 else
     slide: Tensor | None  # (L, 1) 1 for a slide, None where there is none
 
@@ -79,14 +80,18 @@ class Kinematics:
         angular = (rotation @ qvel[:, v + 3 : v + 6, None])[..., 0]
         return qpos[:, None, q : q + 3], rotation[:, None], qvel[:, None, v : v + 3], angular[:, None]
 
-    def _plan(self, bodies: list[int]) -> tuple[tuple[int, int] | None, list[_Level], list[tuple[list[int], list[int]]]]:
+    def _plan(
+        self, bodies: list[int]
+    ) -> tuple[tuple[int, int] | None, list[_Level], list[tuple[list[int], list[int]]]]:
         model = self._model
         wanted = {0}
         for body in bodies:
             while body not in wanted:
                 wanted.add(body)
                 body = int(model.body_parentid[body])
-        root = next((b for b in sorted(wanted) if _joints(model, b) and model.jnt_type[_joints(model, b)[0]] == 0), None)
+        root = next(
+            (b for b in sorted(wanted) if _joints(model, b) and model.jnt_type[_joints(model, b)[0]] == 0), None
+        )
         # Links: (body, joint or None, is the body's first).  Level 0 is the floating base, or the world without one.
         level = [(root if root is not None else 0, None)]
         levels, layers = [], [[b for b, _ in level]]
@@ -120,7 +125,7 @@ class Kinematics:
 
     def _level(self, links: list[tuple[int, int, int | None, bool]]) -> _Level:
         model = self._model
-        parents, offsets, anchors, axes, rotations, qpos, qvel, hinge, slide = ([] for _ in range(9))
+        parents, offsets, anchors, axes, rotations, qpos, qvel, rest, hinge, slide = ([] for _ in range(10))
         for parent, body, joint, first in links:
             if joint is not None and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_BALL:
                 raise ValueError(f"body {model.body(body).name!r}: ball joints have no torch kinematics")
@@ -137,6 +142,7 @@ class Kinematics:
             rotations.append((frame, frame @ cross, frame @ cross @ cross))
             qpos.append(model.jnt_qposadr[joint] if joint is not None else 0)
             qvel.append(model.jnt_dofadr[joint] if joint is not None else 0)
+            rest.append([model.qpos0[qpos[-1]]])
             hinge.append([float(kind == mujoco.mjtJoint.mjJNT_HINGE)])
             slide.append([float(kind == mujoco.mjtJoint.mjJNT_SLIDE)])
         index = lambda values: torch.as_tensor(np.array(values, dtype=np.int64), device=self._device)  # noqa: E731
@@ -149,6 +155,7 @@ class Kinematics:
             axis=tensor(np.array(axes)),
             qpos=index(qpos),
             qvel=index(qvel),
+            rest=tensor(np.array(rest)),
             hinge=tensor(np.array(hinge)),
             slide=tensor(np.array(slide)) if np.any(slide) else None,
         )
@@ -163,7 +170,7 @@ def _descend(
     """One level down: the children's pose and velocity from their parents', all (N, L, ...)."""
     position, rotation = position[:, level.parent], rotation[:, level.parent]
     linear, angular = linear[:, level.parent], angular[:, level.parent]
-    q, speed = qpos[:, level.qpos, None], qvel[:, level.qvel, None]  # (N, L, 1)
+    q, speed = qpos[:, level.qpos, None] - level.rest, qvel[:, level.qvel, None]  # (N, L, 1)
     angle = (q * level.hinge)[..., None]
     still, sine, versine = level.rotation
     turned = rotation @ (still + torch.sin(angle) * sine + (1.0 - torch.cos(angle)) * versine)
@@ -173,7 +180,10 @@ def _descend(
     angular = angular + axis * (speed * level.hinge)
     if level.slide is not None:
         travel = axis * (q * level.slide)
-        position, linear = position + travel, linear + axis * (speed * level.slide) + torch.linalg.cross(angular, travel)
+        position, linear = (
+            position + travel,
+            linear + axis * (speed * level.slide) + torch.linalg.cross(angular, travel),
+        )
     if level.anchor is not None:
         arm = (turned @ level.anchor[..., None])[..., 0]
         position, linear = position - arm, linear - torch.linalg.cross(angular, arm)

@@ -56,7 +56,7 @@ class NativePhysics:
         self.joint_torque = torch.zeros(num_envs, scene.model.nu)
         self.unstable = torch.zeros(num_envs, dtype=torch.bool)
         self._history = np.zeros((_HISTORY, *self._rows.shape))
-        self._history_ctrl = np.zeros((_HISTORY, num_envs, scene.model.nu))
+        self._history_ctrl = np.zeros((_HISTORY, num_envs, decimation, scene.model.nu))
         self._steps = 0
         self._dumps: list[dict] = []
         self._pull_state()
@@ -65,26 +65,28 @@ class NativePhysics:
         slot = self._steps % _HISTORY
         np.copyto(self._history[slot], self._rows)
         self._steps += 1
-        raised = np.zeros(0, dtype=np.int64)
+        errors: dict[int, str] = {}
         if controller is None and ctrl.dim() == 2:
             self._ctrl[:] = ctrl.numpy()
-            raised = self._advance(self._decimation)
+            self._history_ctrl[slot] = self._ctrl[:, None]
+            errors = self._advance(self._decimation)
         else:
             for substep in range(self._decimation):
                 row = controller(self, substep) if controller else ctrl[:, substep]
                 self._ctrl[:] = row.numpy()
-                raised = np.union1d(raised, self._advance(1))
+                self._history_ctrl[slot, :, substep] = self._ctrl
+                errors = self._advance(1) | errors
                 if controller and substep + 1 < self._decimation:
                     self._pull_state()
-        np.copyto(self._history_ctrl[slot], self._ctrl)
         self._pull_state()
         self._pull_forces()
-        # One pass over the sum finds what is not finite: inf and nan survive addition.
+        # nan fails every comparison
         bad = ~((self.qpos.abs().amax(1) < _MAX_VALUE) & (self.qvel.abs().amax(1) < _MAX_VALUE))
-        bad[torch.from_numpy(raised)] = True
+        bad[list(errors)] = True
         self.unstable.copy_(bad)
         if bool(bad.any()):
-            self._record(bad)
+            self._record(bad, errors)
+            self.reset(bad)
 
     def write(self, mask: Tensor, **fields: Tensor) -> None:
         rows = np.flatnonzero(mask.numpy())
@@ -151,13 +153,13 @@ class NativePhysics:
     def close(self) -> None:
         del self._batch
 
-    def _advance(self, substeps: int) -> np.ndarray:
-        """Step all rows; the rows that raised an error, the others having stepped all the same."""
+    def _advance(self, substeps: int) -> dict[int, str]:
+        """Step all rows; the errors of those that raised one, the others having stepped all the same."""
         try:
             self._batch.step(nstep=substeps)
         except mujoco_batch.SimulationError as error:
-            return np.asarray(error.ids, dtype=np.int64)
-        return np.zeros(0, dtype=np.int64)
+            return {int(row): self._batch.error(int(row)) for row in error.ids}
+        return {}
 
     def _pull_state(self) -> None:
         self.qpos.copy_(torch.from_numpy(self._state["qpos"]))
@@ -168,17 +170,18 @@ class NativePhysics:
             data = self._sensordata
             for name, (columns, shape) in self._sensor_slices.items():
                 values = data[:, columns].view(-1, *shape)  # (N, feet or bodies, geoms each, ...)
-                # a contact sensor counts its matches: the flag is whether any geom has one
-                self.sensors[name].copy_(values.sum(2) if name == "foot_force" else values.amax(2) > 0)
+                # A contact sensor counts its matches: the flag is whether any geom has one;
+                # and its force is the geom's on what it touches
+                self.sensors[name].copy_(-values.sum(2) if name == "foot_force" else values.amax(2) > 0)
         if self._torque is not None:
             self.joint_torque.copy_(self._torque)
 
-    def _record(self, bad: Tensor) -> None:
+    def _record(self, bad: Tensor, errors: dict[int, str]) -> None:
         order = [(self._steps + i) % _HISTORY for i in range(_HISTORY)][-min(self._steps, _HISTORY) :]
-        for row in np.flatnonzero(bad.numpy())[: _DUMPS - len(self._dumps)]:
-            message = self._batch.error(int(row))
+        for row in np.flatnonzero(bad.numpy())[: _DUMPS - len(self._dumps)].tolist():
             states, ctrl = self._history[order, row].copy(), self._history_ctrl[order, row].copy()
-            self._dumps.append({"row": int(row), "error": message, "states": states, "ctrl": ctrl})
+            fields = {f"model.{name}": values[row].copy() for name, values in self._model_fields.items()}
+            self._dumps.append({"row": row, "error": errors.get(row, ""), "states": states, "ctrl": ctrl} | fields)
 
 
 def _writable(output: np.ndarray) -> Tensor:

@@ -38,11 +38,12 @@ class Physics(Protocol):
     frame_lin_vel: Tensor
     """World velocities of the frames' origins [m/s], (N, K, 3).  *kinematic*"""
     sensors: dict[str, Tensor]
-    """By meaning: `foot_contact` (N, F) in {0, 1}, `foot_force` (N, F, 3) [N], `contact:<group>` (N, B).  *force*"""
+    """By meaning: `foot_contact` (N, F) in {0, 1}, `foot_force` (N, F, 3), that of the ground on
+    the foot in the world [N], `contact:<group>` (N, B) in {0, 1}.  *force*"""
     joint_torque: Tensor
     """Torques of the actuators at the joints [N m], (N, nu).  *force*"""
     unstable: Tensor
-    """Rows whose last step raised, or left a state that is not finite, bool (N,)."""
+    """Rows whose last step raised, or left a state that is not finite, bool (N,); they are handed out reset."""
 
     def step(self, ctrl: Tensor, controller: Controller | None = None) -> None:
         """Advance one control step: `decimation` substeps with ctrl (N, nu), or (N, decimation, nu), a row per substep.
@@ -80,7 +81,11 @@ class Physics(Protocol):
         ...
 
     def drain_unstable(self) -> list[dict]:
-        """What is known of the rows that blew up since the last call, for replay: row, states and controls before it."""
+        """The rows that blew up since the last call, with what replays them; at most a few between two calls.
+
+        Each has `row`, `error` (the engine's message or ""), `states` (K, nstate), mjSTATE_INTEGRATION at the beginning of
+        its last K control steps, `ctrl` (K, decimation, nu), and `model.<field>` for every expanded field.
+        """
         ...
 
     def close(self) -> None:

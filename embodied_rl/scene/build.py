@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,18 +10,21 @@ import mujoco
 import numpy as np
 
 from embodied_rl.config.page import Physics as PhysicsPage
+from embodied_rl.errors import UserError
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene.terrain import FlatTerrain
 
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
 _FOUND, _FORCE, _NETFORCE = 1, 2, 3
+#: Needs that the scene, the engine or the environment know how to serve; `contact:<group>` aside.
+_NEEDS = ("foot_contact", "foot_force", "foot_frames", "foot_air_time", "foot_friction", "joint_torque")
 _DISABLED = (
     # a blown-up state must be seen, not silently replaced by the default one
     mujoco.mjtDisableBit.mjDSBL_AUTORESET,
 )
 
 
-class SceneError(ValueError):
+class SceneError(UserError):
     """A page asks the scene for what its robot or collision set does not have; one line."""
 
 
@@ -60,8 +64,10 @@ def build_scene(robot: RobotSpec, *, collisions: str, physics: PhysicsPage, need
         SceneError: a need that this robot or collision set cannot serve.
     """
     needs = set(needs)
+    _check(needs, robot)
     terrain = FlatTerrain()
     spec = _robot_on_terrain(robot, terrain, physics)
+    _fix_inertias(spec)
     feet = {geom for foot in robot.feet for geom in foot.geoms}
     for geom in list(spec.geoms):
         collides = geom.contype or geom.conaffinity
@@ -86,6 +92,34 @@ def build_scene(robot: RobotSpec, *, collisions: str, physics: PhysicsPage, need
         foot_geoms=tuple(model.geom(name).id for foot in robot.feet for name in foot.geoms),
         base_body=model.body(robot.base).id,
     )
+
+
+def _check(needs: set[str], robot: RobotSpec) -> None:
+    page = robot.folder / "robot.yaml"
+    for need in sorted(needs):
+        kind, _, group = need.partition(":")
+        allowed = [*_NEEDS, *(f"contact:{name}" for name in robot.bodies)]
+        if need not in allowed:
+            near = difflib.get_close_matches(need, allowed, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
+            what = f"bodies: {page} has no group {group!r}" if kind == "contact" else f"needs: {need!r} is unknown"
+            raise SceneError(f"a term reads {need!r}: {what}; {hint}")
+        if kind.startswith("foot_") and not robot.feet:
+            raise SceneError(f"{page}: feet: none named, but a term of the page reads {need!r}; name them")
+    if "foot_force" in needs and len({len(foot.geoms) for foot in robot.feet}) > 1:
+        raise SceneError(f"{page}: feet: a term reads 'foot_force', which wants as many geoms of every foot")
+
+
+def _fix_inertias(spec: mujoco.MjSpec) -> None:
+    """Write down the masses that MuJoCo would infer from geoms, so that a body keeps its mass when its geoms go."""
+    model, inference = spec.compile(), mujoco.mjtInertiaFromGeom
+    for body in spec.bodies:
+        inferred = not body.explicitinertial or spec.compiler.inertiafromgeom == inference.mjINERTIAFROMGEOM_TRUE
+        if inferred and body.id != 0:
+            known = model.body(body.id)
+            body.mass, body.ipos, body.iquat, body.inertia = known.mass[0], known.ipos, known.iquat, known.inertia
+            body.fullinertia, body.explicitinertial = np.full(6, np.nan), True
+    spec.compiler.inertiafromgeom = inference.mjINERTIAFROMGEOM_FALSE
 
 
 def _robot_on_terrain(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsPage) -> mujoco.MjSpec:
@@ -120,8 +154,6 @@ def _add_sensors(
         kind, _, group = need.partition(":")
         if kind in ("foot_contact", "foot_force"):
             geoms = feet
-            if not feet:
-                raise SceneError(f"{robot.folder / 'robot.yaml'}: feet: none named, but a term of the page reads {need}")
         elif kind == "contact":
             geoms = [_body_geoms(spec, robot, body, group, collisions) for body in robot.bodies[group]]
         else:
@@ -130,7 +162,9 @@ def _add_sensors(
         width = max(len(row) for row in geoms)
         for row in geoms:
             for geom in (row + row[-1:] * width)[:width]:  # rows of one length: repeating a geom changes no maximum
-                sensor = spec.add_sensor(type=mujoco.mjtSensor.mjSENS_CONTACT, objtype=mujoco.mjtObj.mjOBJ_GEOM, objname=geom)
+                sensor = spec.add_sensor(
+                    type=mujoco.mjtSensor.mjSENS_CONTACT, objtype=mujoco.mjtObj.mjOBJ_GEOM, objname=geom
+                )
                 sensor.intprm[:3] = (_FORCE, _NETFORCE, 1) if force else (_FOUND, 0, 1)
         shape = (len(geoms), width, 3) if force else (len(geoms), width)
         sensors[need] = (slice(columns, columns + int(np.prod(shape))), shape)
@@ -148,7 +182,11 @@ def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, co
         if geom.name not in feet:
             names.append(geom.name)
     if not names:
-        hint = "set scene.collisions: full" if collisions == "feet" else f"give {body} a collision geom in {robot.model_path}"
+        hint = (
+            "set scene.collisions: full"
+            if collisions == "feet"
+            else f"give {body} a collision geom in {robot.model_path}"
+        )
         raise SceneError(f"a term reads the contacts of {group!r}, but {body!r} cannot touch anything: {hint}")
     return names
 
@@ -160,7 +198,7 @@ def _render_model(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsPage) 
         type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
         builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
         rgb1=(0.93, 0.95, 0.97),
-        rgb2=(0.62, 0.70, 0.80),
+        rgb2=(0.52, 0.63, 0.76),
         width=256,
         height=1536,
     )
@@ -168,21 +206,34 @@ def _render_model(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsPage) 
         name="floor",
         type=mujoco.mjtTexture.mjTEXTURE_2D,
         builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
-        rgb1=(0.86, 0.87, 0.88),
-        rgb2=(0.78, 0.79, 0.81),
+        rgb1=(0.56, 0.62, 0.68),
+        rgb2=(0.49, 0.55, 0.61),
         mark=mujoco.mjtMark.mjMARK_EDGE,
-        markrgb=(0.70, 0.71, 0.73),
+        markrgb=(0.66, 0.71, 0.76),
         width=300,
         height=300,
     )
-    floor = spec.add_material(name="floor", texrepeat=(1.0, 1.0), texuniform=True, reflectance=0.05)
+    floor = spec.add_material(name="floor", texrepeat=(1.0, 1.0), texuniform=True, specular=0.1, shininess=0.1)
     floor.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "floor"
     spec.geom("ground").material = "floor"
-    spec.worldbody.add_light(
-        name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=(0, 0, 10), dir=(-0.4, 0.3, -1.0), diffuse=(0.7, 0.7, 0.7)
+    # A lamp high above the base, which travels with it: shadows are drawn only near the axis of their light, and those
+    # of MuJoCo's directional light speckle the floor.
+    spec.body(robot.base).add_light(
+        name="sun",
+        type=mujoco.mjtLightType.mjLIGHT_SPOT,
+        mode=mujoco.mjtCamLight.mjCAMLIGHT_TRACK,
+        pos=(4.0, -5.0, 14.0),
+        dir=(-4.0, 5.0, -14.0),
+        cutoff=80.0,
+        exponent=0.0,
+        diffuse=(0.75, 0.74, 0.72),
+        specular=(0.3, 0.3, 0.3),
     )
-    spec.visual.headlight.ambient = (0.35, 0.35, 0.35)
-    spec.visual.headlight.diffuse = (0.35, 0.35, 0.35)
-    spec.visual.global_.offwidth, spec.visual.global_.offheight = 1920, 1080
-    spec.visual.quality.shadowsize = 4096
+    spec.visual.map.shadowscale = 0.12
+    spec.visual.quality.shadowsize = 2048
+    spec.visual.headlight.ambient = (0.3, 0.3, 0.32)
+    spec.visual.headlight.diffuse = (0.3, 0.3, 0.3)
+    spec.visual.headlight.specular = (0.1, 0.1, 0.1)
+    spec.visual.rgba.haze = (0.93, 0.95, 0.97, 1.0)
+    spec.visual.global_.fovy = 35.0
     return spec.compile()

@@ -1,4 +1,4 @@
-"""The page's JSON schema, for editors: `python -m embodied_rl.config.schema > configs/schema.json`.
+"""The page's JSON schema, for editors: `python -m embodied_rl.config.json_schema > configs/schema.json`.
 
 It helps while typing; `load` is the judge.  Nothing is required here, since a page may extend another, and sections of
 terms allow names that are not listed, since a page may bring its own terms.

@@ -1,0 +1,266 @@
+"""One command, `embodied-rl <verb>`.  Nothing heavy is imported until a verb needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embodied_rl import __version__
+from embodied_rl.config import config_names, load, override
+from embodied_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from embodied_rl.learn.train import Trainer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code: 0 well, 2 a mistake in what was asked for, 1 a failure."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # overrides may stand after options, which argparse cannot say of a list
+    unknown = [one for one in rest if one.startswith("-") or "overrides" not in options]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    if not hasattr(options, "verb"):
+        parser.print_help()
+        return 2
+    try:
+        return options.verb(options) or 0
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="embodied-rl", description="Train legged robots from one YAML page.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+
+    train = _verb(verbs, "train", _train, "train a page")
+    _config(train)
+    train.add_argument("--iterations", type=int, metavar="K", help="iterations in all, resumed ones included")
+    _where(train)
+    train.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is written; default runs/CONFIG/TIME")
+    train.add_argument("--resume", metavar="RUN", help="go on from a run directory, a checkpoint, or `latest`")
+
+    play = _verb(verbs, "play", _play, "film a policy, or watch a page without one")
+    play.add_argument(
+        "run", nargs="?", default="latest", metavar="RUN", help="run, checkpoint or `latest`; a page with --agent"
+    )
+    play.add_argument("overrides", nargs="*", metavar="key=value")
+    play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this file instead of opening a window")
+    play.add_argument(
+        "--command", type=float, nargs=3, metavar=("VX", "VY", "WZ"), help="hold this velocity [m/s, m/s, rad/s]"
+    )
+    play.add_argument("--seconds", type=float, default=20.0, help="how long")
+    play.add_argument("--agent", choices=("zero", "random"), help="play a page with this agent, without a run")
+
+    evaluate = _verb(verbs, "eval", _eval, "measure how a run walks")
+    evaluate.add_argument("run", nargs="?", default="latest", metavar="RUN")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    evaluate.add_argument("--reference", action="store_true", help="in reference physics: full collisions, dt 2 ms")
+    evaluate.add_argument("--seed", type=int, choices=(1, 2, 3), default=1, help="which of the evaluation's seeds")
+    evaluate.add_argument("--engine", help="the engine to play in")
+
+    export = _verb(verbs, "export", _export, "write a run's policy as ONNX with its contract")
+    export.add_argument("run", nargs="?", default="latest", metavar="RUN")
+    export.add_argument("--output", type=Path, metavar="FILE.onnx", help="default RUN/exported/policy.onnx")
+
+    listing = _verb(verbs, "list", _list, "list pages, robots and terms")
+    listing.add_argument(
+        "--terms", metavar="SECTION", nargs="?", const="all", help="the terms of a section, with their parameters"
+    )
+
+    view = _verb(verbs, "view", _view, "open a robot or a page in MuJoCo's viewer")
+    view.add_argument("what", metavar="ROBOT|CONFIG")
+
+    check = _verb(verbs, "check", _check, "check a page; print it with every default")
+    _config(check)
+
+    _verb(verbs, "schema", _schema, "print the JSON schema of pages, for editors")
+    _verb(verbs, "doctor", _doctor, "what works on this machine, and how to get the rest")
+
+    bench = _verb(verbs, "bench", _bench, "measure speed")
+    bench.add_argument(
+        "what", choices=("env", "walk"), help="env: a step against its physics; walk: seconds until it walks"
+    )
+    _config(bench)
+    _where(bench)
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(verb=run)
+    return parser
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a page's name (see `list`) or the path of one")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes: ppo.learning_rate=3e-4 env.num_envs=512"
+    )
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-envs", type=int, metavar="N", help="robots simulated at once")
+    parser.add_argument("--device", metavar="D", help="cpu")
+    parser.add_argument("--engine", metavar="E", help="the physics engine")
+    parser.add_argument("--seed", type=int, metavar="S", help="key of every random number")
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("num_envs", "device", "engine", "seed")}
+
+
+def _train(options: argparse.Namespace) -> int:
+    load(options.config, options.overrides)  # a mistake on the page shows before torch is imported
+    from embodied_rl import factory
+
+    where = _chosen(options)
+    if options.resume:
+        trainer = factory.resume(options.resume, options.config, options.overrides, **where)
+    else:
+        trainer = factory.start(factory.resolve(options.config, options.overrides, **where), options.run_dir)
+    return _run(trainer, options.iterations)
+
+
+def _run(trainer: Trainer, iterations: int | None) -> int:
+    """Train to the end, or until asked to stop; says how to go on."""
+    from embodied_rl.learn.report import Report
+
+    total = trainer.page.ppo.max_iterations if iterations is None else iterations
+    path = trainer.run.path
+    print(f"{trainer.page.name}: {trainer.page.env.num_envs} robots, {total} iterations, in {path}", flush=True)
+    with Report(path, total, trainer.iteration) as report:
+        for _ in trainer.train(total, report):
+            pass
+    if trainer.stopped:
+        print(
+            f"stopped after {trainer.iteration} iterations; go on with: embodied-rl train {trainer.page.name} --resume {path}"
+        )
+    else:
+        print(f"done: {trainer.env_steps:,} steps in {trainer.seconds:.0f} s; next: embodied-rl eval {path}")
+        print(f"      embodied-rl play {path} --video walk.mp4")
+    return 0
+
+
+def _play(options: argparse.Namespace) -> int:
+    from embodied_rl import factory
+    from embodied_rl.view.play import agent, play
+
+    if options.agent:
+        page = load(options.run, options.overrides)
+        policy = agent(options.agent)
+    else:
+        loaded = factory.load(options.run)
+        page, policy = override(loaded.page, options.overrides), loaded.policy
+    env = factory.make(override(page, factory.demonstration(page)))
+    play(env, policy, seconds=options.seconds, command=options.command, video=options.video)
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from embodied_rl import factory
+    from embodied_rl.learn.evaluate import LIMITS, REFERENCE_LIMITS, SEEDS, walks
+
+    loaded = factory.load(options.run)
+    page = loaded.page if options.engine is None else override(loaded.page, [f"physics.engine={options.engine}"])
+    seed = SEEDS[options.seed - 1]
+    result = factory.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
+    result |= {"seed": seed, "checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
+    limits = REFERENCE_LIMITS if options.reference else LIMITS
+    for name, value in result.items():
+        bound = f"   (limit {limits[name]:g})" if name in limits else ""
+        print(f"{name:32s} {value:.4f}{bound}" if isinstance(value, float) else f"{name:32s} {value}")
+    print("it walks" if walks(result, limits) else "it does not walk yet")
+    _write_json(options.json, result)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from embodied_rl import factory
+
+    print(factory.export_run(options.run, options.output))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from embodied_rl.config.terms import REQUIRED, SECTIONS, find_terms
+    from embodied_rl.robot import robot_names
+
+    if options.terms is None:
+        print("pages:  " + "  ".join(config_names()))
+        print("robots: " + "  ".join(robot_names()))
+        print("terms:  embodied-rl list --terms [" + "|".join(SECTIONS) + "]")
+        return 0
+    sections = list(SECTIONS) if options.terms == "all" else [options.terms]
+    if options.terms not in (*SECTIONS, "all"):
+        print(f"--terms {options.terms}: no such section; there are {', '.join(SECTIONS)}", file=sys.stderr)
+        return 2
+    terms, _ = find_terms()
+    for section in sections:
+        print(f"{section}:")
+        for name, term in sorted(terms[SECTIONS[section]].items()):
+            parameters = (k if p.default is REQUIRED else f"{k}={p.default}" for k, p in term.parameters.items())
+            print(f"  {name}({', '.join(parameters)})\n      {term.doc}")
+    return 0
+
+
+def _view(options: argparse.Namespace) -> int:
+    from embodied_rl.robot import load_robot, robot_names
+    from embodied_rl.view import viewer
+
+    if options.what in robot_names() or (Path(options.what) / "robot.yaml").is_file():
+        viewer.view_robot(load_robot(options.what))
+    else:
+        from embodied_rl import factory
+
+        viewer.view_env(factory.make(load(options.what, ["env.num_envs=1", "env.compile=false"])))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    print(load(options.config, options.overrides).to_yaml(), end="")
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from embodied_rl.config.json_schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from embodied_rl import doctor
+
+    return doctor.main()
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from embodied_rl import bench, factory
+
+    where = _chosen(options)
+    page = factory.resolve(options.config, options.overrides, **where)
+    result = bench.bench_env(page) if options.what == "env" else bench.bench_walk(page)
+    for name, value in result.items():
+        print(f"{name:28s} {value:,.3f}" if isinstance(value, float) else f"{name:28s} {value}")
+    _write_json(options.json, result)
+    return 0
+
+
+def _write_json(path: Path | None, result: dict) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")

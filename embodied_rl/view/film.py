@@ -1,0 +1,229 @@
+"""Films without a window: a chase camera, the command and the velocity drawn into the picture, an mp4."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import mujoco
+import numpy as np
+
+from embodied_rl.config.page import Video
+from embodied_rl.doctor import GL_REMEDY, gl_backend
+from embodied_rl.errors import UserError
+from embodied_rl.scene import Scene
+
+_COMMAND, _MEASURED = (0.16, 0.64, 0.32), (0.13, 0.42, 0.92)
+"""Green and blue, of arrows and text alike."""
+_ARROW_SECONDS = 0.6
+"""An arrow ends where the robot would be after this time, an arc at the heading it would have."""
+
+
+class FilmError(UserError):
+    """No film can be made here; one line."""
+
+
+class Film:
+    """An mp4 that grows with every `shoot`; a context manager, and what was shot stays playable after an error.
+
+    Args:
+        path: the file, H.264 in yuv420p; missing folders are made.
+        scene: what is filmed.
+        video: the size of the picture [pixels] and its rate [1/s].
+
+    Raises:
+        FilmError: MuJoCo cannot render here.
+    """
+
+    def __init__(self, path: str | Path, scene: Scene, video: Video) -> None:
+        import av
+
+        self.frames, self.fps = 0, video.fps
+        self._width, self._height = video.width & ~1, video.height & ~1  # yuv420p halves both for its colours
+        self._model, self._base = scene.render_model, scene.render_model.body(scene.robot.base).id
+        self._data = mujoco.MjData(self._model)
+        self._camera = _ChaseCamera(scene.robot.base_height, 1.0 / video.fps)
+        self._size = scene.robot.base_height
+        self._measured: np.ndarray | None = None
+        _use_gl()
+        frame = self._model.vis.global_
+        frame.offwidth, frame.offheight = self._width, self._height
+        self._renderer = mujoco.Renderer(self._model, self._height, self._width)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        # faststart: a browser shows the first frame before it has the last
+        self._file = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
+        self._stream: Any = self._file.add_stream("h264", rate=Fraction(video.fps), options={"crf": "20"})
+        self._stream.width, self._stream.height, self._stream.pix_fmt = self._width, self._height, "yuv420p"
+        self._panel = _Panel(self._height)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.mux(self._stream.encode())
+        self._file.close()
+        self._renderer.close()
+
+    def shoot(
+        self, qpos: Sequence[np.ndarray], velocity: Sequence[float], command: Sequence[float] | None = None
+    ) -> np.ndarray:
+        """Add one frame.
+
+        Args:
+            qpos: generalised positions of each robot, (nq,) in the render model; the camera follows the first.
+            velocity: of the first robot: (vx, vy, wz) in its yaw frame [m/s, rad/s].
+            command: what it was told, likewise.
+
+        Returns:
+            The picture, uint8 (height, width, 3).
+        """
+        # a trotting base sways at twice the gait's frequency; what is shown is its motion over some 0.3 s
+        measured = np.asarray(velocity, dtype=float)
+        before = measured if self._measured is None else self._measured
+        self._measured = before + (measured - before) / (1.0 + 0.3 * self.fps)
+        drawn = [(_MEASURED, self._measured)] if command is None else [(_COMMAND, command), (_MEASURED, self._measured)]
+        scene = self._renderer.scene
+        for index, pose in enumerate(qpos):
+            self._pose(pose)
+            if index == 0:
+                position, heading = self._data.xpos[self._base].copy(), _heading(self._data.xmat[self._base])
+                self._camera.follow(position, heading)
+                self._renderer.update_scene(self._data, self._camera.view)
+            else:
+                option, nothing = mujoco.MjvOption(), mujoco.MjvPerturb()
+                mujoco.mjv_addGeoms(self._model, self._data, option, nothing, mujoco.mjtCatBit.mjCAT_DYNAMIC, scene)
+        for layer, (rgb, vector) in enumerate(drawn):
+            origin = position + (0.0, 0.0, self._size * (0.75 + 0.12 * layer))
+            _draw_velocity(scene, origin, heading, vector, self._size, rgb)
+        image = self._panel.draw_on(self._renderer.render(), self.frames / self.fps, drawn)
+        self._encode(image)
+        return image
+
+    def _pose(self, qpos: np.ndarray) -> None:
+        self._data.qpos[:] = qpos
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_comPos(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
+
+    def _encode(self, image: np.ndarray) -> None:
+        import av
+
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        frame.pts, frame.time_base = self.frames, Fraction(1, self.fps)
+        self._file.mux(self._stream.encode(frame))
+        self.frames += 1
+
+
+class _ChaseCamera:
+    """Looks at the base from behind and aside; it follows softly, so that the robot's own motion stays visible."""
+
+    _FOLLOW_S, _TURN_S = 0.25, 1.5
+    """How far it lags behind the base's position and heading [s]."""
+
+    def __init__(self, size: float, dt: float) -> None:
+        self.view = mujoco.MjvCamera()
+        self.view.distance, self.view.elevation = 7.5 * size, -14.0
+        self._size, self._dt = size, dt
+        self._target: np.ndarray | None = None
+        self._heading = 0.0
+
+    def follow(self, position: np.ndarray, heading: float) -> None:
+        jump = self._target is None or np.linalg.norm(position - self._target) > 5.0 * self._size
+        if self._target is None or jump:  # the first frame, or a new episode
+            self._target, self._heading = position.copy(), heading
+        self._target += (position - self._target) * self._dt / (self._FOLLOW_S + self._dt)
+        turn = math.remainder(heading - self._heading, math.tau)
+        self._heading += turn * self._dt / (self._TURN_S + self._dt)
+        self.view.lookat[:] = self._target
+        self.view.azimuth = math.degrees(self._heading) + 50.0
+
+
+class _Panel:
+    """The text in the picture's corner: command and velocity in figures, and the time."""
+
+    _NAMES = ("vx  m/s", "vy  m/s", "wz  rad/s")
+
+    def __init__(self, height: int) -> None:
+        from PIL import ImageFont
+
+        self._unit = max(height // 30, 4)
+        self._font = ImageFont.load_default(self._unit)
+
+    def draw_on(self, image: np.ndarray, seconds: float, rows: list) -> np.ndarray:
+        from PIL import Image, ImageDraw
+
+        unit, picture = self._unit, Image.fromarray(image)
+        draw = ImageDraw.Draw(picture, "RGBA")
+        names = ("measured",) if len(rows) == 1 else ("command", "measured")
+        left, top = unit, picture.height - unit * (4 + 1.5 * len(rows))
+        draw.rounded_rectangle((left, top, left + 20 * unit, picture.height - unit), unit // 2, (255, 255, 255, 190))
+        y = top + 1.5 * unit
+        columns = [left + unit * x for x in (9.5, 14, 19)]
+        draw.text((left + unit, y), f"{seconds:.1f} s", (60, 64, 70), self._font, "lm")
+        for x, name in zip(columns, self._NAMES, strict=True):
+            draw.text((x, y), name, (60, 64, 70), self._font, "rm")
+        for name, (rgb, vector) in zip(names, rows, strict=True):
+            y += 1.5 * unit
+            colour = tuple(round(200 * part) for part in rgb)
+            draw.text((left + unit, y), name, colour, self._font, "lm")
+            for x, value in zip(columns, vector, strict=True):
+                draw.text((x, y), f"{value:.2f}", colour, self._font, "rm")
+        return np.asarray(picture)
+
+
+def _use_gl() -> None:
+    """Let MuJoCo render with whatever renders here without a window.
+
+    Raises:
+        FilmError: nothing does; one line.
+    """
+    backend, reason = gl_backend()
+    if backend is None:
+        raise FilmError(f"no film: MuJoCo cannot render here ({reason}); {GL_REMEDY}")
+    if os.environ.get("MUJOCO_GL") != backend:
+        os.environ["MUJOCO_GL"] = backend
+        # MuJoCo read the variable when it was imported; its renderer asks this module for the context anew
+        importlib.reload(importlib.import_module("mujoco.rendering.classic.gl_context"))
+
+
+def _heading(matrix: np.ndarray) -> float:
+    """The angle of a body's x axis in the horizontal plane, of its rotation matrix (9,) [rad]."""
+    return math.atan2(matrix[3], matrix[0])
+
+
+def _draw_velocity(
+    scene: Any, origin: np.ndarray, heading: float, velocity: Sequence[float], size: float, rgb: tuple
+) -> None:
+    """An arrow along (vx, vy), and from the heading on an arc over the angle that wz turns."""
+    vx, vy, wz = (float(part) * _ARROW_SECONDS for part in velocity)
+    c, s = math.cos(heading), math.sin(heading)
+    if math.hypot(vx, vy) > 0.1 * size:
+        _connect(
+            scene,
+            mujoco.mjtGeom.mjGEOM_ARROW,
+            0.05 * size,
+            origin,
+            origin + (c * vx - s * vy, s * vx + c * vy, 0.0),
+            rgb,
+        )
+    angles = heading + np.linspace(0.0, wz, 2 + int(abs(wz) / 0.1))
+    points = origin + 0.75 * size * np.stack((np.cos(angles), np.sin(angles), 0.0 * angles), axis=-1)
+    if abs(wz) > 0.05:
+        for start, end in zip(points[:-1], points[1:], strict=True):
+            _connect(scene, mujoco.mjtGeom.mjGEOM_CAPSULE, 0.025 * size, start, end, rgb)
+
+
+def _connect(scene: Any, kind: int, width: float, start: np.ndarray, end: np.ndarray, rgb: tuple) -> None:
+    geom = scene.geoms[scene.ngeom]
+    mujoco.mjv_initGeom(geom, kind, np.zeros(3), np.zeros(3), np.zeros(9), np.array((*rgb, 1.0), dtype=np.float32))
+    mujoco.mjv_connector(geom, kind, width, start, end)
+    geom.category = mujoco.mjtCatBit.mjCAT_DECOR
+    scene.ngeom += 1
