@@ -114,7 +114,7 @@ class GymnasiumEnv(gymnasium.Env):
 
     def __init__(self, env: Env, group: str = "actor") -> None:
         if env.num_envs != 1:
-            raise ValueError(f"env.num_envs: {env.num_envs}, and a gymnasium.Env has 1; take GymnasiumVectorEnv for more")
+            raise ValueError(f"env.num_envs: {env.num_envs}, and a gymnasium.Env has 1; use GymnasiumVectorEnv for more")
         self._vector = GymnasiumVectorEnv(env, group)
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from embodied_rl import paths
@@ -179,12 +178,18 @@ def load_robot(name_or_path: str) -> RobotSpec:
     Raises:
         RobotError: there is no such robot, or its page has a mistake.
     """
+    # the config reads robots, so that at the top this would be a circle
+    from embodied_rl.config import yaml
+    from embodied_rl.config.problems import ConfigError
+
     page = _find(name_or_path)
     try:
-        content = yaml.safe_load(page.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RobotError(f"{page}: cannot be read as YAML: {_one_line(error)}") from error
-    spec = _build(page, _validate(page, content))
+        document = yaml.read(page)
+    except ConfigError as error:
+        raise RobotError(str(error)) from None
+    if document.problems:
+        raise RobotError(str(document.problems[0]))
+    spec = _build(page, _validate(page, document.value))
     _check_mirror(spec)
     return spec
 

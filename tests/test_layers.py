@@ -15,7 +15,10 @@ from embodied_rl.paths import PACKAGE, shipped
 # Bottom to top.  A unit (a module, or a package with all it holds) imports itself and the rows below its own.
 # A package may have one row and a module of it another: the longest name counts.
 LAYERS = (
-    ("paths", "doctor", "rotations", "random", "urdf"),
+    ("paths", "errors", "doctor", "rotations", "random", "urdf"),
+    # the strict YAML reader is the robots' too
+    ("config.problems",),
+    ("config.types", "config.yaml"),
     ("robot",),
     ("config",),
     ("physics",),
@@ -25,8 +28,9 @@ LAYERS = (
     ("tasks",),
     ("env",),
     ("learn", "view", "gymnasium_env"),
-    ("pools", "export", "bench"),
+    ("pools", "export"),
     ("factory",),
+    ("bench",),
     ("embodied_rl",),
     ("cli",),
     ("__main__",),

@@ -169,8 +169,8 @@ class _Checker:
     def cross_check(self, parts: Mapping[str, Any]) -> None:
         """What no field can know alone."""
         env, physics, ppo = parts["env"], parts["physics"], parts["ppo"]
-        if parts["actions"] == {}:
-            self.problem(("actions",), "a page needs at least one action")
+        if parts["actions"] is not None and len(parts["actions"]) != 1:
+            self.problem(("actions",), f"a page has one action term, this one has {len(parts['actions'])}")
         if parts["observations"] is not None:
             self.check_groups(parts["observations"], env.final_obs_groups if env else ())
         if env and physics and env.episode_s < (control_dt := physics.dt * physics.decimation):

@@ -230,7 +230,8 @@ def _render_model(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsPage) 
         specular=(0.3, 0.3, 0.3),
     )
     spec.visual.map.shadowscale = 0.12
-    spec.visual.quality.shadowsize = 2048
+    quality = spec.visual.quality
+    quality.shadowsize, quality.numslices, quality.numstacks, quality.numquads = 2048, 20, 10, 1
     spec.visual.headlight.ambient = (0.3, 0.3, 0.32)
     spec.visual.headlight.diffuse = (0.3, 0.3, 0.3)
     spec.visual.headlight.specular = (0.1, 0.1, 0.1)

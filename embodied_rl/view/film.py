@@ -95,7 +95,7 @@ class Film:
             self._pose(pose)
             if index == 0:
                 position, heading = self._data.xpos[self._base].copy(), _heading(self._data.xmat[self._base])
-                self._camera.follow(position, heading)
+                self._camera.follow(position, heading, len(qpos))
                 self._renderer.update_scene(self._data, self._camera.view)
             else:
                 option, nothing = mujoco.MjvOption(), mujoco.MjvPerturb()
@@ -125,17 +125,17 @@ class Film:
 class _ChaseCamera:
     """Looks at the base from behind and aside; it follows softly, so that the robot's own motion stays visible."""
 
-    _FOLLOW_S, _TURN_S = 0.25, 1.5
+    _FOLLOW_S, _TURN_S = 0.25, 1.0
     """How far it lags behind the base's position and heading [s]."""
 
     def __init__(self, size: float, dt: float) -> None:
         self.view = mujoco.MjvCamera()
-        self.view.distance, self.view.elevation = 7.5 * size, -14.0
+        self.view.elevation = -14.0
         self._size, self._dt = size, dt
         self._target: np.ndarray | None = None
         self._heading = 0.0
 
-    def follow(self, position: np.ndarray, heading: float) -> None:
+    def follow(self, position: np.ndarray, heading: float, robots: int) -> None:
         jump = self._target is None or np.linalg.norm(position - self._target) > 5.0 * self._size
         if self._target is None or jump:  # the first frame, or a new episode
             self._target, self._heading = position.copy(), heading
@@ -143,7 +143,8 @@ class _ChaseCamera:
         turn = math.remainder(heading - self._heading, math.tau)
         self._heading += turn * self._dt / (self._TURN_S + self._dt)
         self.view.lookat[:] = self._target
-        self.view.azimuth = math.degrees(self._heading) + 50.0
+        self.view.distance = (6.0 + 1.5 * robots) * self._size
+        self.view.azimuth = math.degrees(self._heading) + 55.0
 
 
 class _Panel:

@@ -13,6 +13,7 @@ from torch import Tensor
 from embodied_rl import random
 from embodied_rl.config import Page, override
 from embodied_rl.env import Env
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.view import RobotState
 from embodied_rl.view.film import Film
 
@@ -52,13 +53,13 @@ def hold_command(env: Env, values: Sequence[float]) -> None:
         values: one for each of the ranges, for `velocity` (vx, vy, wz) [m/s, rad/s].
 
     Raises:
-        ValueError: the page has no command, or one of another size; one line.
+        UserError: the page has no command, or one of another size; one line.
     """
     command = next(iter(env.terms.commands.values()), None)
     if command is None:
-        raise ValueError(f"--command: the page {env.page.name} has no command to hold; leave the option out")
+        raise UserError(f"--command: the page {env.page.name} has no command to hold; leave the option out")
     if len(values) != len(command.ranges):
-        raise ValueError(f"--command: {command.name} takes {len(command.ranges)} numbers, {len(values)} were given")
+        raise UserError(f"--command: {command.name} takes {len(command.ranges)} numbers, {len(values)} were given")
     for bounds, value in zip(command.ranges, values, strict=True):
         bounds.fill_(value)
     command.standing.fill_(0.0)
@@ -90,7 +91,7 @@ def play(
         `seconds`, `falls`, `unstable`, the mean of each of the commands' errors, and `video`.
 
     Raises:
-        ValueError: the command does not suit the page.
+        UserError: the command does not suit the page.
         FilmError: there is no GL to film with.
     """
     script = [command] if command is not None else _demo(env)

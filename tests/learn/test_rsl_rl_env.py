@@ -129,7 +129,8 @@ def test_what_step_returns_is_not_overwritten(env: Env) -> None:
     assert torch.equal(obs["actor"], env.obs["actor"])
     for value in (*env.buffers.values(), *env.obs.values(), *env.final_obs.values()):
         value.copy_(torch.ones_like(value) if value.dtype == torch.bool else torch.full_like(value, 99))
-    for now, then in zip((*obs.values(), rewards, dones, extras["time_outs"]), (*kept[0].values(), *kept[1:]), strict=True):
+    results = (*obs.to_dict().values(), rewards, dones, extras["time_outs"])
+    for now, then in zip(results, (*kept[0].values(), *kept[1:]), strict=True):
         assert torch.equal(now, then)
 
 

@@ -225,7 +225,7 @@ def test_a_standing_robot_is_carried_by_its_feet(scene):
 
 def test_friction_of_the_feet_is_the_friction_of_the_contact(scene):
     """A robot slides on stiff legs: it must slow down as its feet's friction says, not as the ground's does."""
-    frictions = (0.2, 0.4, 0.8)
+    frictions = (0.2, 0.4, 0.6)
     robot, model = scene.robot, scene.model
     physics = _physics(scene, len(frictions))
     everyone = _everyone(physics)
@@ -252,7 +252,7 @@ def test_friction_of_the_feet_is_the_friction_of_the_contact(scene):
     for _ in range(40):  # settle
         physics.step(default)
     push = physics.qvel.clone()
-    push[:, 1] = 2.0  # sideways: the feet's line of action passes closest to the centre of mass
+    push[:, 1] = 2.0  # sideways, where the stance does not tip over
     physics.write(everyone, qvel=push)
     speeds = []
     for _ in range(5):

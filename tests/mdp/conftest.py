@@ -1,0 +1,95 @@
+"""One moment of three robots on a slope, in round numbers: what the terms' values are computed from by hand.
+
+The robot has two joints, named a and b, which stand in qpos as b and a, and four feet.  Robot 0 is upright, robot 1 turned by
+90 degrees about the vertical, robot 2 rolled by 30 degrees and asked to stand.
+"""
+
+from __future__ import annotations
+
+from math import cos, pi, sin
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from embodied_rl.mdp.view import Draw, RobotState, View
+from embodied_rl.tasks.velocity import velocity
+
+QPOS = [  # x, y, z, quaternion, b, a
+    [0.0, 0.0, 0.3, 1.0, 0.0, 0.0, 0.0, -0.8, 0.1],
+    [1.0, -1.7, 0.25, cos(pi / 4), 0.0, 0.0, sin(pi / 4), -0.8, 0.3],
+    [-2.0, 0.0, 0.1, cos(pi / 12), sin(pi / 12), 0.0, 0.0, -1.45, -0.95],
+]
+QVEL = [  # linear in the world, angular in the base, b, a
+    [0.5, -0.2, 0.1, 0.1, 0.2, 0.3, 0.0, 0.0],
+    [1.0, 0.5, -0.3, 0.0, -0.4, 0.5, -2.0, 1.0],
+    [0.4, 0.6, -0.2, 0.3, 0.2, -0.6, 3.0, 0.5],
+]
+FOOT_POS = [
+    [[0.0, 0.0, 0.0]] * 4,
+    [[0.0, 5.0, 0.1], [1.0, 0.0, 0.2], [0.0, 0.0, 0.02], [0.3, 0.0, 0.05]],
+    [[0.0, 0.0, 0.5]] * 4,
+]
+FOOT_VEL = [
+    [[0.6, 0.8, 7.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
+    [[0.3, 0.4, 9.0], [1.0, 0.0, 0.0], [0.0, 2.0, 1.0], [0.0, 0.0, 5.0]],
+    [[0.1, 0.2, 0.0], [0.3, 0.0, 0.0], [4.0, 0.0, 0.0], [0.0, 4.0, 0.0]],
+]
+SENSORS = {
+    "foot_contact": [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0]],
+    "contact:thighs": [[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]],
+    "contact:base": [[0.0], [1.0], [0.0]],
+}
+BUFFERS = {
+    "episode_length": [5, 20, 1000],
+    "actions": [[0.0, 0.0], [1.0, -1.0], [0.5, 0.25]],
+    "previous_actions": [[0.0, 0.0], [0.5, 1.0], [0.5, 0.25]],
+    "previous_joint_vel": [[0.0, 0.0], [0.0, 0.0], [0.3, 2.0]],
+    "foot_air_time": [[0.0, 0.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.9], [0.3, 0.3, 0.1, 0.1]],
+    "foot_friction": [[0.5] * 4, [0.75] * 4, [1.25] * 4],
+    "velocity.command": [[1.0, 0.0, 0.0], [0.5, -0.5, 0.2], [0.05, 0.0, 0.05]],
+}
+
+
+@pytest.fixture
+def moment() -> View:
+    physics = SimpleNamespace(
+        num_envs=3,
+        qpos=torch.tensor(QPOS),
+        qvel=torch.tensor(QVEL),
+        frame_pos=torch.tensor(FOOT_POS),
+        frame_lin_vel=torch.tensor(FOOT_VEL),
+        sensors={name: torch.tensor(values) for name, values in SENSORS.items()},
+        joint_torque=torch.tensor([[0.0, 0.0], [2.0, -3.0], [-10.0, 4.0]]),
+    )
+    robot = SimpleNamespace(
+        floating=True,
+        default_joint_pos=torch.tensor([0.1, -0.8]),
+        joint_limits=torch.tensor([[-1.0, -1.5], [1.0, 0.5]]),
+        qpos_index=torch.tensor([8, 7]),
+        qvel_index=torch.tensor([7, 6]),
+        foot_radius=0.02,
+    )
+    slope = SimpleNamespace(height=lambda xy: 0.1 * xy[..., 0])
+    return View(
+        robot=RobotState(robot, physics),  # pyright: ignore[reportArgumentType]
+        scene=SimpleNamespace(terrain=slope, foot_geoms=(1, 3), base_body=1),  # pyright: ignore[reportArgumentType]
+        buffers={name: torch.tensor(values) for name, values in BUFFERS.items()},
+        commands={"velocity": velocity("velocity", gait_frequency=2.0)},
+        step_dt=0.02,
+        max_episode_length=20,
+        draw=Draw(),
+        terminated=torch.tensor([False, True, False]),
+    )
+
+
+@pytest.fixture
+def call():
+    """Calls a term as a page does: its numbers arrive as tensors."""
+
+    def call(term, env: View, *arguments, **params) -> torch.Tensor:
+        number = lambda value: isinstance(value, float | tuple)  # noqa: E731
+        given = {name: torch.tensor(value) if number(value) else value for name, value in params.items()}
+        return term(env, *arguments, **given)
+
+    return call

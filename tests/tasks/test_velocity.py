@@ -1,0 +1,188 @@
+"""The velocity command: ranges, timing, heading, clock; and the gait that the clock asks for."""
+
+from __future__ import annotations
+
+from math import pi
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+
+from embodied_rl.mdp.view import Draw, View
+from embodied_rl.tasks.velocity import gait_phase, velocity
+
+DT = 0.02
+
+
+def _command(**options) -> velocity:
+    """With its numbers as tensors, as a page binds them."""
+    number = lambda value: isinstance(value, float | tuple)  # noqa: E731
+    defaults = {
+        "lin_vel_x": (-1.0, 1.0),
+        "lin_vel_y": (-0.5, 0.5),
+        "ang_vel_z": (-1.0, 1.0),
+        "resample_s": (5.0, 5.0),
+        "standing": 0.1,
+        "heading_gain": 0.5,
+        "gait_frequency": 2.0,
+    }
+    given = {name: torch.tensor(value) if number(value) else value for name, value in (defaults | options).items()}
+    return velocity("velocity", **given)
+
+
+class Robots:
+    """N robots that do what a command says, as far as the command can see."""
+
+    def __init__(self, command: velocity, count: int) -> None:
+        self.command, self.count = command, count
+        self.generator = torch.Generator().manual_seed(0)
+        self.buffers = {n: torch.zeros((count, width) if width else (count,)) for n, width in command.state.items()}
+        self.buffers["episode_length"] = torch.zeros(count, dtype=torch.int64)
+        self.robot = SimpleNamespace(heading=torch.zeros(count))
+
+    def view(self, block: torch.Tensor | None = None) -> View:
+        asked = lambda name: self.buffers[f"{name}.command"]  # noqa: E731
+        return cast(
+            View,
+            SimpleNamespace(
+                robot=self.robot,
+                buffers=self.buffers,
+                draw=Draw(block),
+                step_dt=DT,
+                command=asked,
+                commands={"velocity": self.command},
+                episode_length=self.buffers["episode_length"],
+            ),
+        )
+
+    def update(self, done: bool | torch.Tensor = False) -> torch.Tensor:
+        block = torch.rand(self.count, 8, generator=self.generator)
+        done = torch.full((self.count,), done) if isinstance(done, bool) else done
+        self.command.update(self.view(block), done)
+        return self.buffers["velocity.command"].clone()
+
+
+def test_commands_are_uniform_in_their_ranges_and_some_are_to_stand():
+    robots = Robots(_command(lin_vel_x=(-0.5, 1.5), lin_vel_y=(0.1, 0.3), ang_vel_z=(-2.0, -1.0), standing=0.2), 20_000)
+    commands = robots.update(done=True)
+    standing = (commands == 0.0).all(-1)
+    assert 0.19 < standing.float().mean() < 0.21
+    moving = commands[~standing]
+    for column, (low, high) in enumerate(((-0.5, 1.5), (0.1, 0.3), (-2.0, -1.0))):
+        values, width = moving[:, column], high - low
+        assert low - 1e-6 <= values.min() < low + 0.01 * width and high - 0.01 * width < values.max() <= high + 1e-6
+        assert abs(values.mean() - (low + high) / 2) < 0.02 * width
+    correlation = torch.corrcoef(moving.T)
+    assert (correlation - torch.eye(3)).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 1.0)])
+def test_the_standing_share_may_be_none_or_all(share, expected):
+    commands = Robots(_command(standing=share), 2000).update(done=True)
+    assert (commands == 0.0).all(-1).float().mean() == expected
+
+
+def test_a_command_holds_for_its_time():
+    robots = Robots(_command(resample_s=(0.1, 0.1), standing=0.0), 50)
+    trace = torch.stack([robots.update(done=step == 0) for step in range(21)])
+    changed = (trace[1:] != trace[:-1]).any(-1)
+    assert changed.all(1).tolist() == [(step + 1) % 5 == 0 for step in range(20)]  # 0.1 s are 5 steps
+    assert changed.any(1).tolist() == changed.all(1).tolist()
+
+
+def test_holding_times_are_drawn_from_their_range():
+    robots = Robots(_command(resample_s=(0.1, 0.2), standing=0.0), 3000)
+    before, since = robots.update(done=True), torch.zeros(3000)
+    held = []
+    for _ in range(40):
+        after = robots.update()
+        changed = (after != before).any(-1)
+        since += 1
+        held.append(since[changed].clone())
+        since[changed], before = 0.0, after
+    values, counts = torch.cat(held).unique(return_counts=True)
+    assert values.tolist() == [5.0, 6.0, 7.0, 8.0, 9.0, 10.0]  # to the nearest step
+    assert counts[1:5].min() > 2500 and counts[0] > 1000 and counts[5] > 1000
+
+
+def test_an_episode_begins_with_a_new_command_for_its_row_alone():
+    robots = Robots(_command(standing=0.0), 10)
+    before = robots.update(done=True)
+    done = torch.arange(10) == 3
+    after = robots.update(done)
+    assert torch.equal((after != before).any(-1), done)
+
+
+def test_the_heading_option_turns_the_robot_to_its_target():
+    robots = Robots(_command(heading=True, heading_gain=2.0, resample_s=(100.0, 100.0)), 300)
+    robots.robot.heading = torch.linspace(-pi, pi, 300)
+    robots.update(done=True)
+    target = robots.buffers["velocity.heading"].clone()
+    assert target.min() < -2.9 and target.max() > 2.9
+    turned = torch.zeros(300)
+    for _ in range(400):
+        commands = robots.update()
+        assert commands[:, 2].abs().max() <= 1.0  # within the range of yaw rates
+        robots.robot.heading = robots.robot.heading + DT * commands[:, 2]
+        turned += DT * commands[:, 2].abs()
+    assert torch.equal(robots.buffers["velocity.heading"], target)
+    standing = (commands[:, :2] == 0.0).all(-1)
+    assert 0 < standing.sum() < 100 and not turned[standing].any()
+    error = torch.remainder(target - robots.robot.heading + pi, 2 * pi) - pi
+    assert error[~standing].abs().max() < 0.01
+    assert turned.max() <= pi + 0.01  # the shorter way round
+
+
+def test_heading_yaw_rates_are_the_gain_times_the_error():
+    robots = Robots(_command(heading=True, heading_gain=0.5, standing=0.0, ang_vel_z=(-0.4, 1.0)), 3)
+    robots.update(done=True)
+    robots.buffers["velocity.heading"].copy_(torch.tensor([0.6, -3.0, 3.0]))
+    robots.robot.heading = torch.tensor([0.0, 0.0, -3.0])
+    # the third turns backwards through pi: the error is 6 - 2 pi = -0.283
+    torch.testing.assert_close(robots.update()[:, 2], torch.tensor([0.3, -0.4, 0.5 * (6.0 - 2 * pi)]))
+
+
+def test_moving_is_asked_for_above_a_tenth():
+    robots = Robots(_command(), 6)
+    commands = [[0.09, 0, 0], [0.11, 0, 0], [0.08, -0.08, 0], [0, 0, 0.09], [0, 0, -0.11], [0, 0, 0]]
+    robots.buffers["velocity.command"].copy_(torch.tensor(commands))
+    assert robots.command.moving(robots.view()).tolist() == [0.0, 1.0, 1.0, 0.0, 1.0, 0.0]
+
+
+def test_the_clock_runs_at_the_gait_frequency():
+    robots = Robots(_command(gait_frequency=1.25), 3)
+    robots.buffers["episode_length"] = torch.tensor([0, 40, 50])  # 0, 0.8, 1 s
+    torch.testing.assert_close(robots.command.phase(robots.view()), torch.tensor([0.0, 2 * pi, 2.5 * pi]))
+
+
+def test_errors_are_distances():
+    robots = Robots(_command(), 2)
+    robots.buffers["velocity.command"].copy_(torch.tensor([[0.5, 0.0, 0.1], [0.0, -0.5, -1.0]]))
+    robots.robot.lin_vel_yaw, robots.robot.yaw_rate = torch.tensor([[0.8, -0.4], [0.0, -0.5]]), torch.tensor([0.4, 0.5])
+    errors = robots.command.errors(robots.view())
+    torch.testing.assert_close(errors["lin_vel_error"], torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(errors["ang_vel_error"], torch.tensor([0.3, 1.5]))
+
+
+def _gait_rewards(offsets: tuple[float, float, float, float], share: float) -> torch.Tensor:
+    """The gait reward over two cycles of 25 steps, of feet that stand for `share` of a cycle, each from its offset on."""
+    robots = Robots(_command(gait_frequency=2.0), 50)
+    steps = torch.arange(50)
+    robots.buffers["episode_length"] = steps
+    robots.buffers["velocity.command"][:, 0] = 1.0
+    # in twentyfifths of a cycle, which floats count exactly
+    contact = [[float((step + round(25 * offset)) % 25 < 25 * share) for offset in offsets] for step in range(50)]
+    robots.robot.foot_contact = torch.tensor(contact)
+    return gait_phase(robots.view(), stance=torch.tensor(0.5))  # pyright: ignore[reportArgumentType]
+
+
+def test_the_gait_reward_is_for_a_trot():
+    trot = _gait_rewards((0.0, 0.5, 0.5, 0.0), 0.5)
+    # at 25 steps a cycle one step in a cycle falls between the two halves
+    assert (trot == 1.0).float().mean() > 0.9 and trot.min() == 0.5
+    pace = _gait_rewards((0.0, 0.5, 0.0, 0.5), 0.5)
+    assert (pace == 0.5).float().mean() > 0.9
+    opposite = _gait_rewards((0.5, 0.0, 0.0, 0.5), 0.5)
+    assert (opposite == 0.0).float().mean() > 0.9
+    assert (_gait_rewards((0.0, 0.0, 0.0, 0.0), 1.0) == 0.5).float().mean() > 0.9  # all four on the ground

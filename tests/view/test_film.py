@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from embodied_rl.env import Env
+from embodied_rl.view import film
+from embodied_rl.view.play import agent, play
+
+
+def frames_of(path: Path) -> np.ndarray:
+    with av.open(str(path)) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]).astype(int)
+
+
+@pytest.mark.usefixtures("gl")
+def test_a_film_runs_in_real_time_and_shows_the_robot(env: Env, tmp_path: Path) -> None:
+    path = tmp_path / "films" / "walk.mp4"
+    stats = play(env, agent(env, "zero"), seconds=0.4, command=[0.8, 0.0, 0.0], video=path, report=lambda line: None)
+    assert stats["video"] == str(path)
+    frames = frames_of(path)
+    assert frames.shape == (10, 64, 96, 3)  # 0.4 s at 25 fps
+    assert frames.mean() > 60
+    # the white and black robot stands out from the floor around it, in the middle of every picture
+    middle = frames[:, 24:44, 36:60].reshape(10, -1, 3)
+    assert (middle.max(axis=(1, 2)) > 200).all()
+    assert (middle.min(axis=(1, 2)) < 60).all()
+
+
+@pytest.mark.usefixtures("gl")
+def test_command_and_velocity_are_drawn(env: Env, tmp_path: Path) -> None:
+    _, qpos, _ = env.render_state(0)
+    with film.Film(tmp_path / "a.mp4", env.scene, env.page.video) as one:
+        plain = one.shoot([qpos], (0.0, 0.0, 0.0)).astype(int)
+        green = one.shoot([qpos], (0.0, 0.0, 0.0), (1.0, 0.0, 0.0)).astype(int)
+    upper = slice(0, 32)  # above the robot, where no text is
+    added = green[upper] - plain[upper]
+    assert ((added[..., 0] < -40) & (green[upper, :, 1] > green[upper, :, 0] + 40)).sum() > 5
+
+
+@pytest.mark.usefixtures("gl")
+def test_the_camera_follows(env: Env, tmp_path: Path) -> None:
+    _, qpos, _ = env.render_state(0)
+    with film.Film(tmp_path / "a.mp4", env.scene, env.page.video) as one:
+        for step in range(20):
+            qpos[0] = 0.2 * step  # 5 m/s, to where it would be out of sight
+            image = one.shoot([qpos], (5.0, 0.0, 0.0))
+        assert one.frames == 20
+    middle = image[24:44, 24:72].astype(int)
+    assert middle.max() > 200
+    assert middle.min() < 60
+
+
+@pytest.mark.usefixtures("gl")
+def test_what_was_shot_survives_an_error(env: Env, tmp_path: Path) -> None:
+    _, qpos, _ = env.render_state(0)
+    with pytest.raises(KeyboardInterrupt), film.Film(tmp_path / "a.mp4", env.scene, env.page.video) as one:
+        for _ in range(3):
+            one.shoot([qpos], (0.0, 0.0, 0.0))
+        raise KeyboardInterrupt
+    assert len(frames_of(tmp_path / "a.mp4")) == 3
+
+
+def test_without_gl_one_line_says_what_to_install(env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(film, "gl_backend", lambda: (None, "MUJOCO_GL=egl: no libEGL"))
+    with pytest.raises(film.FilmError) as caught:
+        film.Film(tmp_path / "a.mp4", env.scene, env.page.video)
+    assert str(caught.value) == f"no film: MuJoCo cannot render here (MUJOCO_GL=egl: no libEGL); {film.GL_REMEDY}"
+    assert not (tmp_path / "a.mp4").exists()
