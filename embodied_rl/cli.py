@@ -57,14 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", metavar="RUN", help="go on from a run directory, a checkpoint, or `latest`")
 
     play = _verb(verbs, "play", _play, "film a policy, or watch a page without one")
-    play.add_argument(
-        "run", nargs="?", default="latest", metavar="RUN", help="run, checkpoint or `latest`; a page with --agent"
-    )
+    play.add_argument("run", nargs="?", default="latest", metavar="RUN", help="run, checkpoint or `latest`; a page with --agent")
     play.add_argument("overrides", nargs="*", metavar="key=value")
     play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this file instead of opening a window")
-    play.add_argument(
-        "--command", type=float, nargs=3, metavar=("VX", "VY", "WZ"), help="hold this velocity [m/s, m/s, rad/s]"
-    )
+    play.add_argument("--command", type=float, nargs=3, metavar=("VX", "VY", "WZ"), help="hold this velocity [m/s, m/s, rad/s]")
     play.add_argument("--seconds", type=float, default=20.0, help="how long")
     play.add_argument("--agent", choices=("zero", "random"), help="play a page with this agent, without a run")
 
@@ -94,9 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "doctor", _doctor, "what works on this machine, and how to get the rest")
 
     bench = _verb(verbs, "bench", _bench, "measure speed")
-    bench.add_argument(
-        "what", choices=("env", "walk"), help="env: a step against its physics; walk: seconds until it walks"
-    )
+    bench.add_argument("what", choices=("env", "walk"), help="env: a step against its physics; walk: seconds until it walks")
     _config(bench)
     _where(bench)
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
@@ -111,9 +105,7 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser
 
 def _config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a page's name (see `list`) or the path of one")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes: ppo.learning_rate=3e-4 env.num_envs=512"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes: ppo.learning_rate=3e-4 env.num_envs=512")
 
 
 def _where(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +124,10 @@ def _train(options: argparse.Namespace) -> int:
     from embodied_rl import factory
 
     where = _chosen(options)
+    if options.iterations is not None and options.iterations < 1:
+        raise UserError(f"--iterations {options.iterations}: at least 1")
+    if options.resume and options.run_dir:
+        raise UserError("--run-dir: a resumed run goes on in its own directory; leave out one of --resume and --run-dir")
     if options.resume:
         trainer = factory.resume(options.resume, options.config, options.overrides, **where)
     else:
@@ -150,9 +146,8 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
         for _ in trainer.train(total, report):
             pass
     if trainer.stopped:
-        print(
-            f"stopped after {trainer.iteration} iterations; go on with: embodied-rl train {trainer.page.name} --resume {path}"
-        )
+        page = trainer.page.name if trainer.page.name in config_names() else path / "config.yaml"
+        print(f"stopped after {trainer.iteration} iterations; go on with: embodied-rl train {page} --resume {path}")
     else:
         print(f"done: {trainer.env_steps:,} steps in {trainer.seconds:.0f} s; next: embodied-rl eval {path}")
         print(f"      embodied-rl play {path} --video walk.mp4")

@@ -309,6 +309,11 @@ class Env:
         for name, value in draft.model.items():
             self._model_fields[name].copy_(value)
 
+    def advance_curricula(self, iteration: int) -> None:
+        """Set the parameters that a curriculum moves to what they are in this iteration."""
+        for term in self.terms.curricula:
+            term.function(self.params, iteration, **term.params)
+
     def drain_totals(self) -> dict[str, float]:
         """Sums over all steps since the last call, by name; the one place where the host reads metrics."""
         totals = dict(zip(self._total_names, self._totals.tolist(), strict=True))

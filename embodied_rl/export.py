@@ -22,13 +22,14 @@ from rsl_rl.modules import EmpiricalNormalization
 from torch import Tensor
 
 from embodied_rl.env import Env
+from embodied_rl.errors import UserError
 
 _OPSET = 18
 #: Largest difference between onnxruntime and torch that rounding in float32 explains, and the rows that are compared.
 _TOLERANCE, _ROWS = 1e-5, 64
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """The policy cannot be exported, or a file is no exported policy; one line."""
 
 

@@ -17,6 +17,7 @@ from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
+from embodied_rl.export import export
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import FIRST_SEED, SEEDS, evaluate, evaluation_page
 from embodied_rl.learn.models import Obs, build_actor
@@ -82,12 +83,8 @@ def compiler(page: Page) -> Callable:
         return lambda function: function
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
         if page.env.compile is True:
-            raise UserError(
-                "env.compile: true needs a C++ compiler, and none is here; install g++, or set it to auto or false"
-            )
-        log.warning(
-            "no C++ compiler: the step runs without torch.compile, some 10 %% slower; `embodied-rl doctor` says more"
-        )
+            raise UserError("env.compile: true needs a C++ compiler, and none is here; install g++, or set it to auto or false")
+        log.warning("no C++ compiler: the step runs without torch.compile, some 10 %% slower; `embodied-rl doctor` says more")
         return lambda function: function
     return lambda function: torch.compile(function, fullgraph=True, dynamic=False)
 
@@ -98,8 +95,7 @@ def start(page: Page, path: Path | None = None) -> Trainer:
     Raises:
         UserError: the seed is one of evaluation's, or the directory holds a run already.
     """
-    if page.env.seed >= FIRST_SEED:
-        raise UserError(f"env.seed: {page.env.seed}: seeds from {FIRST_SEED} up are evaluation's; take a smaller one")
+    _check_seed(page)
     return make_trainer(page, Run.create(page, path))
 
 
@@ -122,13 +118,19 @@ def resume(
     """
     run, named = find_run(name)
     page = run.page
-    if Path(config).stem != page.name:
+    if load_page(config).name != page.name:
         raise UserError(f"--resume {run.path}: that run is of the page {page.name}, not of {config}")
     page = resolve(page, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
+    _check_seed(page)
     path, state = _newest(run, named, "cpu")
     trainer = make_trainer(page, run)
     trainer.resume(path, state)
     return trainer
+
+
+def _check_seed(page: Page) -> None:
+    if page.env.seed >= FIRST_SEED:
+        raise UserError(f"env.seed: {page.env.seed}: seeds from {FIRST_SEED} up are evaluation's; take a smaller one")
 
 
 def make_trainer(page: Page, run: Run) -> Trainer:
@@ -146,15 +148,28 @@ def demonstration(page: Page) -> list[str]:
     return ["env.num_envs=4", "env.episode_s=100000.0", "env.random_episode_phase=false", "env.compile=false", *pushes]
 
 
-def evaluate_policy(
-    page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False
-) -> dict:
+def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False) -> dict:
     """The figures of `embodied_rl.learn.evaluate.evaluate` for a policy trained on a page."""
     # one episode of a small batch: compiling the step would take longer than it saves
     settings = override(evaluation_page(page, seed, reference=reference), ["env.compile=false"])
     env = make(settings, measure=("joint_torque",))
     try:
         return evaluate(env, policy)
+    finally:
+        env.close()
+
+
+def export_run(run: str | Path, output: Path | None = None) -> Path:
+    """Write a run's policy as ONNX with its contract; where it was written.
+
+    Raises:
+        UserError: there is no such run, or the exported network does not agree with torch.
+    """
+    loaded = load(run)
+    env = make(loaded.page, ["env.compile=false"], num_envs=1)
+    path = output or loaded.run.path / "exported" / "policy.onnx"
+    try:
+        return export(loaded.actor, env, path, git_commit=loaded.run.git_commit)
     finally:
         env.close()
 
@@ -182,11 +197,15 @@ def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
     found, named = find_run(run)
     path, state = _newest(found, named, device)
     page = found.page
-    # the networks' sizes stand in the checkpoint itself: no environment is needed to load a policy
-    inputs = state["actor_state_dict"]["mlp.0.weight"].shape[1]
-    outputs = [value for name, value in state["actor_state_dict"].items() if name.startswith("mlp.")][-1].shape[0]
-    actor = build_actor({"actor": torch.zeros(1, inputs)}, outputs, page.ppo).to(device)
-    actor.load_state_dict(state["actor_state_dict"])
+    weights = state["actor_state_dict"]
+    try:
+        # the networks' sizes stand in the checkpoint itself: no environment is needed to load a policy
+        inputs = weights["mlp.0.weight"].shape[1]
+        outputs = [value for name, value in weights.items() if name.startswith("mlp.")][-1].shape[0]
+        actor = build_actor({"actor": torch.zeros(1, inputs)}, outputs, page.ppo).to(device)
+        actor.load_state_dict(weights)
+    except (KeyError, RuntimeError):
+        raise checkpoint.CheckpointError(f"{path}: its actor is not the one that {found.path}/config.yaml describes") from None
     actor.eval()
     steps = int((state.get("infos") or {}).get("env_steps", 0))
     return LoadedRun(page, found, path, actor, int(state["iter"]), steps)

@@ -67,9 +67,10 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
             "physics.iterations=100",
             "physics.ls_iterations=50",
         ]
+        decimation = round(page.control_dt / 0.002)
         changes += [
-            "physics.dt=0.002",
-            f"physics.decimation={round(page.control_dt / 0.002)}",
+            f"physics.dt={page.control_dt / decimation}",
+            f"physics.decimation={decimation}",
             "physics.tolerance=1e-8",
         ]
     return override(page, changes)

@@ -58,7 +58,7 @@ class PPO:
         sums: dict[str, Tensor] = {}
         for _ in range(page.num_learning_epochs):
             order = torch.randperm(size, generator=generator).to(self.device)
-            for rows in order.chunk(page.num_mini_batches):
+            for rows in order.tensor_split(page.num_mini_batches):
                 for name, value in self._minibatch({key: x[rows] for key, x in batch.items()}).items():
                     sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
         for model, group in ((self.actor, "actor"), (self.critic, self._critic_group)):
@@ -66,8 +66,9 @@ class PPO:
                 model.obs_normalizer.update(rollout.obs[group].flatten(0, 1))  # pyright: ignore
         updates = page.num_learning_epochs * page.num_mini_batches
         metrics = {name: float(value) / updates for name, value in sums.items()}
-        error = (batch["return"] - batch["value"]).var()
-        metrics["Loss/explained_variance"] = float(1.0 - error / batch["return"].var().clamp(min=1e-12))
+        valid = batch["weight"] > 0
+        returns, error = batch["return"][valid], (batch["return"] - batch["value"])[valid]
+        metrics["Loss/explained_variance"] = float(1.0 - error.var() / returns.var().clamp(min=1e-12))
         metrics["Loss/learning_rate"] = self.learning_rate
         metrics["Policy/mean_std"] = float(standard_deviation(self.actor).detach().mean())
         return metrics
@@ -82,6 +83,8 @@ class PPO:
         rewards = rollout.rewards
         if final is not None:
             rewards = rewards + self.page.gamma * torch.where(rollout.truncated, self._values(final), 0.0)
+        # what an invalid transition led to is unknown: the return of those before it ends in the value of its state
+        rewards = torch.where(rollout.valid, rewards, values)
         done = rollout.terminated | rollout.truncated
         advantages = gae(rewards, values, done, self._values(rollout.last_obs[group]), self.page.gamma, self.page.lam)
         returns = advantages + values
@@ -116,9 +119,7 @@ class PPO:
             actor_obs = torch.cat((actor_obs, b["mirrored_actor_obs"]))
             critic_obs = torch.cat((critic_obs, b["mirrored_critic_obs"]))
             action = torch.cat((action, self._mirror("actions", action)))
-            b = {name: torch.cat((b[name], b[name])) for name in ("log_prob", "value", "return", "weight")} | {
-                "mean": b["mean"]
-            }
+            b = {name: torch.cat((b[name], b[name])) for name in ("log_prob", "value", "return", "weight")} | {"mean": b["mean"]}
             advantage, weight = torch.cat((advantage, advantage)), b["weight"]
         mean, std = self.actor.mlp(actor_obs), standard_deviation(self.actor)
         value = self.critic.mlp(critic_obs)[:, 0]
@@ -144,7 +145,8 @@ class PPO:
             loss = loss + page.mirror_loss_coeff * asymmetry
 
         with torch.no_grad():
-            kl = _gaussian_kl(b["mean"], self._old_std, mean[:count], std).mean()
+            kl = _gaussian_kl(b["mean"], self._old_std, mean[:count], std)
+            kl = (kl * weight[:count]).sum() / weight[:count].sum().clamp(min=1.0)
             if page.schedule == "adaptive":
                 self._adapt_rate(float(kl))
         self.optimizer.zero_grad()

@@ -25,7 +25,7 @@ class Report:
     def __init__(self, path: Path, iterations: int, start: int, console: Console | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(path), purge_step=start if start else None)
+        self._writer = SummaryWriter(str(path), purge_step=start + 1 if start else None)
         self._path, self._iterations = path, iterations
         self._console = console or Console()
         self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
@@ -63,15 +63,11 @@ class Report:
         table.add_column()
         table.add_row("iteration", f"{iteration} of {self._iterations}   eta {_clock(seconds_left)}")
         table.add_row("env steps", f"{m['Train/env_steps']:,.0f}   {m['Perf/total_fps']:,.0f} per second")
-        table.add_row(
-            "reward", f"{m.get('Train/mean_reward', 0.0):.2f}   falls {100 * m.get('Train/fall_rate', 0.0):.1f} %"
-        )
+        table.add_row("reward", f"{m.get('Train/mean_reward', 0.0):.2f}   falls {100 * m.get('Train/fall_rate', 0.0):.1f} %")
         for name, value in m.items():
             if name.startswith("Metrics/"):
                 table.add_row(name.removeprefix("Metrics/").replace("_", " "), f"{value:.3f}")
-        table.add_row(
-            "learner", f"kl {m['Loss/kl']:.4f}   rate {m['Loss/learning_rate']:.1e}   std {m['Policy/mean_std']:.2f}"
-        )
+        table.add_row("learner", f"kl {m['Loss/kl']:.4f}   rate {m['Loss/learning_rate']:.1e}   std {m['Policy/mean_std']:.2f}")
         table.add_row("time", self._split(m))
         return table
 

@@ -107,6 +107,7 @@ class LocalCollector:
     @torch.inference_mode()
     def collect(self, actor: MLPModel, iteration: int) -> Rollout:
         env, rollout = self._env, self._rollout
+        env.advance_curricula(iteration)
         rollout.std.copy_(standard_deviation(actor))
         started, policy_time, physics_time = time.perf_counter(), 0.0, env.physics_seconds
         for step in range(self._num_steps):

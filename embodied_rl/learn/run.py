@@ -40,22 +40,30 @@ class Run:
         """A fresh directory with the resolved page and what it runs on, written before anything is built.
 
         Raises:
-            RunError: the directory already holds a run.
+            RunError: the directory holds a run already, or cannot be written.
         """
         run = cls(path if path is not None else RUNS / page.name / time.strftime("%Y-%m-%d_%H-%M-%S"))
         if (run.path / "config.yaml").exists():
-            raise RunError(
-                f"{run.path}: holds a run already; continue it with --resume {run.path}, or name another --run-dir"
-            )
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        (run.path / "config.yaml").write_text(page.to_yaml())
-        (run.path / "environment.txt").write_text(_environment())
+            raise RunError(f"{run.path}: holds a run already; continue it with --resume {run.path}, or name another --run-dir")
+        try:
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+            (run.path / "config.yaml").write_text(page.to_yaml())
+            (run.path / "environment.txt").write_text(_environment())
+        except OSError as error:
+            raise RunError(f"{run.path}: cannot be written ({error.strerror}); name another --run-dir") from None
         return run
 
     @property
     def page(self) -> Page:
         """The page that the run was started with."""
         return load(str(self.path / "config.yaml"))
+
+    @property
+    def git_commit(self) -> str:
+        """The commit that the run was started from; empty where there was none."""
+        lines = (self.path / "environment.txt").read_text().splitlines()
+        commit = next((line.removeprefix("git commit: ") for line in lines if line.startswith("git commit: ")), "none")
+        return "" if commit == "none" else commit
 
     def checkpoint(self, iteration: int) -> Path:
         """Where the checkpoint after so many iterations lies."""
@@ -113,9 +121,7 @@ def _version(package: str) -> str:
 def git(*arguments: str) -> str:
     """What git says in the package's checkout; empty where there is none."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=10
-        )
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -42,6 +42,7 @@ class Trainer:
         self.iteration = 0
         self.env_steps = 0
         self.seconds = 0.0
+        self._saved: int | None = None
         self._stop = False
 
     def train(self, iterations: int, report: Report | None = None) -> Iterator[dict[str, float]]:
@@ -62,7 +63,7 @@ class Trainer:
                 if self.iteration % self.page.ppo.save_interval == 0 and self.iteration < iterations and not self._stop:
                     self.save()
                 yield metrics
-            if not self.run.checkpoint(self.iteration).exists():
+            if self._saved != self.iteration:
                 self.save()
 
     @property
@@ -118,6 +119,7 @@ class Trainer:
         counters = {"env_steps": self.env_steps, "seconds": self.seconds}
         envs = self.collector.snapshot()
         checkpoint.save(path, self.learner.state_dict() | {"iter": self.iteration, "infos": counters, "envs": envs})
+        self._saved = self.iteration
         return path
 
     def resume(self, path: Path, state: dict) -> None:
@@ -128,17 +130,20 @@ class Trainer:
         """
         try:
             self.learner.load_state_dict(state)
-        except RuntimeError:
+        except (RuntimeError, ValueError, KeyError):
             raise checkpoint.CheckpointError(f"{path}: its networks have other shapes than the page's") from None
-        self.iteration = int(state["iter"])
+        self.iteration = self._saved = int(state["iter"])
         counters = state.get("infos") or {}
         self.env_steps, self.seconds = int(counters.get("env_steps", 0)), float(counters.get("seconds", 0.0))
         envs = state.get("envs")
         if envs is not None and len(next(iter(envs.values()))) == self.collector.num_envs:
             try:
                 self.collector.restore(envs)
-            except ValueError as error:
-                raise checkpoint.CheckpointError(f"{path}: {error}") from None
+            except (ValueError, RuntimeError, KeyError) as error:
+                reason = str(error).partition("\n")[0]
+                raise checkpoint.CheckpointError(
+                    f"{path}: the state of its environments does not fit the page: {reason}; resume without the overrides"
+                ) from None
         else:
             log.warning("%s: holds no state of %d environments; they start fresh", path, self.collector.num_envs)
 

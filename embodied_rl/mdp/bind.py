@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from embodied_rl.config.page import Entry, Page
 from embodied_rl.config.terms import SECTIONS, TermSignature, find_terms
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.group import ObservationGroup, ObservationTerm
 from embodied_rl.mdp.view import Robot, View
 from embodied_rl.scene import Scene
@@ -37,7 +39,7 @@ class Terms:
         device: where parameters live.
 
     Raises:
-        ValueError: the page asks for a combination that cannot work; one line.
+        UserError: the page asks for a combination that cannot work; one line.
     """
 
     def __init__(self, page: Page, scene: Scene, device: torch.device) -> None:
@@ -52,13 +54,14 @@ class Terms:
         for name, entry in page.rewards.items():
             self._tensor(f"rewards.{name}.weight", entry.weight)
         self.terminations = self._bound("terminations", page.terminations, find)
-        self.curricula = self._bound("curriculum", page.curriculum, find)
         self.events: dict[str, list[BoundTerm]] = {"startup": [], "reset": [], "interval": []}
         for term in self._bound("events", page.events, find):
             self.events[term.function.mode].append(term)
         self._observations = {
             group: self._bound(f"observations.{group}", entries, find) for group, entries in page.observations.items()
         }
+        self.curricula = self._bound("curriculum", page.curriculum, find)
+        self._check_curricula()
         needs = needed(page)
         self.air_time, self.foot_friction = "foot_air_time" in needs, "foot_friction" in needs
         self.kinematic = "foot_frames" in needs
@@ -91,6 +94,20 @@ class Terms:
             "joints": self.robot.joint_mirror,
             "feet": (feet, torch.ones(len(feet), device=self._device)),
         }
+
+    def _check_curricula(self) -> None:
+        """Every number that a curriculum changes is there and has its length."""
+        for term in self.curricula:
+            path = term.params.get("parameter")
+            if path is None:
+                continue
+            place = f"curriculum.{term.name}.parameter: {path!r}"
+            if path not in self.params:
+                near = difflib.get_close_matches(path, self.params, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UserError(f"{self._page.name}: {place} is no number of the page{hint}")
+            if any(term.params[end].numel() != self.params[path].numel() for end in ("start", "end")):
+                raise UserError(f"{self._page.name}: {place} has {self.params[path].numel()} numbers, start and end need as many")
 
     def _observation(self, group: str, term: BoundTerm, view: View) -> ObservationTerm:
         entry: Entry = self._page.observations[group][term.name]

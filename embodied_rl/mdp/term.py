@@ -78,8 +78,9 @@ def event(
 
 
 def curriculum() -> Callable[[T], T]:
-    """A curriculum term: `(means, params, *, ...) -> None`, run once an iteration between rollouts.
+    """A curriculum term: `(params, iteration, *, ...) -> None`, run once before each rollout, outside the step.
 
-    `means` are the finished episodes' means by metric name, `params` the tensors that it changes in place.
+    It changes tensors of `params` (`env.params`) in place, and is a function of the iteration alone, so that a resumed run
+    goes on as it would have.
     """
     return _declare("curriculum")

@@ -7,6 +7,8 @@ import math
 import os
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,16 +67,12 @@ class Film:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.mux(self._stream.encode())
         self._file.close()
         self._renderer.close()
 
-    def shoot(
-        self, qpos: Sequence[np.ndarray], velocity: Sequence[float], command: Sequence[float] | None = None
-    ) -> np.ndarray:
+    def shoot(self, qpos: Sequence[np.ndarray], velocity: Sequence[float], command: Sequence[float] | None = None) -> np.ndarray:
         """Add one frame.
 
         Args:
@@ -90,19 +88,18 @@ class Film:
         before = measured if self._measured is None else self._measured
         self._measured = before + (measured - before) / (1.0 + 0.3 * self.fps)
         drawn = [(_MEASURED, self._measured)] if command is None else [(_COMMAND, command), (_MEASURED, self._measured)]
+        self._pose(qpos[0])
+        position, heading = self._data.xpos[self._base].copy(), _heading(self._data.xmat[self._base])
+        self._camera.follow(position, heading, len(qpos))
+        self._renderer.update_scene(self._data, self._camera.view)
         scene = self._renderer.scene
-        for index, pose in enumerate(qpos):
-            self._pose(pose)
-            if index == 0:
-                position, heading = self._data.xpos[self._base].copy(), _heading(self._data.xmat[self._base])
-                self._camera.follow(position, heading, len(qpos))
-                self._renderer.update_scene(self._data, self._camera.view)
-            else:
-                option, nothing = mujoco.MjvOption(), mujoco.MjvPerturb()
-                mujoco.mjv_addGeoms(self._model, self._data, option, nothing, mujoco.mjtCatBit.mjCAT_DYNAMIC, scene)
+        for other in qpos[1:]:
+            self._pose(other)
+            robots = mujoco.mjtCatBit.mjCAT_DYNAMIC
+            mujoco.mjv_addGeoms(self._model, self._data, mujoco.MjvOption(), mujoco.MjvPerturb(), robots, scene)
         for layer, (rgb, vector) in enumerate(drawn):
-            origin = position + (0.0, 0.0, self._size * (0.75 + 0.12 * layer))
-            _draw_velocity(scene, origin, heading, vector, self._size, rgb)
+            above = np.array([0.0, 0.0, self._size * (0.75 + 0.12 * layer)])
+            _draw_velocity(scene, position + above, heading, vector, self._size, rgb)
         image = self._panel.draw_on(self._renderer.render(), self.frames / self.fps, drawn)
         self._encode(image)
         return image
@@ -180,6 +177,7 @@ class _Panel:
         return np.asarray(picture)
 
 
+@cache
 def _use_gl() -> None:
     """Let MuJoCo render with whatever renders here without a window.
 
@@ -201,24 +199,18 @@ def _heading(matrix: np.ndarray) -> float:
 
 
 def _draw_velocity(
-    scene: Any, origin: np.ndarray, heading: float, velocity: Sequence[float], size: float, rgb: tuple
+    scene: Any, origin: np.ndarray, heading: float, velocity: Sequence[float] | np.ndarray, size: float, rgb: tuple
 ) -> None:
     """An arrow along (vx, vy), and from the heading on an arc over the angle that wz turns."""
     vx, vy, wz = (float(part) * _ARROW_SECONDS for part in velocity)
     c, s = math.cos(heading), math.sin(heading)
+    tip = origin + np.array([c * vx - s * vy, s * vx + c * vy, 0.0])
     if math.hypot(vx, vy) > 0.1 * size:
-        _connect(
-            scene,
-            mujoco.mjtGeom.mjGEOM_ARROW,
-            0.05 * size,
-            origin,
-            origin + (c * vx - s * vy, s * vx + c * vy, 0.0),
-            rgb,
-        )
-    angles = heading + np.linspace(0.0, wz, 2 + int(abs(wz) / 0.1))
-    points = origin + 0.75 * size * np.stack((np.cos(angles), np.sin(angles), 0.0 * angles), axis=-1)
+        _connect(scene, mujoco.mjtGeom.mjGEOM_ARROW, 0.05 * size, origin, tip, rgb)
     if abs(wz) > 0.05:
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        angles = heading + np.linspace(0.0, wz, 2 + int(abs(wz) / 0.1))
+        arc = origin + 0.75 * size * np.stack((np.cos(angles), np.sin(angles), 0.0 * angles), axis=-1)
+        for start, end in pairwise(arc):
             _connect(scene, mujoco.mjtGeom.mjGEOM_CAPSULE, 0.025 * size, start, end, rgb)
 
 

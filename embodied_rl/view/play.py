@@ -141,11 +141,7 @@ def _shoot(env: Env, film: Film) -> None:
 def _summary(env: Env, steps: int, video: str | Path | None, report: Callable[[str], Any]) -> dict[str, Any]:
     totals = env.drain_totals()
     seconds = steps * env.step_dt
-    errors = {
-        name.removeprefix("error/"): total / totals["steps"]
-        for name, total in totals.items()
-        if name.startswith("error/")
-    }
+    errors = {name.removeprefix("error/"): total / totals["steps"] for name, total in totals.items() if name.startswith("error/")}
     stats = {"seconds": seconds, "falls": round(totals["falls"]), "unstable": round(totals["unstable"]), **errors}
     robots = f"{env.num_envs} robot{'s' if env.num_envs > 1 else ''}"
     report(f"{robots}, {seconds:.1f} s: {stats['falls']} falls" + "".join(f", {n} {v:.3f}" for n, v in errors.items()))

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Sequence
 
-import mujoco
 import numpy as np
 import torch
 
@@ -33,7 +32,7 @@ def view_robot(robot: RobotSpec) -> None:
         ViewerError: there is no display.
     """
     _check_display()
-    import mujoco.viewer
+    import mujoco.viewer  # not at the top: it loads the window library
 
     scene = build_scene(robot, collisions="full", physics=Physics())
     model = scene.render_model

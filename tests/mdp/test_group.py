@@ -122,7 +122,7 @@ def test_delays_are_drawn_from_the_range_and_kept_for_the_episode():
     values, counts = lags[0].unique(return_counts=True)
     assert values.tolist() == [1.0, 2.0, 3.0, 4.0] and counts.min() > 850
     # a new episode draws a new one, for its row alone
-    harness.block = torch.full_like(harness.block, LARGEST)
+    harness.block = torch.full_like(harness.block, 0.9)
     harness.compute(100.0, fresh=[7])
     after = [harness.compute(float(step))[:, 0] for step in range(101, 106)]
     assert after[-1][7] == 101.0

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
@@ -12,6 +11,8 @@ from embodied_rl.view.play import agent, play
 
 
 def frames_of(path: Path) -> np.ndarray:
+    import av
+
     with av.open(str(path)) as file:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]).astype(int)
 
@@ -65,6 +66,7 @@ def test_what_was_shot_survives_an_error(env: Env, tmp_path: Path) -> None:
 
 
 def test_without_gl_one_line_says_what_to_install(env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film._use_gl.cache_clear()
     monkeypatch.setattr(film, "gl_backend", lambda: (None, "MUJOCO_GL=egl: no libEGL"))
     with pytest.raises(film.FilmError) as caught:
         film.Film(tmp_path / "a.mp4", env.scene, env.page.video)

@@ -1,0 +1,156 @@
+"""Left-right symmetry of every shipped page: the observation of the mirrored robot is the mirrored observation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import embodied_rl
+from embodied_rl.config import config_names, load
+from embodied_rl.env import Env
+from embodied_rl.mdp.view import Draw
+
+COUNT, HALF_PERIOD = 64, 9  # robots; control steps in half a cycle of the gait
+#: Every observation term, with memory, beside those of the pages.
+EVERYTHING = [
+    *(f"observations.critic.{name}={{}}" for name in ("foot_height", "foot_air_time", "joint_torque")),
+    "observations.actor.joint_vel={history: 3}",
+    "observations.actor.base_ang_vel={delay: [1, 2], history: 2}",
+]
+
+
+def _make(name: str, changes: list[str]) -> Env:
+    page = load(name)
+    frequency = 0.5 / (HALF_PERIOD * page.control_dt)
+    quiet = [
+        f"observations.{group}.{term}.noise=0.0"
+        for group, terms in page.observations.items()
+        for term, entry in terms.items()
+        if entry.noise
+    ]
+    clock = [f"commands.velocity.gait_frequency={frequency}"] if "velocity" in page.commands else []
+    return embodied_rl.make(name, ["env.compile=false", *quiet, *clock, *changes], num_envs=COUNT)
+
+
+@pytest.fixture(scope="module", params=[*config_names(), "everything"])
+def env(request) -> Iterator[Env]:
+    everything = request.param == "everything"
+    env = _make("go2_flat" if everything else request.param, EVERYTHING if everything else [])
+    yield env
+    env.close()
+
+
+def _randomize(env: Env, generator: torch.Generator) -> None:
+    """All that a term may read, at random; what cannot be negative or between 0 and 1 is not."""
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    physics, robot, buffers = env.physics, env.robot, env.buffers
+    physics.qpos.copy_(robot.default_qpos + 0.3 * normal(physics.qpos))
+    physics.qpos[:, 3:7] /= physics.qpos[:, 3:7].norm(dim=-1, keepdim=True)
+    physics.qvel.copy_(normal(physics.qvel))
+    for name in ("frame_pos", "frame_lin_vel", "joint_torque"):
+        getattr(physics, name).copy_(normal(getattr(physics, name)))
+    for name, tensor in physics.sensors.items():
+        tensor.copy_(normal(tensor) if name == "foot_force" else (normal(tensor) > 0).float())
+    for name in ("actions", "previous_actions", "previous_joint_vel"):
+        buffers[name].copy_(normal(buffers[name]))
+    for name in ("foot_air_time", "foot_friction"):
+        buffers[name].copy_(normal(buffers[name]).abs())
+    # never at the very moment of a change of legs, where rounding decides
+    half_periods = torch.randint(0, 100, (COUNT,), generator=generator)
+    buffers["episode_length"].copy_(HALF_PERIOD * half_periods + torch.randint(1, HALF_PERIOD, (COUNT,), generator=generator))
+    if "velocity.command" in buffers:
+        standing = torch.rand(COUNT, 1, generator=generator) < 0.2
+        buffers["velocity.command"].copy_(normal(buffers["velocity.command"]) * ~standing)
+
+
+def _mirror(env: Env) -> None:
+    """Reflect the moment through the world's xz plane; the clock, half a cycle on, swaps the legs' turns."""
+    physics, robot, buffers = env.physics, env.robot, env.buffers
+    permutation, signs = (torch.tensor(values) for values in robot.spec.joint_mirror())
+    feet = list(robot.spec.foot_mirror())
+
+    def joints(values: Tensor) -> Tensor:
+        return values[:, permutation] * signs
+
+    vector, pseudovector = torch.tensor([1.0, -1.0, 1.0]), torch.tensor([-1.0, 1.0, -1.0])
+    physics.qpos[:, 0:3] *= vector
+    physics.qpos[:, 3:7] *= torch.tensor([1.0, -1.0, 1.0, -1.0])
+    physics.qvel[:, 0:3] *= vector
+    physics.qvel[:, 3:6] *= pseudovector
+    physics.qpos[:, robot.qpos_index] = joints(physics.qpos[:, robot.qpos_index])
+    physics.qvel[:, robot.qvel_index] = joints(physics.qvel[:, robot.qvel_index])
+    physics.joint_torque.copy_(joints(physics.joint_torque))
+    for name in ("frame_pos", "frame_lin_vel"):
+        tensor = getattr(physics, name)
+        if tensor.shape[1]:
+            tensor.copy_(tensor[:, feet] * vector)
+    for name, tensor in physics.sensors.items():
+        kind, _, group = name.partition(":")
+        bodies = robot.spec.bodies[group] if kind == "contact" else ()
+        order = [bodies.index(robot.spec.mirrored_name(body)) for body in bodies] or feet
+        tensor.copy_(tensor[:, order] * (vector if name == "foot_force" else 1.0))
+    for name in ("actions", "previous_actions", "previous_joint_vel"):
+        buffers[name].copy_(joints(buffers[name]))
+    for name in ("foot_air_time", "foot_friction"):
+        buffers[name].copy_(buffers[name][:, feet])
+    buffers["episode_length"].add_(HALF_PERIOD)
+    if "velocity.command" in buffers:
+        buffers["velocity.command"].mul_(torch.tensor([1.0, -1.0, -1.0]))
+
+
+def _trace(env: Env, mirrored: bool) -> list[dict[str, Tensor]]:
+    """Observations, controls, rewards and ends of four random moments in a row, so that histories fill."""
+    generator = torch.Generator().manual_seed(0)
+    for name, buffer in env.buffers.items():
+        if name.endswith(".past"):
+            buffer.zero_()
+    trace = []
+    for step in range(4):
+        _randomize(env, generator)
+        if mirrored:
+            _mirror(env)
+        view = env._view(Draw(torch.full((COUNT, 512), 0.5)))
+        view.terminated = torch.zeros(COUNT, dtype=torch.bool)
+        begun = torch.full((COUNT,), step == 0)
+        seen = {f"obs.{g.name}": g.compute(view, noisy=True, fresh=begun).clone() for g in env.groups}
+        seen["controls"] = env.controls().clone()
+        for kind, terms in (("reward", env.terms.rewards), ("termination", env.terms.terminations)):
+            seen |= {f"{kind}.{term.name}": term.function(view, **term.params).float() for term in terms}
+        trace.append(seen)
+    return trace
+
+
+def test_the_mirrored_robot_sees_the_mirrored_observation(env):
+    maps = env.mirror_maps()
+    assert set(maps) == {*env.obs, "actions"}
+    default = env.robot.default_joint_pos
+    for here, there in zip(_trace(env, mirrored=False), _trace(env, mirrored=True), strict=True):
+        for group in env.obs:
+            index, sign = maps[group]
+            expected = here[f"obs.{group}"][:, index] * sign
+            assert not torch.allclose(expected, here[f"obs.{group}"])
+            torch.testing.assert_close(there[f"obs.{group}"], expected, rtol=1e-5, atol=2e-4, msg=group)
+        index, sign = maps["actions"]
+        offset = here["controls"] - default  # what the mirrored action asks for is the mirrored target
+        torch.testing.assert_close(there["controls"] - default, offset[..., index] * sign, rtol=1e-5, atol=1e-6)
+
+
+def test_mirroring_twice_changes_nothing(env):
+    for name, (index, sign) in env.mirror_maps().items():
+        width = env.num_actions if name == "actions" else env.obs[name].shape[1]
+        assert index.shape == sign.shape == (width,)
+        values = torch.arange(1.0, width + 1.0)
+        assert torch.equal((values[index] * sign)[index] * sign, values), name
+
+
+def test_neither_rewards_nor_ends_prefer_a_side(env):
+    for here, there in zip(_trace(env, mirrored=False), _trace(env, mirrored=True), strict=True):
+        for name in here:
+            if name.startswith("reward.") or (name.startswith("termination.") and not name.endswith("time_out")):
+                torch.testing.assert_close(there[name], here[name], rtol=1e-4, atol=1e-4, msg=name)
