@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this file instead of opening a window")
     play.add_argument("--command", type=float, nargs=3, metavar=("VX", "VY", "WZ"), help="hold this velocity [m/s, m/s, rad/s]")
     play.add_argument("--seconds", type=float, default=20.0, help="how long")
+    play.add_argument("--num-envs", type=int, default=1, metavar="N", help="robots, side by side")
     play.add_argument("--agent", choices=("zero", "random"), help="play a page with this agent, without a run")
 
     evaluate = _verb(verbs, "eval", _eval, "measure how a run walks")
@@ -142,7 +143,7 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
     total = trainer.page.ppo.max_iterations if iterations is None else iterations
     path = trainer.run.path
     print(f"{trainer.page.name}: {trainer.page.env.num_envs} robots, {total} iterations, in {path}", flush=True)
-    with Report(path, total, trainer.iteration) as report:
+    with Report(path, total, trainer.iteration, trainer.page.ppo.logger) as report:
         for _ in trainer.train(total, report):
             pass
     if trainer.stopped:
@@ -156,16 +157,17 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
 
 def _play(options: argparse.Namespace) -> int:
     from embodied_rl import factory
-    from embodied_rl.view.play import agent, play
+    from embodied_rl.view.play import agent, play, playback_page
+    from embodied_rl.view.viewer import view_env
 
-    if options.agent:
-        page = load(options.run, options.overrides)
-        policy = agent(options.agent)
+    loaded = None if options.agent else factory.load(options.run)
+    page = override(loaded.page, options.overrides) if loaded else load(options.run, options.overrides)
+    env = factory.make(playback_page(page, num_envs=options.num_envs, seconds=options.seconds if options.video else 3600.0))
+    policy = loaded.policy if loaded else agent(env, options.agent)
+    if options.video:
+        play(env, policy, seconds=options.seconds, command=options.command, video=options.video)
     else:
-        loaded = factory.load(options.run)
-        page, policy = override(loaded.page, options.overrides), loaded.policy
-    env = factory.make(override(page, factory.demonstration(page)))
-    play(env, policy, seconds=options.seconds, command=options.command, video=options.video)
+        view_env(env, policy)
     return 0
 
 
@@ -224,8 +226,9 @@ def _view(options: argparse.Namespace) -> int:
         viewer.view_robot(load_robot(options.what))
     else:
         from embodied_rl import factory
+        from embodied_rl.view.play import playback_page
 
-        viewer.view_env(factory.make(load(options.what, ["env.num_envs=1", "env.compile=false"])))
+        viewer.view_env(factory.make(playback_page(load(options.what), seconds=3600.0)))
     return 0
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.config.page import Page
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.events import Draft
 from embodied_rl.mdp.view import Draw, RobotState, View
@@ -85,6 +86,7 @@ class Env:
         self._allocate()
         self._startup()
         self.reset()
+        self._check_shapes()
         self._after_physics, self._observe = compiler(self._after_physics), compiler(self._observe)
 
     # ------------------------------------------------------------------------------------------------------- the step
@@ -258,7 +260,7 @@ class Env:
         """Every mutable tensor of the environment, registered by name with leading dimension N."""
         terms, joints = self.terms, len(self.robot.joint_names)
         feet = len(self.scene.robot.feet)
-        self._feet = torch.tensor([self.scene.foot_geoms[i] for i in range(feet)], device=self.device)
+        self._feet = torch.tensor(self.scene.first_foot_geoms, dtype=torch.int64, device=self.device)
         self.buffers = b = {name: self._zeros().long() for name in ("age", "episode_length")}
         b |= {name: self._zeros().bool() for name in ("terminated", "truncated", "done", "valid")}
         b |= {"reward": self._zeros(), "reward_terms": self._zeros(len(terms.rewards) + 1)}
@@ -293,6 +295,19 @@ class Env:
             "reward/total",
         ]
         self._totals = torch.zeros(len(self._total_names), device=self.device)
+
+    def _check_shapes(self) -> None:
+        """Call every reward and termination once, so that a wrong shape is named here and not broadcast."""
+        view = self._view(Draw())
+        view.terminated = self.buffers["terminated"]
+        for section, terms in (("rewards", self.terms.rewards), ("terminations", self.terms.terminations)):
+            for term in terms:
+                value = term.function(view, **term.params)
+                wanted = torch.bool if section == "terminations" else torch.float32
+                if value.shape != (self.num_envs,) or value.dtype != wanted:
+                    got = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+                    kind = str(wanted).removeprefix("torch.")
+                    raise UserError(f"{section}.{term.name}: a term returns {kind} ({self.num_envs},), got {got}")
 
     def _startup(self) -> None:
         """Randomize what is drawn once per robot, outside any graph."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from rsl_rl.models import MLPModel
 from torch import Tensor
 
+from embodied_rl import doctor
 from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
 from embodied_rl.env import Env
@@ -81,10 +80,11 @@ def compiler(page: Page) -> Callable:
     """What wraps the halves of the step: torch.compile where the page wants it and a C++ compiler is there."""
     if page.env.compile is False:
         return lambda function: function
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
+    error = doctor.cpp_error()
+    if error:
         if page.env.compile is True:
-            raise UserError("env.compile: true needs a C++ compiler, and none is here; install g++, or set it to auto or false")
-        log.warning("no C++ compiler: the step runs without torch.compile, some 10 %% slower; `embodied-rl doctor` says more")
+            raise UserError(f"env.compile: true: {error}; install one (g++), or set env.compile to auto or false")
+        log.warning("%s: the step runs without torch.compile, a little slower; `embodied-rl doctor` says more", error)
         return lambda function: function
     return lambda function: torch.compile(function, fullgraph=True, dynamic=False)
 
@@ -136,16 +136,11 @@ def _check_seed(page: Page) -> None:
 def make_trainer(page: Page, run: Run) -> Trainer:
     """Everything that trains the page."""
     env = make(page)
-    collector = LocalCollector(env, page.ppo.num_steps_per_env, page.env.seed)
+    symmetry = page.ppo.symmetry != "none"
+    collector = LocalCollector(env, page.ppo.num_steps_per_env, page.env.seed, symmetry=symmetry)
     torch.manual_seed(page.env.seed)
     learner = PPO(env.obs, env.num_actions, page.ppo, collector.mirrors, page.env.seed, env.device)
     return Trainer(page, collector, learner, run)
-
-
-def demonstration(page: Page) -> list[str]:
-    """Overrides for playing a page: a few robots, undisturbed, from the start of an episode that does not end soon."""
-    pushes = [f"events.{name}=null" for name, entry in page.events.items() if entry.term == "push"]
-    return ["env.num_envs=4", "env.episode_s=100000.0", "env.random_episode_phase=false", "env.compile=false", *pushes]
 
 
 def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False) -> dict:

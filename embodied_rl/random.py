@@ -1,8 +1,8 @@
 """Counter-based random numbers: the same on CPU, CUDA, every rank and every worker.
 
 Every draw is a pure function of (seed, purpose, global env id, steps that env has lived, slot), so there is no generator
-state to save, to share or to capture.  The generator is Philox2x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011), written in int64 tensor operations; the known-answer vectors of Random123 are its test.
+state to save, to share or to capture.  The generator is Philox2x32-10 (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", SC 2011), written in int64 tensor operations; the known-answer vectors of Random123 are its test.
 """
 
 from __future__ import annotations

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, MinLen
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from embodied_rl.config import yaml
-from embodied_rl.config.problems import shown
 from embodied_rl.config.terms import EXTRAS, SECTIONS
 from embodied_rl.config.types import Fraction, NonNegative, Ordered, Positive, refuse
 
@@ -84,7 +82,7 @@ class Terrain(Model):
 class PPO(Model):
     """The learner."""
 
-    class_name: str = Field(default="embodied_rl.learn.ppo:PPO", description="the algorithm, module:Class")
+    logger: Literal["tensorboard", "wandb"] = Field(default="tensorboard", description="wandb mirrors the TensorBoard events")
     num_steps_per_env: Count = Field(default=24, description="control steps per robot and iteration")
     max_iterations: Count = 300
     save_interval: Count = Field(default=50, description="iterations between checkpoints")
@@ -116,21 +114,13 @@ class PPO(Model):
     )
     mirror_loss_coeff: NonNegative = 0.0
 
-    @field_validator("class_name")
-    @classmethod
-    def qualified(cls, name: str) -> str:
-        """A short name would leave open whose class is meant."""
-        if not re.fullmatch(r"[\w.]+:\w+", name):
-            raise refuse(f"{shown(name)} is not of the form module:Class, like embodied_rl.learn.ppo:PPO")
-        return name
-
 
 class Video(Model):
     """What `play --video` films."""
 
     width: Annotated[int, Ge(16), Le(7680)] = 960
     height: Annotated[int, Ge(16), Le(4320)] = 540
-    fps: Annotated[int, Ge(1), Le(240)] = 50
+    fps: Annotated[int, Ge(1), Le(240)] = 25
 
 
 class Entry(Model):

@@ -197,7 +197,7 @@ class PPO:
         self.critic.load_state_dict(state["critic_state_dict"])
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
         for group in self.optimizer.param_groups:
-            group["fused"], group["foreach"] = True, False
+            group["fused"], group["foreach"] = True, None
         self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
 
 

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from embodied_rl.errors import UserError
+
 log = logging.getLogger("embodied_rl")
 
 
@@ -19,12 +21,20 @@ class Report:
         path: the run directory.
         iterations: the total that the run goes for.
         start: iterations done before; TensorBoard forgets what a killed run wrote beyond them.
+        logger: `wandb` mirrors what goes to TensorBoard there.
         console: where to show progress.
+
+    Raises:
+        UserError: wandb is asked for and not installed.
     """
 
-    def __init__(self, path: Path, iterations: int, start: int, console: Console | None = None) -> None:
+    def __init__(
+        self, path: Path, iterations: int, start: int, logger: str = "tensorboard", console: Console | None = None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        if logger == "wandb":
+            _mirror_to_wandb(path)
         self._writer = SummaryWriter(str(path), purge_step=start + 1 if start else None)
         self._path, self._iterations = path, iterations
         self._console = console or Console()
@@ -75,6 +85,16 @@ class Report:
     def _split(m: dict[str, float]) -> str:
         shares = {name.removeprefix("Perf/share_"): m[name] for name in m if name.startswith("Perf/share_")}
         return " ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+
+
+def _mirror_to_wandb(path: Path) -> None:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError('ppo.logger: wandb is not installed; pip install "embodied-rl[wandb]", or leave the key out') from None
+    # one name for a run and its resumptions
+    identity = f"{path.parent.name}-{path.name}"
+    wandb.init(project="embodied_rl", id=identity, name=identity, dir=str(path), resume="allow", sync_tensorboard=True)
 
 
 def _clock(seconds: float) -> str:

@@ -79,11 +79,13 @@ class LocalCollector:
         env: the environment.
         num_steps: T.
         seed: keys the policy's noise, with the global env ids.
+        symmetry: whether the learner will mirror what is collected.
     """
 
-    def __init__(self, env: Env, num_steps: int, seed: int) -> None:
+    def __init__(self, env: Env, num_steps: int, seed: int, *, symmetry: bool = False) -> None:
         self._env, self._num_steps = env, num_steps
-        self.num_envs, self.mirrors = env.num_envs, env.mirror_maps()
+        self.num_envs = env.num_envs
+        self.mirrors = env.mirror_maps() if symmetry else {}
         self._key = random.stream_key(seed, "policy", env.device)
         self._rows = torch.arange(env.num_envs, device=env.device)
         shape, device = (num_steps, env.num_envs), env.device

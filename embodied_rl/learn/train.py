@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ log = logging.getLogger("embodied_rl")
 
 
 class UnstableError(UserError):
-    """More robots blew up in an iteration than `physics.max_unstable` allows."""
+    """More robots blew up than `physics.max_unstable` allows, or the networks did; one line."""
 
 
 class Trainer:
@@ -97,7 +98,16 @@ class Trainer:
             "Train/seconds": self.seconds,
         }
         self._check_stability(rollout)
+        self._check_learning(metrics)
         return metrics
+
+    def _check_learning(self, metrics: dict[str, float]) -> None:
+        wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong:
+            raise UnstableError(
+                f"{', '.join(wrong[:3])} is not finite after iteration {self.iteration}, so the networks are lost; go on from "
+                f"an earlier checkpoint in {self.run.checkpoints} with a smaller ppo.learning_rate or ppo.max_grad_norm"
+            )
 
     def _check_stability(self, rollout: Rollout) -> None:
         for dump in self.collector.drain_unstable():

@@ -41,7 +41,6 @@ class joint_position:  # noqa: N801  named as its entry on the page
     def update(self, env: View, done: Tensor) -> None:
         """Draw the latency of the episodes that begin, done (N,) bool."""
         if self.state:
-            low, high = self.latency
-            drawn = torch.floor(env.draw.between(float(low), float(high + 1), 1)[:, 0])
+            drawn = env.draw.integers(*self.latency)
             buffer = env.buffers[f"{self.name}.latency"]
             buffer.copy_(torch.where(done, drawn, buffer))

@@ -81,17 +81,23 @@ class Terms:
         ]
 
     def mirrors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Index and sign of one value of each kind of observation under left-right reflection."""
+        """Index and sign of one value of each kind of observation under left-right reflection.
+
+        Raises:
+            RobotError: robot.yaml has no `mirror`.
+        """
         three = torch.arange(3, device=self._device)
         signs = lambda *values: torch.tensor(values, dtype=torch.float32, device=self._device)  # noqa: E731
-        feet = self.robot.foot_mirror
+        spec = self.robot.spec
+        feet = torch.tensor(spec.foot_mirror(), dtype=torch.int64, device=self._device)
+        permutation, joint_signs = spec.joint_mirror()
         return {
             "vector": (three, signs(1, -1, 1)),
             "pseudovector": (three, signs(-1, 1, -1)),
             "velocity_command": (three, signs(1, -1, -1)),
             # half a cycle later the other diagonal is in stance
             "phase": (three[:2], signs(-1, -1)),
-            "joints": self.robot.joint_mirror,
+            "joints": (torch.tensor(permutation, device=self._device), signs(*joint_signs)),
             "feet": (feet, torch.ones(len(feet), device=self._device)),
         }
 
@@ -114,7 +120,7 @@ class Terms:
         path = f"observations.{group}.{term.name}"
         value = term.function(view, **term.params)
         if value.dim() != 2 or len(value) != view.num_envs:
-            raise ValueError(f"{path}: a term returns (num_envs, size), got shape {tuple(value.shape)}")
+            raise UserError(f"{path}: a term returns (num_envs, size), got shape {tuple(value.shape)}")
         return ObservationTerm(
             name=term.name,
             function=term.function,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embodied_rl import rotations
 from embodied_rl.config.types import NonNegative, Positive, Range
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.term import event
 from embodied_rl.mdp.view import View
 
@@ -45,6 +46,7 @@ def reset_base(
 
     `height` [m] is added to the default one; velocities are within +-lin_vel [m/s] and +-ang_vel [rad/s] in each axis.
     """
+    _floating(env, "reset_base")
     xy = env.draw.between(-position, position, 2)
     z = env.draw.between(height[0], height[1], 1)
     angles = env.draw.between(-1.0, 1.0, 3)
@@ -87,6 +89,7 @@ def push(
 
     Horizontal components within +-lin_vel [m/s], angular ones within +-ang_vel [rad/s].
     """
+    _floating(env, "push")
     hit = env.draw(1)[:, 0] < env.step_dt / interval_s
     kick = torch.cat(
         (
@@ -139,3 +142,8 @@ def randomize_gains(env: View, draft: Draft, *, stiffness: Range = (0.9, 1.1), d
     bias[..., 1] *= kp
     bias[..., 2] *= env.draw.between(damping[0], damping[1], gain.shape[1])
     draft.model["actuator_gainprm"], draft.model["actuator_biasprm"] = gain, bias
+
+
+def _floating(env: View, name: str) -> None:
+    if not env.robot.floating:
+        raise UserError(f"events.{name}: the base of {env.robot.spec.name} does not move; take the entry off the page")

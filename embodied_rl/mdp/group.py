@@ -105,7 +105,7 @@ class ObservationGroup:
         if term.delay[1] > 0:
             lag = env.buffers[f"{self.name}.{term.name}.lag"]
             if fresh is not None:
-                drawn = torch.floor(env.draw.between(float(term.delay[0]), term.delay[1] + 1.0, 1)[:, 0])
+                drawn = env.draw.integers(*term.delay)
                 lag.copy_(torch.where(fresh, drawn, lag))
             newest = past.shape[1] - 1 - lag.long()
             window = newest[:, None] - torch.arange(term.history - 1, -1, -1, device=value.device)  # (N, history)

@@ -17,6 +17,9 @@ from embodied_rl import rotations
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
 
+#: Stands for the limits of a joint that has none [rad]; finite, so that sums and differences of limits are.
+_UNLIMITED = 1e6
+
 
 class once:  # noqa: N801  a decorator
     """A property computed at its first reading; functools.cached_property holds a lock, which torch.compile cannot trace."""
@@ -39,16 +42,14 @@ class Robot:
         self.joint_names = spec.joint_names
         self.default_joint_pos = torch.tensor(spec.default_joint_pos, device=device)
         """Joint positions that actions and observations count from [rad], (J,)."""
-        limits = np.array([model.joint(name).range for name in spec.joint_names], dtype=np.float32)
+        joints = [model.joint(name) for name in spec.joint_names]
+        limits = np.array([j.range if j.limited[0] else (-_UNLIMITED, _UNLIMITED) for j in joints], dtype=np.float32)
         self.joint_limits = torch.tensor(limits.T, device=device)
         """Lower and upper limits [rad], (2, J)."""
         self.mass = float(model.body_subtreemass[scene.base_body])
         """Total mass [kg]."""
         self.qpos_index = torch.tensor(scene.qpos_address, device=device)
         self.qvel_index = torch.tensor(scene.qvel_address, device=device)
-        permutation, signs = spec.joint_mirror()
-        self.joint_mirror = torch.tensor(permutation, device=device), torch.tensor(signs, device=device)
-        self.foot_mirror = torch.tensor(spec.foot_mirror(), dtype=torch.int64, device=device)
         root = model.body(spec.base)
         joint = int(root.jntadr[0]) if root.jntnum[0] else -1
         self.floating = joint >= 0 and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE
@@ -178,11 +179,18 @@ class Draw:
         """The next `size` uniform numbers in [0, 1) of each env, (N, size)."""
         assert self._block is not None, "nothing may be drawn here"
         start, self.used = self.used, self.used + size
+        assert self.used <= self._block.shape[1], "more random numbers are drawn than the first pass counted"
         return self._block[:, start : self.used]
 
     def between(self, low: Tensor | float, high: Tensor | float, size: int) -> Tensor:
         """Uniform numbers in [low, high), (N, size)."""
         return low + (high - low) * self(size)
+
+
+    def integers(self, low: int, high: int) -> Tensor:
+        """Uniform whole numbers from low to high, both included, as float32 (N,)."""
+        # the largest uniform number rounds up to high + 1
+        return torch.floor(self.between(float(low), high + 1.0, 1)[:, 0]).clamp(max=float(high))
 
 
 @dataclass

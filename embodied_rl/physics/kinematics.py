@@ -80,18 +80,14 @@ class Kinematics:
         angular = (rotation @ qvel[:, v + 3 : v + 6, None])[..., 0]
         return qpos[:, None, q : q + 3], rotation[:, None], qvel[:, None, v : v + 3], angular[:, None]
 
-    def _plan(
-        self, bodies: list[int]
-    ) -> tuple[tuple[int, int] | None, list[_Level], list[tuple[list[int], list[int]]]]:
+    def _plan(self, bodies: list[int]) -> tuple[tuple[int, int] | None, list[_Level], list[tuple[list[int], list[int]]]]:
         model = self._model
         wanted = {0}
         for body in bodies:
             while body not in wanted:
                 wanted.add(body)
                 body = int(model.body_parentid[body])
-        root = next(
-            (b for b in sorted(wanted) if _joints(model, b) and model.jnt_type[_joints(model, b)[0]] == 0), None
-        )
+        root = next((b for b in sorted(wanted) if _joints(model, b) and model.jnt_type[_joints(model, b)[0]] == 0), None)
         # Links: (body, joint or None, is the body's first).  Level 0 is the floating base, or the world without one.
         level = [(root if root is not None else 0, None)]
         levels, layers = [], [[b for b, _ in level]]

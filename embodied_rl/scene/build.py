@@ -48,6 +48,9 @@ class Scene:
     qvel_address: tuple[int, ...]
     """Where the robot's joints stand in qpos and qvel, in robot.yaml's order."""
     foot_geoms: tuple[int, ...]
+    """All collision geoms of the feet."""
+    first_foot_geoms: tuple[int, ...]
+    """One of each foot."""
     base_body: int
 
 
@@ -90,6 +93,7 @@ def build_scene(robot: RobotSpec, *, collisions: str, physics: PhysicsPage, need
         qpos_address=tuple(int(joint.qposadr[0]) for joint in joints),
         qvel_address=tuple(int(joint.dofadr[0]) for joint in joints),
         foot_geoms=tuple(model.geom(name).id for foot in robot.feet for name in foot.geoms),
+        first_foot_geoms=tuple(model.geom(foot.geoms[0]).id for foot in robot.feet),
         base_body=model.body(robot.base).id,
     )
 
@@ -162,9 +166,7 @@ def _add_sensors(
         width = max(len(row) for row in geoms)
         for row in geoms:
             for geom in (row + row[-1:] * width)[:width]:  # rows of one length: repeating a geom changes no maximum
-                sensor = spec.add_sensor(
-                    type=mujoco.mjtSensor.mjSENS_CONTACT, objtype=mujoco.mjtObj.mjOBJ_GEOM, objname=geom
-                )
+                sensor = spec.add_sensor(type=mujoco.mjtSensor.mjSENS_CONTACT, objtype=mujoco.mjtObj.mjOBJ_GEOM, objname=geom)
                 sensor.intprm[:3] = (_FORCE, _NETFORCE, 1) if force else (_FOUND, 0, 1)
         shape = (len(geoms), width, 3) if force else (len(geoms), width)
         sensors[need] = (slice(columns, columns + int(np.prod(shape))), shape)
@@ -182,11 +184,7 @@ def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, co
         if geom.name not in feet:
             names.append(geom.name)
     if not names:
-        hint = (
-            "set scene.collisions: full"
-            if collisions == "feet"
-            else f"give {body} a collision geom in {robot.model_path}"
-        )
+        hint = "set scene.collisions: full" if collisions == "feet" else f"give {body} a collision geom in {robot.model_path}"
         raise SceneError(f"a term reads the contacts of {group!r}, but {body!r} cannot touch anything: {hint}")
     return names
 

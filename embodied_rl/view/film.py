@@ -133,8 +133,8 @@ class _ChaseCamera:
         self._heading = 0.0
 
     def follow(self, position: np.ndarray, heading: float, robots: int) -> None:
-        jump = self._target is None or np.linalg.norm(position - self._target) > 5.0 * self._size
-        if self._target is None or jump:  # the first frame, or a new episode
+        # the first frame, or a new episode elsewhere
+        if self._target is None or np.linalg.norm(position - self._target) > 5.0 * self._size:
             self._target, self._heading = position.copy(), heading
         self._target += (position - self._target) * self._dt / (self._FOLLOW_S + self._dt)
         turn = math.remainder(heading - self._heading, math.tau)

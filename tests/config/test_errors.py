@@ -134,10 +134,6 @@ ADDED = {
         'page.yaml:6: physics.engine: "isaacgym" is planned; what works now is native (MuJoCo on all CPU cores)',
     ),
     "unknown engine": ("physics: {engine: bullet}", "page.yaml:6: physics.engine: \"bullet\" is not one of 'native'"),
-    "algorithm without module": (
-        "ppo: {class_name: PPO}",
-        'page.yaml:6: ppo.class_name: "PPO" is not of the form module:Class, like embodied_rl.learn.ppo:PPO',
-    ),
     "mirror loss of zero": (
         "ppo: {symmetry: mirror_loss}",
         "page.yaml:6: ppo.mirror_loss_coeff: 0.0 is not allowed with symmetry: mirror_loss; more than 0",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import cast
 
-import pytest
 import torch
 
 from embodied_rl.config.terms import find_terms
@@ -56,7 +55,6 @@ def test_a_latency_is_drawn_for_the_episodes_that_begin():
     assert values.tolist() == [1.0, 2.0, 3.0] and counts.min() > 430
 
 
-@pytest.mark.xfail(strict=True, reason="actions.py: low + (high + 1 - low) u rounds up to high + 1 at u = 1 - 2^-24")
 def test_the_greatest_random_number_is_the_greatest_latency():
     term = joint_position("joint_position", latency=(1, 2))
     env = _env(1, latency=[0.0], block=torch.full((1, 4), 1.0 - 2.0**-24))

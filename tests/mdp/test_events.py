@@ -20,6 +20,7 @@ from embodied_rl.mdp.view import Draw, View
 COUNT, STANDING = 5000, (0.0, 0.0, 0.4, 1.0, 0.0, 0.0, 0.0, -0.8, 0.1)
 #: Two joints, a and b, which stand in qpos as b and a.
 ROBOT = SimpleNamespace(
+    floating=True,
     default_joint_pos=torch.tensor([0.1, -0.8]),
     joint_limits=torch.tensor([[-1.0, -0.9], [0.15, 0.5]]),
     qpos_index=torch.tensor([8, 7]),
@@ -27,11 +28,10 @@ ROBOT = SimpleNamespace(
 )
 
 
-def _env(block: torch.Tensor | float | None = None, **robot) -> View:
-    if block is None:
-        block = torch.rand(COUNT, 40, generator=torch.Generator().manual_seed(0))
-    elif isinstance(block, float):
-        block = torch.full((COUNT, 40), block)
+def _env(number: float | None = None) -> View:
+    """Draws random numbers, or always the same one."""
+    random = torch.rand(COUNT, 40, generator=torch.Generator().manual_seed(0))
+    block = random if number is None else torch.full_like(random, number)
     scene = SimpleNamespace(foot_geoms=(1, 3), base_body=1)
     return cast(View, SimpleNamespace(robot=ROBOT, scene=scene, draw=Draw(block), step_dt=0.02))
 
@@ -43,7 +43,9 @@ def _draft(**model: torch.Tensor) -> Draft:
 def _assert_uniform(values: torch.Tensor, low: float, high: float) -> None:
     width = high - low
     assert low - 1e-5 <= values.min() < low + 0.01 * width and high - 0.01 * width < values.max() <= high + 1e-5
-    torch.testing.assert_close(values.double().mean(0), torch.full(values.shape[1:], (low + high) / 2).double(), rtol=0, atol=0.02 * width)
+    torch.testing.assert_close(
+        values.double().mean(0), torch.full(values.shape[1:], (low + high) / 2).double(), rtol=0, atol=0.02 * width
+    )
 
 
 def test_reset_base(call):

@@ -153,7 +153,6 @@ def test_the_terminal_reading_advances_nothing():
         assert torch.equal(terminal, harness.compute(float(step)))
 
 
-@pytest.mark.xfail(strict=True, reason="group.py: low + (high - low) u rounds up to high at u = 1 - 2^-24: index -1")
 @pytest.mark.parametrize("delay", [(1, 2), (3, 4)])
 def test_the_greatest_random_number_is_the_greatest_delay(delay):
     harness = Harness([_term(size=1, delay=delay)])

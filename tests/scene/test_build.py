@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import mujoco
 import numpy as np
@@ -185,9 +186,8 @@ def test_options_reach_both_models():
 
 
 def test_every_option_of_the_page_has_its_counterpart():
-    fields = PhysicsPage.model_fields
     for field in ("integrator", "solver", "cone"):
-        for value in fields[field].annotation.__args__:
+        for value in get_args(PhysicsPage.model_fields[field].annotation):
             _build("go2", **{field: value})
 
 
@@ -255,7 +255,7 @@ def test_a_robot_without_feet_cannot_serve_their_terms(biped, need):
 
 def test_a_body_without_collision_geoms_in_the_full_set(biped, tmp_path):
     (tmp_path / "biped.xml").write_text(BIPED.replace('name="trunk" type', 'contype="0" conaffinity="0" type'))
-    with pytest.raises(SceneError, match="give trunk a collision geom in .*biped.xml"):
+    with pytest.raises(SceneError, match=r"give trunk a collision geom in .*biped.xml"):
         _build(biped, "full", {"contact:trunk"})
 
 

@@ -28,7 +28,7 @@ def _command(**options) -> velocity:
         "gait_frequency": 2.0,
     }
     given = {name: torch.tensor(value) if number(value) else value for name, value in (defaults | options).items()}
-    return velocity("velocity", **given)
+    return velocity("velocity", **given)  # pyright: ignore[reportArgumentType]
 
 
 class Robots:

@@ -46,11 +46,14 @@ def test_command_and_velocity_are_drawn(env: Env, tmp_path: Path) -> None:
 def test_the_camera_follows(env: Env, tmp_path: Path) -> None:
     _, qpos, _ = env.render_state(0)
     with film.Film(tmp_path / "a.mp4", env.scene, env.page.video) as one:
-        for step in range(20):
-            qpos[0] = 0.2 * step  # 5 m/s, to where it would be out of sight
-            image = one.shoot([qpos], (5.0, 0.0, 0.0))
-        assert one.frames == 20
-    middle = image[24:44, 24:72].astype(int)
+        for step in range(25):
+            qpos[0] = 0.04 * step  # 1 m/s for 1 s
+            one.shoot([qpos], (1.0, 0.0, 0.0))
+        behind = qpos[0] - one._camera.view.lookat[0]
+        assert 0.1 < behind < 0.4  # softly: it comes to lag a quarter of a second
+        qpos[0] += 10.0  # a new episode elsewhere
+        image = one.shoot([qpos], (1.0, 0.0, 0.0))
+    middle = image[24:44, 36:60].astype(int)
     assert middle.max() > 200
     assert middle.min() < 60
 

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from embodied_rl import factory
+from embodied_rl.config import Page, load
+from embodied_rl.errors import UserError
+from embodied_rl.learn import checkpoint
+from embodied_rl.learn.evaluate import SEEDS
+from embodied_rl.learn.report import Report
+from embodied_rl.learn.train import Trainer, UnstableError
+
+ENVS = 16
+SMALL = [
+    *("env.compile=false", f"env.num_envs={ENVS}", "env.episode_s=0.5", "physics.num_threads=1"),
+    *("ppo.num_steps_per_env=8", "ppo.actor_hidden_dims=[16]", "ppo.critic_hidden_dims=[16]", "ppo.save_interval=4"),
+    *("ppo.num_learning_epochs=2", "ppo.num_mini_batches=2"),
+]
+#: Metrics of the clock.
+CLOCK = ("Perf/", "Train/seconds")
+
+
+def page(*overrides: str) -> Page:
+    return load("go2_flat", [*SMALL, *overrides])
+
+
+def train(trainer: Trainer, iterations: int, report: Report | None = None) -> list[dict[str, float]]:
+    """The metrics of every iteration, those of the clock left out."""
+    history = list(trainer.train(iterations, report))
+    return [{name: value for name, value in metrics.items() if not name.startswith(CLOCK)} for metrics in history]
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    models = (trainer.learner.actor, trainer.learner.critic)
+    return [value.clone() for model in models for value in model.state_dict().values()]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def equal(one: object, other: object) -> bool:
+    """Whether two checkpoints are the same to the last bit."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one.nan_to_num(9.0), other.nan_to_num(9.0))
+    return one == other
+
+
+def test_half_a_run_and_the_rest_are_the_whole(tmp_path: Path) -> None:
+    """20 iterations = 10 + resume 10, bit for bit: networks, optimizer, normalizers, robots, metrics."""
+    whole = factory.start(page(), tmp_path / "whole")
+    history = train(whole, 20)
+    first = factory.start(page(), tmp_path / "half")
+    halves = train(first, 10)
+    second = factory.resume(str(tmp_path / "half"), "go2_flat")
+    assert (second.iteration, second.env_steps) == (10, 10 * 8 * ENVS)
+    halves += train(second, 20)
+    assert halves == history
+    states = [checkpoint.read(tmp_path / run / "checkpoints" / "model_000020.pt") for run in ("whole", "half")]
+    for state in states:
+        state["infos"].pop("seconds")
+    assert equal(*states)
+    assert any(metrics["Train/fall_rate"] for metrics in history if "Train/fall_rate" in metrics)
+
+
+def test_a_seed_makes_a_run_and_the_number_of_threads_does_not(tmp_path: Path) -> None:
+    runs = {"one": [], "again": [], "threads": ["physics.num_threads=2"], "other": ["env.seed=2"]}
+    trained = {}
+    for name, overrides in runs.items():
+        trainer = factory.start(page(*overrides), tmp_path / name)
+        trained[name] = (train(trainer, 3), weights(trainer))
+    history, one = trained["one"]
+    for name in ("again", "threads"):
+        assert trained[name][0] == history
+        assert same(trained[name][1], one)
+    assert not same(trained["other"][1], one)
+
+
+def test_checkpoints_at_the_interval_and_at_the_end(tmp_path: Path) -> None:
+    train(factory.start(page(), tmp_path / "run"), 10)
+    assert names(tmp_path / "run") == ["model_000004.pt", "model_000008.pt", "model_000010.pt"]
+
+
+def test_a_run_that_is_done_has_nothing_to_resume(tmp_path: Path) -> None:
+    train(factory.start(page(), tmp_path / "run"), 2)
+    assert train(factory.resume(str(tmp_path / "run"), "go2_flat"), 2) == []
+    assert names(tmp_path / "run") == ["model_000002.pt"]
+
+
+def test_stop_ends_after_the_iteration_at_hand(tmp_path: Path) -> None:
+    trainer = factory.start(page(), tmp_path / "run")
+    for _ in trainer.train(10):
+        if trainer.iteration == 3:
+            trainer.stop()
+    assert trainer.stopped and trainer.iteration == 3
+    assert names(tmp_path / "run") == ["model_000003.pt"]
+
+
+def test_training_outside_the_main_thread(tmp_path: Path) -> None:
+    trainer = factory.start(page(), tmp_path / "run")
+    thread = threading.Thread(target=lambda: train(trainer, 1))
+    thread.start()
+    thread.join()
+    assert trainer.iteration == 1 and names(tmp_path / "run") == ["model_000001.pt"]
+
+
+def test_signal_handlers_are_given_back(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    trainer = factory.start(page(), tmp_path / "run")
+    for _ in trainer.train(3):
+        signal.raise_signal(signal.SIGTERM)
+    assert trainer.stopped and trainer.iteration == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def start_process(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "embodied_rl", "train", "go2_flat", *SMALL]
+    process = subprocess.Popen(
+        [*command, "--run-dir", str(folder), "--iterations", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a Ctrl-C of this terminal is not for it, nor its signal for us
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("2/"):
+            return process
+    raise AssertionError("it ended by itself")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_resume(tmp_path: Path, number: signal.Signals) -> None:
+    process = start_process(tmp_path / "run")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    (name,) = names(tmp_path / "run")[-1:]
+    done = checkpoint.read(tmp_path / "run" / "checkpoints" / name)["iter"]
+    last = output.splitlines()[-1]
+    assert last == f"stopped after {done} iterations; go on with: embodied-rl train go2_flat --resume {tmp_path / 'run'}"
+    assert "Traceback" not in output
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    code = f"""
+import signal, sys
+from embodied_rl import cli
+from embodied_rl.learn.train import Trainer
+iterate = Trainer._iterate
+def interrupted(self):
+    signal.raise_signal(signal.SIGINT)
+    print("once", flush=True)
+    signal.raise_signal(signal.SIGINT)
+    print("twice", flush=True)
+Trainer._iterate = interrupted
+sys.exit(cli.main(["train", "go2_flat", "--run-dir", {str(tmp_path / "run")!r}, *{SMALL!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stdout.splitlines()[-1] == "once"
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "run") == []
+
+
+def test_tensorboard_has_the_names_of_rsl_rl_and_more(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = factory.start(page(), tmp_path / "run")
+    with Report(tmp_path / "run", 6, 0) as report:
+        train(trainer, 4, report)
+        for _ in trainer.train(6, report):
+            break  # killed after the fifth iteration, which no checkpoint holds
+    trainer = factory.resume(str(tmp_path / "run"), "go2_flat")
+    assert trainer.iteration == 4
+    with Report(tmp_path / "run", 6, trainer.iteration) as report:
+        train(trainer, 6, report)
+
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    expected = {
+        *("Loss/value", "Loss/surrogate", "Loss/entropy", "Loss/learning_rate", "Policy/mean_std"),
+        *("Perf/total_fps", "Perf/collection_time", "Perf/learning_time"),
+        *("Train/mean_reward", "Train/mean_episode_length"),
+        *("Loss/kl", "Loss/clip_fraction", "Loss/explained_variance", "Loss/grad_norm", "Physics/unstable"),
+        *(f"Episode_Reward/{name}" for name in trainer.page.rewards),
+        *(f"Episode_Termination/{name}" for name in trainer.page.terminations),
+        *("Metrics/lin_vel_error", "Metrics/ang_vel_error"),
+    }
+    assert expected <= set(events.Tags()["scalars"])
+    # every iteration once: the interrupted run's fifth is forgotten, its fourth is not
+    assert [event.step for event in events.Scalars("Loss/value")] == [1, 2, 3, 4, 5, 6]
+
+
+def blow_up(trainer: Trainer, rows: list[int]) -> None:
+    """Give robots a velocity that no simulation survives."""
+    physics = trainer.collector._env.physics  # pyright: ignore[reportAttributeAccessIssue]
+    mask = torch.zeros(ENVS, dtype=torch.bool)
+    mask[rows] = True
+    physics.write(mask, qvel=torch.full_like(physics.qvel, float("nan")))
+
+
+def test_few_robots_that_blow_up_are_counted_and_dumped(tmp_path: Path) -> None:
+    trainer = factory.start(page("physics.max_unstable=0.2"), tmp_path / "run")
+    history = []
+    for metrics in trainer.train(3):
+        history.append(metrics["Physics/unstable"])
+        if trainer.iteration == 1:
+            blow_up(trainer, [2, 5, 7])
+    assert history == [0.0, 3.0, 0.0]
+    assert all(value.isfinite().all() for value in weights(trainer))
+    dumps = sorted((tmp_path / "run" / "unstable").iterdir())
+    assert [path.name for path in dumps] == [f"iteration_000002_row_{row}.npz" for row in (2, 5, 7)]
+    for path, row in zip(dumps, (2, 5, 7), strict=True):
+        dump = np.load(path, allow_pickle=False)
+        assert dump["row"] == row
+        assert dump["states"].ndim == 2 and np.isnan(dump["states"][-1]).any() and not np.isnan(dump["states"][0]).any()
+        assert dump["ctrl"].shape == (len(dump["states"]), 4, 12)
+
+
+def test_many_robots_that_blow_up_end_the_run(tmp_path: Path) -> None:
+    trainer = factory.start(page("physics.max_unstable=0.2"), tmp_path / "run")
+    with pytest.raises(UnstableError) as caught:
+        for _ in trainer.train(3):
+            blow_up(trainer, [0, 1, 2, 3])
+    assert str(caught.value).startswith("4 of 16 robots blew up in iteration 2, more than physics.max_unstable (20%)")
+    assert "\n" not in str(caught.value) and isinstance(caught.value, UserError)
+    assert names(tmp_path / "run") == ["model_000002.pt"]
+
+
+def test_a_resumed_run_goes_by_the_page_it_was_started_with(tmp_path: Path) -> None:
+    train(factory.start(page("ppo.gamma=0.9"), tmp_path / "run"), 1)
+    resumed = factory.resume(str(tmp_path / "run"), "go2_flat", ["ppo.lam=0.8"])
+    assert (resumed.page.ppo.gamma, resumed.page.ppo.lam, resumed.page.env.num_envs) == (0.9, 0.8, ENVS)
+
+
+def test_other_robots_start_fresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(factory.start(page(), tmp_path / "run"), 1)
+    trainer = factory.resume(str(tmp_path / "run"), "go2_flat", num_envs=8)
+    assert "holds no state of 8 environments; they start fresh" in caplog.text
+    train(trainer, 2)
+    assert trainer.env_steps == 8 * (ENVS + 8)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["ppo.actor_hidden_dims=[8]"], "its networks have other shapes than the page's"),
+        (["ppo.critic_hidden_dims=[16, 16]"], "its networks have other shapes than the page's"),
+        (["rewards.pose=null"], "the state of its environments does not fit the page"),
+        (["scene.collisions=full", "rewards.contact={term: undesired_contacts, weight: -1.0}"], "does not fit the page"),
+    ],
+)
+def test_a_checkpoint_of_another_page_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
+    train(factory.start(page(), tmp_path / "run"), 1)
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        factory.resume(str(tmp_path / "run"), "go2_flat", overrides)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_seeds_of_evaluation_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="evaluation's; take a smaller one"):
+        factory.start(page(f"env.seed={SEEDS[0]}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(factory.start(page(), tmp_path / "run"), 1)
+    with pytest.raises(UserError, match="evaluation's; take a smaller one"):
+        factory.resume(str(tmp_path / "run"), "go2_flat", seed=SEEDS[1])
+
+
+def test_networks_that_are_lost_end_the_run_unsaved(tmp_path: Path) -> None:
+    trainer = factory.start(page(), tmp_path / "run")
+    with pytest.raises(UnstableError, match=r"Loss/.* is not finite after iteration 4, so the networks are lost"):
+        for _ in trainer.train(10):
+            if trainer.iteration == 3:
+                next(trainer.learner.critic.parameters()).data.fill_(float("nan"))
+    assert names(tmp_path / "run") == []

@@ -1,0 +1,76 @@
+"""A robot that is no quadruped, as terms see it: unlimited joints, no mirror, feet of two geoms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from embodied_rl.config.page import Physics as PhysicsPage
+from embodied_rl.mdp.view import Draw, Robot
+from embodied_rl.robot import load_robot
+from embodied_rl.scene import Scene, build_scene
+
+CART = """
+<mujoco>
+  <worldbody>
+    <body name="trunk" pos="0 0 0.6" quat="0.6 0 0 0.8">
+      {root}
+      <geom type="box" size="0.1 0.1 0.1"/>
+      <body name="arm"> <joint name="swing" axis="0 1 0" range="-60 60"/> <geom type="sphere" size="0.05" pos="0 0 1"/> </body>
+      <body name="wheel" pos="0 0 -0.4"> <joint name="spin" axis="0 1 0"/> <geom type="sphere" size="0.05"/> </body>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+PAGE = """
+name: cart
+model: cart.xml
+base: trunk
+base_height: 0.45
+joints:
+  spin: {default: 0.5, stiffness: 0.0, damping: 1.0, effort_limit: 5.0}
+  swing: {default: 0.25, stiffness: 20.0, damping: 1.0, effort_limit: 50.0}
+"""
+MIRROR = "mirror: {spin: swing}\n"
+
+
+def _scene(folder, root: str = "<freejoint/>", more: str = MIRROR) -> Scene:
+    (folder / "cart.xml").write_text(CART.format(root=root))
+    (folder / "robot.yaml").write_text(PAGE + more)
+    return build_scene(load_robot(str(folder)), collisions="full", physics=PhysicsPage())
+
+
+def test_the_default_pose(tmp_path):
+    robot = Robot(_scene(tmp_path), torch.device("cpu"))
+    torch.testing.assert_close(robot.default_qpos, torch.tensor([0.0, 0.0, 0.45, 0.6, 0.0, 0.0, 0.8, 0.25, 0.5]))
+    assert robot.floating and robot.default_joint_pos.tolist() == [0.5, 0.25]
+
+
+def test_a_fixed_base_has_no_place_in_the_default_pose(tmp_path):
+    robot = Robot(_scene(tmp_path, root=""), torch.device("cpu"))
+    assert not robot.floating and robot.default_qpos.tolist() == [0.25, 0.5]
+    torch.testing.assert_close(robot.fixed_base_quat, torch.tensor([0.6, 0.0, 0.0, 0.8]))
+    torch.testing.assert_close(robot.fixed_base_pos, torch.tensor([0.0, 0.0, 0.6]))
+
+
+def test_limits_are_in_the_pages_order(tmp_path):
+    limits = Robot(_scene(tmp_path), torch.device("cpu")).joint_limits
+    torch.testing.assert_close(limits[:, 1], torch.tensor([-math.pi / 3, math.pi / 3]))
+
+
+def test_a_joint_without_limits_has_none(tmp_path):
+    limits = Robot(_scene(tmp_path), torch.device("cpu")).joint_limits
+    assert limits[0, 0] < -1e3 and limits[1, 0] > 1e3
+
+
+def test_a_robot_without_a_mirror_can_be_built(tmp_path):
+    Robot(_scene(tmp_path, more=""), torch.device("cpu"))
+
+
+def test_a_draw_beyond_its_block_is_an_error():
+    draw = Draw(torch.rand(3, 4))
+    draw(3)
+    with pytest.raises((AssertionError, ValueError, IndexError)):
+        draw(2)
