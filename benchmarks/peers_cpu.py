@@ -82,7 +82,8 @@ def _side_by_side(results: dict[str, dict], options: argparse.Namespace) -> None
     turns: dict[str, list[dict]] = {name: [] for name in sides}
     for index in range(options.rounds):
         for name in list(sides)[:: -1 if index % 2 else 1]:
-            turn = sides[name].play(steps[name])
+            reply = sides[name].play(steps[name])
+            turn = {key: value for key, value in reply.items() if key in ("seconds", "physics_seconds", "ended")}
             turns[name].append({"env_steps_per_s": sides[name].rate(turn["seconds"]), **turn})
     for name, side in sides.items():
         side.close()
@@ -106,7 +107,7 @@ class Side:
     """A process that holds robots and steps them when it is told to; warm when it is ready."""
 
     def __init__(self, name: str, num_envs: int, options: argparse.Namespace) -> None:
-        self.num_envs = num_envs
+        self.name, self.num_envs = name, num_envs
         python = options.peer_python if name == PEER else sys.executable
         arguments = [name, num_envs, options.threads, *options.overrides]
         # PASSIVE is what the command line sets too: threads that spin while they wait take the cores from the physics
@@ -135,7 +136,7 @@ class Side:
         self._process.stdin.flush()
         self._played, reply = steps, self._process.stdout.readline()
         if not reply:
-            raise SystemExit(f"the process of {' '.join(map(str, self._process.args[3:5]))} robots is gone; see above")
+            raise SystemExit(f"{self.name} with {self.num_envs} robots: the process is gone; its last words stand above")
         return json.loads(reply)
 
     def steps_in(self, seconds: float) -> int:

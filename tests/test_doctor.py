@@ -29,18 +29,14 @@ def test_each_missing_thing_has_its_line(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("CXX", "no-such-compiler")
     checks = doctor.report()
     missing = {check.name: check for check in checks if not check.works}
-    assert {"torch", "mujoco", "rsl-rl-lib", "tensorboard", "onnxruntime", "av", "gymnasium", "compiler"} <= set(
-        missing
-    )
+    assert {"torch", "mujoco", "rsl-rl-lib", "tensorboard", "onnxruntime", "av", "gymnasium", "compiler"} <= set(missing)
     assert all(check.remedy and "\n" not in check.detail + check.remedy for check in missing.values())
     assert missing["gymnasium"].remedy == 'pip install "embodied-rl[gym]"'
     assert not missing["gymnasium"].required
     assert not missing["compiler"].required
 
 
-def test_an_outdated_mujoco_ends_with_status_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_outdated_mujoco_ends_with_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     installed = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "3.17.0" if name == "mujoco" else installed(name))
     monkeypatch.setattr(doctor, "_film", lambda: doctor.Check("films", True, "not looked at"))

@@ -74,9 +74,7 @@ def test_shipped_robots_are_found_by_name():
 
 
 def test_reading_a_page_imports_no_simulator():
-    code = (
-        "import sys, embodied_rl.robot as robot; robot.load_robot('go2'); print({'mujoco', 'torch'} & {*sys.modules})"
-    )
+    code = "import sys, embodied_rl.robot as robot; robot.load_robot('go2'); print({'mujoco', 'torch'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
@@ -100,9 +98,7 @@ def test_urdf_robot(tmp_path):
 
 def test_urdf_meshes_are_sought_in_the_robots_folder(tmp_path):
     (tmp_path / "meshes").mkdir()
-    (tmp_path / "meshes" / "corner.obj").write_text(
-        "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
-    )
+    (tmp_path / "meshes" / "corner.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
     mesh = '<mesh filename="package://twin_description/meshes/corner.obj"/>'
     robot = load_robot(str(_write(tmp_path, _page(), URDF.replace('<cylinder radius=".1" length=".2"/>', mesh))))
     assert robot.mjspec().compile().nmesh == 1

@@ -101,8 +101,7 @@ ADDED = {
     ),
     "misspelt term": (
         "rewards: {efort: {weight: 1}}",
-        "page.yaml:6: rewards.efort: no such term; did you mean 'effort'? "
-        "(`embodied-rl list --terms rewards` shows all)",
+        "page.yaml:6: rewards.efort: no such term; did you mean 'effort'? (`embodied-rl list --terms rewards` shows all)",
     ),
     "unknown term by name": (
         "events: {twice: {term: jump}}",

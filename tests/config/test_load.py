@@ -112,9 +112,9 @@ def test_extends_finds_shipped_pages(tmp_path: Path) -> None:
     for extends in (name, f"{name}.yaml"):
         (tmp_path / "mine.yaml").write_text(f"extends: {extends}\nenv: {{seed: 77}}\n")
         page = load(tmp_path / "mine.yaml")
-        assert page.model_copy(
-            update={"name": name, "env": page.env.model_copy(update={"seed": load(name).env.seed})}
-        ) == load(name)
+        assert page.model_copy(update={"name": name, "env": page.env.model_copy(update={"seed": load(name).env.seed})}) == load(
+            name
+        )
         assert page.env.seed == 77
 
 

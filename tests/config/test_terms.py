@@ -87,9 +87,7 @@ def module_of(path: Path) -> ModuleType:
 
 def assert_reading_equals_inspection(signatures: list[TermSignature], module: ModuleType) -> None:
     """The oracle: what Python says of the imported module."""
-    declared = {
-        name for name, one in vars(module).items() if hasattr(one, "term_kind") and one.__module__ == module.__name__
-    }
+    declared = {name for name, one in vars(module).items() if hasattr(one, "term_kind") and one.__module__ == module.__name__}
     assert {one.name for one in signatures} == declared
     for one in signatures:
         term = getattr(module, one.name)

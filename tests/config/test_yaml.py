@@ -26,10 +26,7 @@ from embodied_rl.config.yaml import dump, parse, read
         ("null", None),
         ("~", None),
         ("", {}),
-        *(
-            (word, word)
-            for word in ("on", "off", "yes", "No", "True", "NULL", "12:30", "2024-01-01", "007", "0x1f", "1_000")
-        ),
+        *((word, word) for word in ("on", "off", "yes", "No", "True", "NULL", "12:30", "2024-01-01", "007", "0x1f", "1_000")),
         ("9" * 5000, "9" * 5000),
         ('"1"', "1"),
         ("'true'", "true"),
@@ -133,7 +130,4 @@ def test_what_is_dumped_reads_back(value: dict[str, Any]) -> None:
 
 
 def test_sections_are_blocks_and_entries_are_lines() -> None:
-    assert (
-        dump({"a": {"b": {"c": 1.5, "d": [0, 1]}, "e": {}}, "f": "x"})
-        == "a:\n  b: {c: 1.5, d: [0, 1]}\n  e: {}\nf: x\n"
-    )
+    assert dump({"a": {"b": {"c": 1.5, "d": [0, 1]}, "e": {}}, "f": "x"}) == "a:\n  b: {c: 1.5, d: [0, 1]}\n  e: {}\nf: x\n"

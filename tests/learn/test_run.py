@@ -50,7 +50,7 @@ def test_checkpoints_newest_first(here: Path) -> None:
 
 
 def test_latest_is_the_run_begun_last() -> None:
-    with pytest.raises(RunError, match="latest: no run under .*; start one with"):
+    with pytest.raises(RunError, match=r"latest: no run under .*; start one with"):
         find_run("latest")
     paths = [Run.create(load(name), Path("runs") / name / time).path for name, time in (("go2_flat", "b"), ("go1_flat", "a"))]
     for age, path in enumerate(reversed(paths)):

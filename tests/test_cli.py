@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embodied_rl import __version__, cli, factory
+from embodied_rl.config import Page, config_names, load, override
+from embodied_rl.learn import checkpoint
+from embodied_rl.learn import evaluate as protocol
+
+SMALL = [
+    *("env.compile=false", "env.num_envs=8", "physics.num_threads=1", "ppo.num_steps_per_env=4"),
+    *("ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]"),
+]
+#: The whole command line.  Whoever changes it, changes what people have typed into their scripts.
+FLAGS = {
+    "train": "config overrides --iterations --num-envs --device --engine --seed --run-dir --resume",
+    "play": "run overrides --video --command --seconds --num-envs --agent",
+    "eval": "run --json --reference --seed --engine",
+    "export": "run --output",
+    "list": "--terms",
+    "view": "what",
+    "check": "config overrides",
+    "schema": "",
+    "doctor": "",
+    "bench": "what config overrides --num-envs --device --engine --seed --json",
+}
+
+
+def brief_evaluation(page: Page, seed: int, *, reference: bool) -> Page:
+    """Episodes of a second."""
+    return override(protocol.evaluation_page(page, seed, reference=reference), ["env.episode_s=1.0"])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_flags_of_every_verb() -> None:
+    (verbs,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    found = {
+        name: [
+            flag
+            for action in parser._actions
+            for flag in (action.option_strings or [action.dest])
+            if flag not in ("-h", "--help")
+        ]
+        for name, parser in verbs.choices.items()
+    }
+    assert {name: sorted(flags) for name, flags in found.items()} == {name: sorted(text.split()) for name, text in FLAGS.items()}
+
+
+def test_the_program_without_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    out = capsys.readouterr().out
+    assert all(f"    {name} " in out for name in FLAGS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    pages, robots, terms = capsys.readouterr().out.splitlines()
+    assert pages.removeprefix("pages:").split() == config_names()
+    assert "go2" in robots and "rewards" in terms
+
+
+def test_list_terms(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--terms", "rewards"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("rewards:\n") and "observations:" not in out
+    assert "  track_linear_velocity(std=0.5, command=velocity)\n      exp(-|v_xy - command|^2 / std^2)" in out
+    assert cli.main(["list", "--terms"]) == 0
+    assert "observations:" in capsys.readouterr().out
+
+
+def test_check_prints_a_page_that_loads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "go2_flat", "env.num_envs=7", "rewards.pose=null"]) == 0
+    (here / "page.yaml").write_text(capsys.readouterr().out)
+    assert load("page.yaml") == load("go2_flat", ["env.num_envs=7", "rewards.pose=null"])
+
+
+def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["schema"]) == 0
+    assert "rewards" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_what_needs_no_torch_imports_none() -> None:
+    code = "import sys; from embodied_rl import cli; cli.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for arguments in (["list"], ["check", "go2_flat"], ["train", "go2_flatt"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=60)
+        assert done.returncode == 0, arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "go2_flatt"], "\"go2_flatt\": no such config; did you mean 'go2_flat'?"),
+        (["train", "nowhere/page.yaml"], "page.yaml: no such file"),
+        (["train", "go2_flat", "ppo.learning_rat=1"], "did you mean 'learning_rate'?"),
+        (["train", "go2_flat", "ppo.learning_rate"], "write key.path=value"),
+        (["train", "go2_flat", "--num-envs", "0"], "env.num_envs"),
+        (["train", "go2_flat", "--seed", "-1"], "env.seed"),
+        (["train", "go2_flat", "--seed", str(2**31)], "seeds from 2147483648 up are evaluation's"),
+        (["train", "go2_flat", "--iterations", "0"], "--iterations 0: at least 1"),
+        (["train", "go2_flat", "--engine", "isaacgym"], "is planned; what works now is native"),
+        (["train", "go2_flat", "--engine", "bullet"], "physics.engine"),
+        (["train", "go2_flat", "--device", "cuda"], "--device cuda: "),
+        (["train", "go2_flat", "--resume", "latest"], "latest: no run under "),
+        (["train", "go2_flat", "--resume", "runs/x"], "runs/x: no run here"),
+        (["train", "go2_flat", "--resume", "latest", "--run-dir", "x"], "leave out one of --resume and --run-dir"),
+        (["eval"], "latest: no run under "),
+        (["eval", "runs/x"], "runs/x: no run here"),
+        (["export", "runs/x"], "runs/x: no run here"),
+        (["play", "runs/x"], "runs/x: no run here"),
+        (["check", "go2_flat", "rewards.pose.weight=.nan"], "rewards.pose.weight"),
+        (["list", "--terms", "reward"], "--terms reward: no such section; there are"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_gets_a_line(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    assert cli.main(arguments) == 2
+    out, line = capsys.readouterr()
+    assert out == "" and said in line and line.count("\n") == 1
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "the following arguments are required: CONFIG"),
+        (["train", "go2_flat", "--itterations", "3"], "unrecognized arguments: --itterations"),
+        (["train", "go2_flat", "--iterations", "many"], "invalid int value: 'many'"),
+        (["eval", "latest", "env.num_envs=3"], "unrecognized arguments: env.num_envs=3"),
+        (["eval", "--seed", "9"], "argument --seed: invalid choice: 9"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overrides before, between and after options; then a resumption, an evaluation and a file to deploy."""
+    monkeypatch.setattr(protocol, "EPISODES", 4)
+    monkeypatch.setattr(factory, "evaluation_page", brief_evaluation)
+    half = len(SMALL) // 2
+    arguments = ["train", "go2_flat", *SMALL[:half], "--iterations", "2", *SMALL[half:], "--seed", "5", "env.episode_s=1.0"]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    (run,) = (here / "runs" / "go2_flat").iterdir()
+    run = run.relative_to(here)
+    assert out.startswith(f"go2_flat: 8 robots, 2 iterations, in {run}\n1/2  eta ")
+    assert "done: 64 steps in" in out and f"next: embodied-rl eval {run}\n" in out
+    page = load(run / "config.yaml")
+    assert (page.env.num_envs, page.env.seed, page.env.episode_s, page.ppo.num_steps_per_env) == (8, 5, 1.0, 4)
+
+    assert cli.main(["train", "go2_flat", "--resume", "latest", "--iterations", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "\n3/3  eta" in out and "\n2/3" not in out and "done: 96 steps" in out
+
+    assert cli.main(["eval", str(run), "--json", "out/eval.json", "--seed", "2"]) == 0
+    printed, result = capsys.readouterr().out, json.loads((here / "out" / "eval.json").read_text())
+    assert {"episodes", "fall_rate", "lin_vel_error", "ang_vel_error", "mean_reward", "mean_episode_s"} <= set(result)
+    assert (result["episodes"], result["seed"], result["env_steps"]) == (4, protocol.SEEDS[1], 96)
+    assert result["checkpoint"] == str(run / "checkpoints" / "model_000003.pt")
+    assert "fall_rate                        " in printed and "(limit 0.01)" in printed
+    assert printed.splitlines()[-1] in ("it walks", "it does not walk yet")
+
+    assert cli.main(["eval", "latest", "--reference"]) == 0
+    assert "(limit 0.05)" in capsys.readouterr().out
+
+    assert cli.main(["export", str(run / "checkpoints" / "model_000002.pt"), "--output", "policy.onnx"]) == 0
+    assert capsys.readouterr().out == "policy.onnx\n" and (here / "policy.onnx").is_file()
+
+
+def test_a_page_of_ones_own_is_resumed_as_the_line_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name is not that of its file, and no page of that name ships."""
+    (here / "mine.yaml").write_text("extends: go2_flat\nname: my_walk\n")
+    from embodied_rl.learn.train import Trainer
+
+    iterate = Trainer._iterate
+
+    def once(self: Trainer) -> dict[str, float]:
+        self.stop()
+        return iterate(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_iterate", once)
+        assert cli.main(["train", "mine.yaml", *SMALL, "--run-dir", "run"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    said, _, command = line.partition("; go on with: embodied-rl ")
+    assert said == "stopped after 1 iterations"
+    assert cli.main([*command.split(), "--iterations", "2"]) == 0
+    assert cli.main(["train", "mine.yaml", "--resume", "run", "--iterations", "3"]) == 0
+    assert checkpoint.read(here / "run" / "checkpoints" / "model_000003.pt")["iter"] == 3
+    capsys.readouterr()
+    assert cli.main(["train", "go2_flat", "--resume", "run"]) == 2
+    assert capsys.readouterr().err == "--resume run: that run is of the page my_walk, not of go2_flat\n"
+
+
+def test_a_run_directory_is_not_written_over(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "go2_flat", *SMALL, "--run-dir", "run", "--iterations", "1"]
+    assert cli.main(arguments) == 0
+    capsys.readouterr()
+    assert cli.main(arguments) == 2
+    assert "run: holds a run already; continue it with --resume run" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_iteration(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", interrupt)
+    assert cli.main(["check", "go2_flat"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "embodied_rl", "check", "go2_flatt"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
