@@ -41,7 +41,7 @@ class Tape:
 
     def __init__(self, env: Env, policy: Callable[[dict[str, Tensor]], Tensor]) -> None:
         rows, physics = torch.arange(env.num_envs), _Recorder(env.physics)
-        env.physics = physics
+        env.physics = physics  # pyright: ignore[reportAttributeAccessIssue]  it stands for the engine
         with torch.inference_mode():
             for _ in range(_TAPE):  # away from the first episodes
                 env.step(policy(env.obs))

@@ -148,9 +148,7 @@ def _film() -> Check:
         return video
     backend, reason = gl_backend()
     if backend is None:
-        remedy = (
-            "apt-get install libegl1 libgl1-mesa-dri" if sys.platform == "linux" else "run on a machine with a screen"
-        )
+        remedy = "apt-get install libegl1 libgl1-mesa-dri" if sys.platform == "linux" else "run on a machine with a screen"
         return Check("films", False, reason, f"without GL there are no films: {remedy}")
     return Check("films", True, f"av {metadata.version('av')}, MUJOCO_GL={backend}")
 

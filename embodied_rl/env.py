@@ -77,9 +77,7 @@ class Env:
         self._model_fields = {field: physics.expand(field) for field in terms.model_fields}
         self._draft = Draft(self._zeros(physics.qpos.shape[1]), self._zeros(physics.qvel.shape[1]), {})
         self._touched = self._zeros().bool()
-        self._keys = {
-            half: random.stream_key(page.env.seed, half, self.device) for half in ("step", "observe", "phase")
-        }
+        self._keys = {half: random.stream_key(page.env.seed, half, self.device) for half in ("step", "observe", "phase")}
         # until the first pass has counted them, zeros stand for the random numbers that each half of the step draws
         self._block_sizes: dict[str, int] = {}
         self.physics_seconds = 0.0
@@ -218,9 +216,7 @@ class Env:
         for command in terms.commands.values():
             command.update(view, done)
         self.action.update(view, done)
-        fresh = Draft(
-            self.robot.default_qpos.expand_as(physics.qpos), torch.zeros_like(physics.qvel), dict(self._model_fields)
-        )
+        fresh = Draft(self.robot.default_qpos.expand_as(physics.qpos), torch.zeros_like(physics.qvel), dict(self._model_fields))
         for term in terms.events["reset"]:
             term.function(view, fresh, **term.params)
         going = Draft(physics.qpos, physics.qvel, {})

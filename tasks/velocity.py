@@ -59,7 +59,8 @@ class velocity:  # noqa: N801  named as its entry on the page
             target = torch.where(fresh, draw.between(-math.pi, math.pi, 1)[:, 0], state[f"{self.name}.heading"])
             state[f"{self.name}.heading"].copy_(target)
             turn = self.heading_gain * rotations.wrap_angle(target - env.robot.heading)
-            turn = torch.minimum(torch.maximum(turn, self.ranges[2][0]), self.ranges[2][1])
+            low, high = torch.as_tensor(self.ranges[2])
+            turn = torch.minimum(torch.maximum(turn, low), high)
             moving = (current[:, :2].square().sum(-1) > 0) | (current[:, 2] != 0)
             current = torch.cat((current[:, :2], (turn * moving)[:, None]), dim=-1)
         state[f"{self.name}.command"].copy_(current)
@@ -104,9 +105,7 @@ def stand_still(env: View, *, command: str = "velocity") -> Tensor:
 
 
 @reward(needs=("foot_contact", "foot_air_time"))
-def feet_air_time(
-    env: View, *, minimum: NonNegative = 0.2, maximum: Positive = 0.5, command: str = "velocity"
-) -> Tensor:
+def feet_air_time(env: View, *, minimum: NonNegative = 0.2, maximum: Positive = 0.5, command: str = "velocity") -> Tensor:
     """sum_f (clamp(t_air,f, max) - min) at the moment a foot comes down, while walking is asked for [s]."""
     landed = env.robot.foot_contact * (env.buffers["foot_air_time"] > 0)
     earned = (torch.minimum(env.buffers["foot_air_time"], torch.as_tensor(maximum)) - minimum) * landed

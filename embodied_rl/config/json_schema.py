@@ -59,8 +59,7 @@ def _entry(model: type[Model]) -> dict[str, Any]:
 def _model(model: type[Model]) -> dict[str, Any]:
     schema = model.model_json_schema()
     properties = {
-        key: {word: one for word, one in value.items() if word != "title"}
-        for key, value in schema.get("properties", {}).items()
+        key: {word: one for word, one in value.items() if word != "title"} for key, value in schema.get("properties", {}).items()
     }
     described = {"description": schema["description"]} if schema.get("description") else {}
     return {"type": "object", **described, "additionalProperties": False, "properties": properties}

@@ -25,7 +25,7 @@ class Model(BaseModel):
     )
 
 
-class Scene(Model):
+class SceneSettings(Model):
     """What stands in the world beside the terrain."""
 
     collisions: Literal["feet", "full"] = Field(default="feet", description="which of the robot's geoms collide")
@@ -40,13 +40,11 @@ class EnvSettings(Model):
     reward_scale_dt: bool = Field(default=True, description="multiply rewards by the control period")
     reward_floor: float | None = Field(default=0.0, description="least reward of a step; null: no floor")
     random_episode_phase: bool = Field(default=True, description="start the first episodes at random times")
-    compile: Literal["auto", True, False] = Field(
-        default="auto", description="torch.compile the step; auto: where it can"
-    )
+    compile: Literal["auto", True, False] = Field(default="auto", description="torch.compile the step; auto: where it can")
     final_obs_groups: tuple[str, ...] = Field(default=("critic",), description="read before a reset, to bootstrap")
 
 
-class Physics(Model):
+class PhysicsSettings(Model):
     """The engine and its options; names and meanings are those of MuJoCo's mjOption."""
 
     engine: Literal["native"] = Field(default="native", description="the physics engine")
@@ -60,9 +58,7 @@ class Physics(Model):
     impratio: Positive = Field(default=1.0, description="frictional to normal constraint impedance")
     tolerance: NonNegative = Field(default=1e-8, description="the solver stops early below this")
     num_threads: NaturalNumber = Field(default=0, description="physics threads; 0: one per core")
-    max_unstable: Fraction = Field(
-        default=0.05, description="the run stops when more of the robots blow up in an iteration"
-    )
+    max_unstable: Fraction = Field(default=0.05, description="the run stops when more of the robots blow up in an iteration")
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -73,13 +69,13 @@ class Physics(Model):
         return engine
 
 
-class Terrain(Model):
+class TerrainSettings(Model):
     """The ground."""
 
     kind: Literal["flat"] = "flat"
 
 
-class PPO(Model):
+class PPOSettings(Model):
     """The learner."""
 
     logger: Literal["tensorboard", "wandb"] = Field(default="tensorboard", description="wandb mirrors the TensorBoard events")
@@ -94,9 +90,7 @@ class PPO(Model):
     value_loss_coef: NonNegative = 1.0
     entropy_coef: NonNegative = 0.005
     learning_rate: Positive = 1e-3
-    schedule: Literal["adaptive", "fixed"] = Field(
-        default="adaptive", description="adaptive: keep the KL near desired_kl"
-    )
+    schedule: Literal["adaptive", "fixed"] = Field(default="adaptive", description="adaptive: keep the KL near desired_kl")
     desired_kl: Positive = 0.01
     max_grad_norm: Positive = 1.0
     use_clipped_value_loss: bool = True
@@ -109,13 +103,11 @@ class PPO(Model):
     init_std: Positive = Field(default=1.0, description="standard deviation of the actions at the start")
     std_type: Literal["scalar", "log"] = "scalar"
     obs_normalization: bool = True
-    symmetry: Literal["none", "augmentation", "mirror_loss"] = Field(
-        default="none", description="use of left-right symmetry"
-    )
+    symmetry: Literal["none", "augmentation", "mirror_loss"] = Field(default="none", description="use of left-right symmetry")
     mirror_loss_coeff: NonNegative = 0.0
 
 
-class Video(Model):
+class VideoSettings(Model):
     """What `play --video` films."""
 
     width: Annotated[int, Ge(16), Le(7680)] = 960
@@ -152,10 +144,10 @@ class Page(Model):
     name: str
     terms: tuple[str, ...] = ()
     robot: str
-    scene: Scene = Scene()
+    scene: SceneSettings = SceneSettings()
     env: EnvSettings = EnvSettings()
-    physics: Physics = Physics()
-    terrain: Terrain = Terrain()
+    physics: PhysicsSettings = PhysicsSettings()
+    terrain: TerrainSettings = TerrainSettings()
     actions: Entries
     observations: dict[str, Entries]
     commands: Entries = {}
@@ -163,8 +155,8 @@ class Page(Model):
     terminations: Entries = {}
     events: Entries = {}
     curriculum: Entries = {}
-    ppo: PPO = PPO()
-    video: Video = Video()
+    ppo: PPOSettings = PPOSettings()
+    video: VideoSettings = VideoSettings()
 
     @property
     def control_dt(self) -> float:

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from embodied_rl.config.page import PPO as PPOPage
+from embodied_rl.config.page import PPOSettings
 from embodied_rl.learn.models import Obs, build_actor, build_critic, normalized, standard_deviation
 from embodied_rl.learn.rollout import Rollout
 
@@ -36,7 +36,7 @@ class PPO:
         self,
         obs: Obs,
         num_actions: int,
-        page: PPOPage,
+        page: PPOSettings,
         mirrors: dict[str, tuple[Tensor, Tensor]],
         seed: int,
         device: torch.device | str = "cpu",

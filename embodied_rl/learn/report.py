@@ -89,7 +89,7 @@ class Report:
 
 def _mirror_to_wandb(path: Path) -> None:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  an extra
     except ImportError:
         raise UserError('ppo.logger: wandb is not installed; pip install "embodied-rl[wandb]", or leave the key out') from None
     # one name for a run and its resumptions

@@ -18,9 +18,7 @@ class joint_position:  # noqa: N801  named as its entry on the page
     the range; it is shorter than the control period.
     """
 
-    def __init__(
-        self, name: str, *, scale: Positive = 0.5, clip: NonNegative = 10.0, latency: tuple[int, int] = (0, 0)
-    ) -> None:
+    def __init__(self, name: str, *, scale: Positive = 0.5, clip: NonNegative = 10.0, latency: tuple[int, int] = (0, 0)) -> None:
         self.name, self.scale, self.clip, self.latency = name, scale, clip, latency
         self.state = {f"{name}.latency": 0} if latency[1] > 0 else {}
 

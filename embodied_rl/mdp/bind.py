@@ -142,8 +142,7 @@ class Terms:
 
     def _instances(self, section: str, entries: dict[str, Entry], find: _Finder) -> list[Any]:
         return [
-            find(section, entry.term)(name, **self._parameters(f"{section}.{name}", entry))
-            for name, entry in entries.items()
+            find(section, entry.term)(name, **self._parameters(f"{section}.{name}", entry)) for name, entry in entries.items()
         ]
 
     def _parameters(self, path: str, entry: Entry) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from embodied_rl.mdp.term import curriculum
@@ -24,5 +25,6 @@ def linear(
     """
     first, last = iterations
     progress = min(max((iteration - first) / max(last - first, 1), 0.0), 1.0)
-    value = start + (end - start) * progress
+    # torch.lerp(start, end, progress); the tuples of the signature arrive as tensors
+    value = torch.lerp(torch.as_tensor(start), torch.as_tensor(end), progress)
     params[parameter].copy_(value.view(params[parameter].shape))

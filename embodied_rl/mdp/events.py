@@ -146,4 +146,4 @@ def randomize_gains(env: View, draft: Draft, *, stiffness: Range = (0.9, 1.1), d
 
 def _floating(env: View, name: str) -> None:
     if not env.robot.floating:
-        raise UserError(f"events.{name}: the base of {env.robot.spec.name} does not move; take the entry off the page")
+        raise UserError(f"events.{name}: the base of {env.scene.robot.name} does not move; take the entry off the page")

@@ -21,7 +21,7 @@ class ObservationTerm:
     name: str
     function: Callable[..., Tensor]
     params: dict
-    noise: Tensor
+    noise: Tensor | None
     scale: Tensor
     clip: tuple[float, float] | None
     delay: tuple[int, int]
@@ -31,6 +31,7 @@ class ObservationTerm:
 
     @property
     def buffered(self) -> bool:
+        """Whether it needs its past."""
         return self.delay[1] > 0 or self.history > 1
 
 

@@ -186,7 +186,6 @@ class Draw:
         """Uniform numbers in [low, high), (N, size)."""
         return low + (high - low) * self(size)
 
-
     def integers(self, low: int, high: int) -> Tensor:
         """Uniform whole numbers from low to high, both included, as float32 (N,)."""
         # the largest uniform number rounds up to high + 1

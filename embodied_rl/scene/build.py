@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from embodied_rl.config.page import Physics as PhysicsPage
+from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene.terrain import FlatTerrain
@@ -54,7 +54,7 @@ class Scene:
     base_body: int
 
 
-def build_scene(robot: RobotSpec, *, collisions: str, physics: PhysicsPage, needs: Iterable[str] = ()) -> Scene:
+def build_scene(robot: RobotSpec, *, collisions: str, physics: PhysicsSettings, needs: Iterable[str] = ()) -> Scene:
     """Compile the model.
 
     Args:
@@ -126,7 +126,7 @@ def _fix_inertias(spec: mujoco.MjSpec) -> None:
     spec.compiler.inertiafromgeom = inference.mjINERTIAFROMGEOM_FALSE
 
 
-def _robot_on_terrain(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsPage) -> mujoco.MjSpec:
+def _robot_on_terrain(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings) -> mujoco.MjSpec:
     spec = robot.mjspec()
     terrain.add_to(spec)
     for index, name in enumerate(robot.joint_names):
@@ -189,7 +189,7 @@ def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, co
     return names
 
 
-def _render_model(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsPage) -> mujoco.MjModel:
+def _render_model(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings) -> mujoco.MjModel:
     spec = _robot_on_terrain(robot, terrain, physics)
     spec.add_texture(
         name="sky",

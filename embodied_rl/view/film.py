@@ -16,7 +16,7 @@ from typing import Any, Self
 import mujoco
 import numpy as np
 
-from embodied_rl.config.page import Video
+from embodied_rl.config.page import VideoSettings
 from embodied_rl.doctor import GL_REMEDY, gl_backend
 from embodied_rl.errors import UserError
 from embodied_rl.scene import Scene
@@ -43,7 +43,7 @@ class Film:
         FilmError: MuJoCo cannot render here.
     """
 
-    def __init__(self, path: str | Path, scene: Scene, video: Video) -> None:
+    def __init__(self, path: str | Path, scene: Scene, video: VideoSettings) -> None:
         import av
 
         self.frames, self.fps = 0, video.fps

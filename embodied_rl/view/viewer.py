@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from embodied_rl.config.page import Physics
+from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.robot import RobotSpec
@@ -34,7 +34,7 @@ def view_robot(robot: RobotSpec) -> None:
     _check_display()
     import mujoco.viewer  # not at the top: it loads the window library
 
-    scene = build_scene(robot, collisions="full", physics=Physics())
+    scene = build_scene(robot, collisions="full", physics=PhysicsSettings())
     model = scene.render_model
     joints = [model.joint(name).id for name in robot.joint_names]
     model.actuator_ctrlrange[:] = model.jnt_range[joints]  # the sliders' ends

@@ -31,7 +31,7 @@ MIRRORS = {
 }
 #: One minibatch of everything: its order does not matter, so that two learners can be compared.
 ONE_BATCH = {"num_learning_epochs": 1, "num_mini_batches": 1}
-#: pages.PPO that rsl_rl's PPO takes under the same name.
+#: Settings that rsl_rl's PPO takes under the same name.
 SHARED = (
     *("num_learning_epochs", "num_mini_batches", "clip_param", "gamma", "lam", "value_loss_coef", "entropy_coef"),
     *("learning_rate", "schedule", "desired_kl", "max_grad_norm", "use_clipped_value_loss"),
@@ -46,11 +46,11 @@ def double_precision() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def settings(**changes: Any) -> pages.PPO:
-    return pages.PPO.model_validate({"actor_hidden_dims": (16, 8), "critic_hidden_dims": (12,), **changes})
+def settings(**changes: Any) -> pages.PPOSettings:
+    return pages.PPOSettings.model_validate({"actor_hidden_dims": (16, 8), "critic_hidden_dims": (12,), **changes})
 
 
-def learner(page: pages.PPO, seed: int = 3) -> PPO:
+def learner(page: pages.PPOSettings, seed: int = 3) -> PPO:
     """A learner whose normalizers have seen something."""
     torch.manual_seed(seed)
     made = PPO({name: torch.zeros(ENVS, size) for name, size in SIZES.items()}, ACTIONS, page, MIRRORS, seed)
@@ -92,7 +92,7 @@ def perturbed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value + 0.05 * torch.rand_like(value) if value.is_floating_point() else value for name, value in state.items()}
 
 
-def rsl_rl(start: dict, driver: MLPModel, batch: Rollout, page: pages.PPO) -> tuple[algorithms.PPO, dict[str, float]]:
+def rsl_rl(start: dict, driver: MLPModel, batch: Rollout, page: pages.PPOSettings) -> tuple[algorithms.PPO, dict[str, float]]:
     """rsl_rl's PPO after one update from the weights `start`, on what `driver` did."""
 
     def observed(obs: dict[str, Any]) -> TensorDict:
@@ -261,6 +261,19 @@ def test_before_an_invalid_transition_counts_the_value_of_its_state() -> None:
     torch.testing.assert_close(returns(made, batch)[3, 0], batch.rewards[3, 0] + page.gamma * value)
 
 
+def test_statistics_are_those_of_valid_transitions() -> None:
+    made = learner(settings(**ONE_BATCH))
+    batch = drive(made.actor)
+    batch.valid[4, :3], batch.terminated[4, :3] = False, True
+    prepared = made._prepare(batch)
+    valid = batch.valid.flatten()
+    advantage, error = prepared["advantage"][valid], (prepared["return"] - prepared["value"])[valid]
+    torch.testing.assert_close(advantage.mean(), torch.tensor(0.0), rtol=0, atol=1e-9)
+    torch.testing.assert_close(advantage.std(), torch.tensor(1.0), rtol=0, atol=1e-6)
+    explained = 1.0 - float(error.var() / prepared["return"][valid].var())
+    assert made.update(batch, 0)["Loss/explained_variance"] == pytest.approx(explained)
+
+
 def mirrored(batch: Rollout) -> Rollout:
     """The rollout as it looks in a mirror."""
 
@@ -324,13 +337,17 @@ def test_the_mirror_loss_makes_the_policy_symmetric(coefficient: float) -> None:
 def test_every_epoch_has_its_own_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
     page = settings(num_learning_epochs=3, num_mini_batches=5)
     made, seen = learner(page), []
+    batch = drive(made.actor)
     monkeypatch.setattr(made, "_minibatch", lambda b: seen.append(b["log_prob"].tolist()) or {})
-    made.update(drive(made.actor), iteration=0)
+    made.update(batch, iteration=0)
     epochs = [seen[0:5], seen[5:10], seen[10:15]]
     everything = sorted(x for rows in epochs[0] for x in rows)
     assert len(seen) == 15 and len(everything) == STEPS * ENVS
     assert all(sorted(x for rows in epoch for x in rows) == everything for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+    made.update(batch, iteration=0)
+    made.update(batch, iteration=1)
+    assert seen[15:30] == seen[:15] != seen[30:45]
 
 
 def test_a_learner_goes_on_from_its_state() -> None:

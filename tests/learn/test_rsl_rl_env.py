@@ -24,7 +24,13 @@ ITERATIONS = 2
 
 @pytest.fixture(scope="module")
 def page() -> Page:
-    small = ["actor_hidden_dims=[32, 16]", "critic_hidden_dims=[24]", "num_steps_per_env=8", "learning_rate=5e-4"]
+    small = [
+        "actor_hidden_dims=[32, 16]",
+        "critic_hidden_dims=[24]",
+        "num_steps_per_env=8",
+        "learning_rate=5e-4",
+        "schedule=adaptive",
+    ]
     return load("go2_flat", ["env.compile=false", f"env.num_envs={ENVS}", *(f"ppo.{setting}" for setting in small)])
 
 

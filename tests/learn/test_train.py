@@ -122,12 +122,16 @@ def test_training_outside_the_main_thread(tmp_path: Path) -> None:
 
 
 def test_signal_handlers_are_given_back(tmp_path: Path) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     trainer = factory.start(page(), tmp_path / "run")
-    for _ in trainer.train(3):
-        signal.raise_signal(signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        for _ in trainer.train(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert trainer.stopped and trainer.iteration == 1
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def start_process(folder: Path) -> subprocess.Popen[str]:

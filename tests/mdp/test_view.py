@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from embodied_rl.config.page import Physics as PhysicsPage
+from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.mdp.view import Draw, Robot
 from embodied_rl.robot import load_robot
 from embodied_rl.scene import Scene, build_scene
@@ -39,7 +39,7 @@ MIRROR = "mirror: {spin: swing}\n"
 def _scene(folder, root: str = "<freejoint/>", more: str = MIRROR) -> Scene:
     (folder / "cart.xml").write_text(CART.format(root=root))
     (folder / "robot.yaml").write_text(PAGE + more)
-    return build_scene(load_robot(str(folder)), collisions="full", physics=PhysicsPage())
+    return build_scene(load_robot(str(folder)), collisions="full", physics=PhysicsSettings())
 
 
 def test_the_default_pose(tmp_path):

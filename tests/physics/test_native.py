@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from embodied_rl.config.page import Physics as PhysicsPage
+from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.physics.native import NativePhysics
 from embodied_rl.robot import load_robot
 from embodied_rl.scene import Scene, build_scene
@@ -23,7 +23,7 @@ EVERY = slice(None)
 
 def _scene(robot: str = "go2", collisions: str = "feet") -> Scene:
     groups = {"contact:thighs", "contact:base"} if collisions == "full" else set()
-    return build_scene(load_robot(robot), collisions=collisions, physics=PhysicsPage(), needs=NEEDS | groups)
+    return build_scene(load_robot(robot), collisions=collisions, physics=PhysicsSettings(), needs=NEEDS | groups)
 
 
 @pytest.fixture(scope="module")

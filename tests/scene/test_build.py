@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from embodied_rl.config.page import Physics as PhysicsPage
+from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.robot import RobotSpec, load_robot
 from embodied_rl.scene import Scene, SceneError, build_scene
 
@@ -59,7 +59,7 @@ mirror: {left: right}
 
 def _build(robot: str | RobotSpec, collisions: str = "feet", needs=(), **physics) -> Scene:
     spec = load_robot(robot) if isinstance(robot, str) else robot
-    return build_scene(spec, collisions=collisions, physics=PhysicsPage(**physics), needs=needs)
+    return build_scene(spec, collisions=collisions, physics=PhysicsSettings(**physics), needs=needs)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_options_reach_both_models():
 
 def test_every_option_of_the_page_has_its_counterpart():
     for field in ("integrator", "solver", "cone"):
-        for value in get_args(PhysicsPage.model_fields[field].annotation):
+        for value in get_args(PhysicsSettings.model_fields[field].annotation):
             _build("go2", **{field: value})
 
 
