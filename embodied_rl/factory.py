@@ -47,11 +47,12 @@ def make(
     robot = load_robot(page.robot)
     needs = needed(page) | set(measure)
     scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs)
-    physics = NativePhysics(scene, page.env.num_envs, page.physics.decimation, page.physics.num_threads)
+    compile_ = compiler(page)
+    physics = NativePhysics(scene, page.env.num_envs, page.physics.decimation, page.physics.num_threads, compile_)
     terms = Terms(page, scene, physics.device)
     env_ids = torch.arange(page.env.num_envs, device=physics.device)
     with torch.no_grad():
-        return Env(page, scene, physics, terms, env_ids, compiler(page))
+        return Env(page, scene, physics, terms, env_ids, compile_)
 
 
 def resolve(

@@ -45,6 +45,7 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
     if name is None:
         raise UserError(f"{page.name}: only pages with a velocity command have an evaluation protocol")
     command = f"commands.{name}"
+    friction = next((event for event, entry in page.events.items() if entry.term == "randomize_friction"), "randomize_friction")
     changes = [
         f"env.num_envs={EPISODES}",
         "env.episode_s=20.0",
@@ -56,7 +57,7 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
         f"{command}.resample_s=[5.0, 5.0]",
         f"{command}.standing=0.1",
         f"{command}.heading=false",
-        "events.randomize_friction.range=[0.5, 1.25]",
+        f"events.{friction}.range=[0.5, 1.25]",
         "curriculum=null",
         *(f"events.{event}=null" for event, entry in page.events.items() if entry.term == "push"),
     ]

@@ -14,21 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: A vector or a matrix by components, each (N, L) or (L,); None is a component that is zero for every link.
+Vector = tuple["Tensor | None", ...]
+Matrix = tuple[Vector, Vector, Vector]
+
 
 @dataclass
 class _Level:
-    """Links of one depth, each with at most one hinge or slide joint; constants are (L, ...)."""
+    """Links of one depth, each with at most one hinge or slide joint."""
 
-    parent: Tensor  # (L,) index into the previous level
-    offset: Tensor  # (L, 3) joint anchor in the parent's frame
-    anchor: Tensor | None  # (L, 3) joint anchor in the link's own frame, None where all are zero
-    rotation: tuple[Tensor, Tensor, Tensor]  # R0, R0 K, R0 K^2: R(q) = R0 + sin q R0 K + (1 - cos q) R0 K^2
-    axis: Tensor  # (L, 3) joint axis in the link's frame
+    parent: Tensor | slice  # which link of the previous level each hangs on
+    offset: Vector  # joint anchor in the parent's frame
+    anchor: Vector  # joint anchor in the link's own frame
+    rotation: tuple[Matrix, Matrix, Matrix]  # R0, R0 K, R0 K^2: R(q) = R0 + sin q R0 K + (1 - cos q) R0 K^2
+    axis: Vector  # joint axis in the link's frame
     qpos: Tensor  # (L,) address in qpos
     qvel: Tensor  # (L,) address in qvel
-    rest: Tensor  # (L, 1) qpos where the joint is not displaced: its `ref` in the model file
-    hinge: Tensor  # (L, 1) 1 for a hinge, 0 else
-    slide: Tensor | None  # (L, 1) 1 for a slide, None where there is none
+    rest: Tensor  # (L,) qpos where the joint is not displaced: its `ref` in the model file
+    hinge: Tensor  # (L,) 1 for a hinge, 0 else
+    slide: Tensor | None  # (L,) 1 for a slide, None where there is none
 
 
 class Kinematics:
@@ -47,38 +51,36 @@ class Kinematics:
         self._model, self._device = model, device
         self._root, self._levels, places = self._plan([body for body, _ in points])
         self._places = places  # per level: (indices into the level, indices into the points)
-        self._local = self._tensor(np.array([position for _, position in points]).reshape(-1, 3))
         order = np.concatenate([np.array(p, dtype=int) for _, p in places]) if places else np.zeros(0, int)
         self._order = torch.as_tensor(np.argsort(order), device=device)
-        self._sorted_local = self._local[torch.as_tensor(order, device=device)]
+        local = np.array([position for _, position in points]).reshape(-1, 3)
+        self._local = self._vector(local[order])
         self._picks = [torch.as_tensor(links, device=device) for links, _ in places]
 
     def __call__(self, qpos: Tensor, qvel: Tensor) -> tuple[Tensor, Tensor]:
         """Positions and velocities in the world, each (N, K, 3), of qpos (N, nq) and qvel (N, nv)."""
-        position, rotation, linear, angular = self._root_state(qpos, qvel)
+        moment = self._root_state(qpos, qvel)
         found = []
         for depth in range(len(self._levels) + 1):
             if depth > 0:
-                position, rotation, linear, angular = _descend(
-                    self._levels[depth - 1], qpos, qvel, position, rotation, linear, angular
-                )
-            pick = self._picks[depth]
-            if len(pick):
-                found.append(tuple(x[:, pick] for x in (position, rotation, linear, angular)))
-        position, rotation, linear, angular = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        arm = (rotation @ self._sorted_local[..., None])[..., 0]
-        position, linear = position + arm, linear + torch.linalg.cross(angular, arm)
-        return position[:, self._order], linear[:, self._order]
+                moment = _descend(self._levels[depth - 1], qpos, qvel, moment)
+            if len(pick := self._picks[depth]):
+                found.append([_take(part, pick, len(qpos)) for part in _flat(moment)])
+        position, rotation, linear, angular = _unflat([torch.cat(parts, dim=1) for parts in zip(*found, strict=True)])
+        arm = _apply(rotation, self._local)
+        position, linear = _plus(position, arm), _plus(linear, _cross(angular, arm))
+        stack = lambda vector: torch.stack([torch.zeros_like(qpos[:, :1]) if x is None else x for x in vector], -1)  # noqa: E731
+        return stack(position)[:, self._order], stack(linear)[:, self._order]
 
-    def _root_state(self, qpos: Tensor, qvel: Tensor) -> tuple[Tensor, ...]:
-        count = len(qpos)
+    def _root_state(self, qpos: Tensor, qvel: Tensor) -> tuple[Vector, Matrix, Vector, Vector]:
         if self._root is None:
-            zero = qpos.new_zeros(count, 1, 3)
-            return zero, torch.eye(3, device=self._device).expand(count, 1, 3, 3), zero, zero
+            one = torch.ones_like(qpos[:, :1])
+            return (None,) * 3, ((one, None, None), (None, one, None), (None, None, one)), (None,) * 3, (None,) * 3
         q, v = self._root
-        rotation = _matrix(qpos[:, q + 3 : q + 7])
-        angular = (rotation @ qvel[:, v + 3 : v + 6, None])[..., 0]
-        return qpos[:, None, q : q + 3], rotation[:, None], qvel[:, None, v : v + 3], angular[:, None]
+        matrix = _matrix(qpos[:, None, q + 3 : q + 7])
+        rotation: Matrix = tuple(tuple(matrix[..., i, j] for j in range(3)) for i in range(3))  # pyright: ignore
+        columns = lambda values, start: tuple(values[:, start + i, None] for i in range(3))  # noqa: E731
+        return columns(qpos, q), rotation, columns(qvel, v), _apply(rotation, columns(qvel, v + 3))
 
     def _plan(self, bodies: list[int]) -> tuple[tuple[int, int] | None, list[_Level], list[tuple[list[int], list[int]]]]:
         model = self._model
@@ -138,17 +140,19 @@ class Kinematics:
             rotations.append((frame, frame @ cross, frame @ cross @ cross))
             qpos.append(model.jnt_qposadr[joint] if joint is not None else 0)
             qvel.append(model.jnt_dofadr[joint] if joint is not None else 0)
-            rest.append([model.qpos0[qpos[-1]]])
-            hinge.append([float(kind == mujoco.mjtJoint.mjJNT_HINGE)])
-            slide.append([float(kind == mujoco.mjtJoint.mjJNT_SLIDE)])
+            rest.append(model.qpos0[qpos[-1]])
+            hinge.append(float(kind == mujoco.mjtJoint.mjJNT_HINGE))
+            slide.append(float(kind == mujoco.mjtJoint.mjJNT_SLIDE))
         index = lambda values: torch.as_tensor(np.array(values, dtype=np.int64), device=self._device)  # noqa: E731
-        tensor = self._tensor
+        tensor, vector = self._tensor, self._vector
+        matrices = np.array(rotations)  # (L, 3, 3, 3)
         return _Level(
-            parent=index(parents),
-            offset=tensor(np.array(offsets)),
-            anchor=tensor(np.array(anchors)) if np.any(anchors) else None,
-            rotation=tuple(tensor(np.array([r[i] for r in rotations])) for i in range(3)),  # pyright: ignore
-            axis=tensor(np.array(axes)),
+            # links that hang on the level above one by one, or all on one link, need no gather
+            parent=_slice(parents) or index(parents),
+            offset=vector(np.array(offsets)),
+            anchor=vector(np.array(anchors)),
+            rotation=tuple(tuple(vector(matrices[:, k, i]) for i in range(3)) for k in range(3)),  # pyright: ignore
+            axis=vector(np.array(axes)),
             qpos=index(qpos),
             qvel=index(qvel),
             rest=tensor(np.array(rest)),
@@ -159,31 +163,97 @@ class Kinematics:
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self._device)
 
+    def _vector(self, values: np.ndarray) -> Vector:
+        """The components of (L, 3); one that is zero for every link costs nothing."""
+        return tuple(self._tensor(values[:, i]) if np.any(values[:, i]) else None for i in range(3))
+
 
 def _descend(
-    level: _Level, qpos: Tensor, qvel: Tensor, position: Tensor, rotation: Tensor, linear: Tensor, angular: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One level down: the children's pose and velocity from their parents', all (N, L, ...)."""
-    position, rotation = position[:, level.parent], rotation[:, level.parent]
-    linear, angular = linear[:, level.parent], angular[:, level.parent]
-    q, speed = qpos[:, level.qpos, None] - level.rest, qvel[:, level.qvel, None]  # (N, L, 1)
-    angle = (q * level.hinge)[..., None]
-    still, sine, versine = level.rotation
-    turned = rotation @ (still + torch.sin(angle) * sine + (1.0 - torch.cos(angle)) * versine)
-    offset = (rotation @ level.offset[..., None])[..., 0]
-    axis = (turned @ level.axis[..., None])[..., 0]
-    position, linear = position + offset, linear + torch.linalg.cross(angular, offset)
-    angular = angular + axis * (speed * level.hinge)
+    level: _Level, qpos: Tensor, qvel: Tensor, moment: tuple[Vector, Matrix, Vector, Vector]
+) -> tuple[Vector, Matrix, Vector, Vector]:
+    """One level down: the children's position, rotation, linear and angular velocity from their parents'."""
+    parents = [None if part is None else part[:, level.parent] for part in _flat(moment)]
+    position, rotation, linear, angular = _unflat(parents)
+    q, speed = qpos[:, level.qpos] - level.rest, qvel[:, level.qvel]  # (N, L)
+    angle, rate = q * level.hinge, speed * level.hinge
+    sine, versine = torch.sin(angle), 1.0 - torch.cos(angle)
+    joint = _turn(level.rotation, sine, versine)
+    turned: Matrix = tuple(tuple(_dot(row, column) for column in zip(*joint, strict=True)) for row in rotation)  # pyright: ignore
+    offset = _apply(rotation, level.offset)
+    axis = _apply(turned, level.axis)
+    position, linear = _plus(position, offset), _plus(linear, _cross(angular, offset))
+    angular = _plus(angular, _times(axis, rate))
     if level.slide is not None:
-        travel = axis * (q * level.slide)
-        position, linear = (
-            position + travel,
-            linear + axis * (speed * level.slide) + torch.linalg.cross(angular, travel),
-        )
-    if level.anchor is not None:
-        arm = (turned @ level.anchor[..., None])[..., 0]
-        position, linear = position - arm, linear - torch.linalg.cross(angular, arm)
-    return position, turned, linear, angular
+        travel = _times(axis, q * level.slide)
+        linear = _plus(_plus(linear, _times(axis, speed * level.slide)), _cross(angular, travel))
+        position = _plus(position, travel)
+    arm = _apply(turned, _times(level.anchor, -torch.ones_like(level.rest)))
+    return _plus(position, arm), turned, _plus(linear, _cross(angular, arm)), angular
+
+
+def _turn(rotation: tuple[Matrix, Matrix, Matrix], sine: Tensor, versine: Tensor) -> Matrix:
+    """The joint's rotation, R0 + sin q R0 K + (1 - cos q) R0 K^2."""
+    still, first, second = rotation
+    return tuple(
+        tuple(_add(_add(still[i][j], _mul(first[i][j], sine)), _mul(second[i][j], versine)) for j in range(3)) for i in range(3)
+    )  # pyright: ignore
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _mul(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a * b
+
+
+def _dot(a: Vector, b: Vector) -> Tensor | None:
+    total = None
+    for x, y in zip(a, b, strict=True):
+        total = _add(total, _mul(x, y))
+    return total
+
+
+def _plus(a: Vector, b: Vector) -> Vector:
+    return tuple(_add(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _times(a: Vector, factor: Tensor) -> Vector:
+    return tuple(_mul(x, factor) for x in a)
+
+
+def _apply(matrix: Matrix, vector: Vector) -> Vector:
+    return tuple(_dot(row, vector) for row in matrix)
+
+
+def _cross(a: Vector, b: Vector) -> Vector:
+    minus = lambda x: None if x is None else -x  # noqa: E731
+    pairs = ((1, 2), (2, 0), (0, 1))
+    return tuple(_add(_mul(a[i], b[j]), minus(_mul(a[j], b[i]))) for i, j in pairs)
+
+
+def _flat(moment: tuple[Vector, Matrix, Vector, Vector]) -> list[Tensor | None]:
+    position, rotation, linear, angular = moment
+    return [*position, *rotation[0], *rotation[1], *rotation[2], *linear, *angular]
+
+
+def _unflat(parts: list) -> tuple[Vector, Matrix, Vector, Vector]:
+    rows = [tuple(parts[i : i + 3]) for i in range(0, 18, 3)]
+    return rows[0], (rows[1], rows[2], rows[3]), rows[4], rows[5]
+
+
+def _take(part: Tensor | None, links: Tensor, count: int) -> Tensor:
+    """The links' component, (N, len(links))."""
+    if part is None:
+        return torch.zeros(count, len(links), device=links.device)
+    return part.expand(count, -1)[:, links]
+
+
+def _slice(parents: list[int]) -> slice | None:
+    """Parents 0, 1, 2, ... or all the same, as a slice that broadcasts; None where they are neither."""
+    if parents == list(range(len(parents))):
+        return slice(0, len(parents))
+    return slice(parents[0], parents[0] + 1) if len(set(parents)) == 1 else None
 
 
 def _matrix(quat: Tensor) -> Tensor:

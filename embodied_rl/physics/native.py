@@ -6,6 +6,8 @@ influence each other and the number of threads changes no bit of the result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mujoco
 import numpy as np
 import torch
@@ -31,9 +33,12 @@ class NativePhysics:
         num_envs: how many simulations.
         decimation: substeps in a control step.
         num_threads: physics threads; 0 takes every core.
+        compiler: wraps the kinematics, `torch.compile` or the identity.
     """
 
-    def __init__(self, scene: Scene, num_envs: int, decimation: int, num_threads: int = 0) -> None:
+    def __init__(
+        self, scene: Scene, num_envs: int, decimation: int, num_threads: int = 0, compiler: Callable = lambda f: f
+    ) -> None:
         self.num_envs, self.device, self.model = num_envs, torch.device("cpu"), scene.model
         # MuJoCo prints each blow-up to the terminal and a log file; they are counted and dumped here instead.
         mujoco.set_mju_user_warning(lambda message: None)
@@ -46,7 +51,8 @@ class NativePhysics:
         self._model_fields: dict[str, np.ndarray] = {}
         self.qpos = torch.zeros(num_envs, scene.model.nq)
         self.qvel = torch.zeros(num_envs, scene.model.nv)
-        self._kinematics = Kinematics(scene.model, list(scene.frames), self.device) if scene.frames else None
+        kinematics = Kinematics(scene.model, list(scene.frames), self.device) if scene.frames else None
+        self._kinematics = compiler(kinematics.__call__) if kinematics else None
         self.frame_pos = torch.zeros(num_envs, len(scene.frames), 3)
         self.frame_lin_vel = torch.zeros(num_envs, len(scene.frames), 3)
         self._sensordata = _writable(self._batch.bind("sensordata")) if scene.sensors else None

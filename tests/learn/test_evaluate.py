@@ -56,6 +56,14 @@ def test_reference_physics_keeps_any_control_rate() -> None:
     assert changed.physics.dt == pytest.approx(0.002, rel=0.07)
 
 
+def test_friction_is_random_once_whatever_the_page_calls_it() -> None:
+    own = ["events.randomize_friction=null", "events.ice={term: randomize_friction, range: [0.1, 0.2]}"]
+    for overrides, name in (([], "randomize_friction"), (own, "ice"), (own[:1], "randomize_friction")):
+        events = evaluation_page(load("go2_flat", overrides), SEEDS[0]).events
+        ranges = {event: entry.params["range"] for event, entry in events.items() if entry.term == "randomize_friction"}
+        assert ranges == {name: (0.5, 1.25)}
+
+
 def test_curricula_are_over() -> None:
     ramp = "{term: linear, parameter: rewards.pose.weight, start: [0.0], end: [1.0], iterations: [0, 9]}"
     page = load("go2_flat", [f"curriculum.ramp={ramp}"])

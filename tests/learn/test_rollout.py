@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from embodied_rl import factory
-from embodied_rl.config import load
 from embodied_rl.env import Env
 from embodied_rl.learn.models import build_actor, normalized
 from embodied_rl.learn.rollout import LocalCollector, Rollout
