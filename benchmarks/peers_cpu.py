@@ -110,8 +110,9 @@ class Side:
         self.name, self.num_envs = name, num_envs
         python = options.peer_python if name == PEER else sys.executable
         arguments = [name, num_envs, options.threads, *options.overrides]
-        # PASSIVE is what the command line sets too: threads that spin while they wait take the cores from the physics
-        settings = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(options.threads)}
+        # The spin count is what the command line sets too: threads that spin while they wait take the cores from the physics
+        # and torch runs on one, as the collector has it, beside the physics' own
+        settings = {"GOMP_SPINCOUNT": "20000", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [python, __file__, "--side", *map(str, arguments)],
             stdin=subprocess.PIPE,

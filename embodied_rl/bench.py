@@ -88,6 +88,7 @@ def bench_env(page: Page, run: str | None = None) -> dict[str, float]:
         reference's joint friction and a fixed solver; bare_ratio.  Medians of alternating rounds, in env steps per second.
     """
     policy = _trained_policy(page, run)
+    torch.set_num_threads(1)  # as the collector has it: the physics threads have the cores
     env = factory.make(page)
     tape = Tape(env, policy)
     scene = env.scene
@@ -209,4 +210,6 @@ def _passes(page: Page, loaded: factory.LoadedRun, seed: int) -> tuple[dict[str,
 
 
 def _brief(figures: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.endswith(("error", "rate")))
+    return "  ".join(
+        f"{name} {figures[name]:.3f}" for name in (*LIMITS, *(f"reference_{name}" for name in LIMITS)) if name in figures
+    )

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code: 0 well, 2 a mistake in what was asked for, 1 a failure."""
-    # Threads that spin while they wait take the cores from the physics: 4 times slower on a machine that is shared.  Read by
-    # OpenMP when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads spin for some 300,000 turns before they sleep; on a machine that is shared that takes the cores from
+    # whoever has work.  Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)

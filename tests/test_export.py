@@ -74,7 +74,7 @@ def test_the_contract_is_complete(exported: Exported) -> None:
         "robot": "go2",
         "joint_names": list(spec.joint_names),
         "default_joint_pos": list(spec.default_joint_pos),
-        "stiffness": [25.0] * 12,
+        "stiffness": [35.0] * 12,
         "damping": [0.5] * 12,
         "effort_limit": [23.7, 23.7, 45.43] * 4,
         "action_scale": 0.5,

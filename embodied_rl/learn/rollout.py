@@ -106,8 +106,17 @@ class LocalCollector:
     def observe(self) -> Obs:
         return self._env.obs
 
-    @torch.inference_mode()
     def collect(self, actor: MLPModel, iteration: int) -> Rollout:
+        # The physics threads have the cores: torch's own would spin on them between two small operations.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._collect(actor, iteration)
+        finally:
+            torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def _collect(self, actor: MLPModel, iteration: int) -> Rollout:
         env, rollout = self._env, self._rollout
         env.advance_curricula(iteration)
         rollout.std.copy_(standard_deviation(actor))

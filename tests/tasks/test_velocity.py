@@ -186,3 +186,11 @@ def test_the_gait_reward_is_for_a_trot():
     opposite = _gait_rewards((0.5, 0.0, 0.0, 0.5), 0.5)
     assert (opposite == 0.0).float().mean() > 0.9
     assert (_gait_rewards((0.0, 0.0, 0.0, 0.0), 1.0) == 0.5).float().mean() > 0.9  # all four on the ground
+
+
+def test_the_gait_reward_asks_nothing_of_a_robot_that_stands():
+    robots = Robots(_command(gait_frequency=2.0), 4)
+    robots.buffers["velocity.command"].zero_()
+    robots.robot.foot_contact = torch.ones(4, 4)
+    reward = gait_phase(robots.view(), stance=torch.tensor(0.5))  # pyright: ignore[reportArgumentType]
+    assert (reward == 0.0).all()
