@@ -112,13 +112,15 @@ def resume(
 ) -> Trainer:
     """A trainer that goes on where a run stopped: on the run's own page, with what the command line changes.
 
+    The changed page is the run's from then on.
+
     A damaged newest checkpoint is passed over with a warning.
 
     Raises:
         UserError: there is no such run, it is of another page, or no checkpoint of it can be read.
     """
     run, named = find_run(name)
-    page = run.page
+    before = page = run.page
     if load_page(config).name != page.name:
         raise UserError(f"--resume {run.path}: that run is of the page {page.name}, not of {config}")
     page = resolve(page, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
@@ -126,6 +128,8 @@ def resume(
     path, state = _newest(run, named, "cpu")
     trainer = make_trainer(page, run)
     trainer.resume(path, state)
+    if page != before:
+        run.change(page)
     return trainer
 
 

@@ -104,3 +104,12 @@ def test_an_earlier_checkpoint_by_its_path(run: Run, tmp_path: Path) -> None:
     assert embodied_rl.load(first).iteration == 1
     assert factory.resume(str(first), "go2_flat").iteration == 1
     assert embodied_rl.load(tmp_path / "run").iteration == 3
+
+
+def test_overrides_of_a_resume_stay_with_the_run(tmp_path: Path):
+    small = ["env.compile=false", "env.num_envs=8", "ppo.num_steps_per_env=4", "ppo.actor_hidden_dims=[8]"]
+    trainer = factory.start(load("go2_flat", small), tmp_path / "run")
+    assert len(list(trainer.train(1))) == 1
+    resumed = factory.resume(str(tmp_path / "run"), "go2_flat", ["ppo.learning_rate=1e-4", "rewards.pose.weight=0.25"])
+    assert resumed.learner.optimizer.param_groups[0]["lr"] == 1e-4
+    assert factory.load(tmp_path / "run").page == resumed.page != trainer.page

@@ -166,11 +166,14 @@ class PPO:
 
     def _adapt_rate(self, kl: float) -> None:
         if kl > 2.0 * self.page.desired_kl:
-            self.learning_rate = max(_MIN_RATE, self.learning_rate / _RATE_FACTOR)
+            self._set_rate(max(_MIN_RATE, self.learning_rate / _RATE_FACTOR))
         elif 0.0 < kl < 0.5 * self.page.desired_kl:
-            self.learning_rate = min(_MAX_RATE, self.learning_rate * _RATE_FACTOR)
+            self._set_rate(min(_MAX_RATE, self.learning_rate * _RATE_FACTOR))
+
+    def _set_rate(self, rate: float) -> None:
+        self.learning_rate = rate
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = rate
 
     def _values(self, obs: Tensor) -> Tensor:
         return self.critic.mlp(normalized(self.critic, obs))[..., 0]
@@ -198,7 +201,9 @@ class PPO:
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
         for group in self.optimizer.param_groups:
             group["fused"], group["foreach"] = True, None
-        self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        # an adapted rate is part of the state; a fixed one is the page's, which may have changed since
+        self._set_rate(self.page.learning_rate if self.page.schedule == "fixed" else rate)
 
 
 def gae(rewards: Tensor, values: Tensor, done: Tensor, last_value: Tensor, gamma: float, lam: float) -> Tensor:

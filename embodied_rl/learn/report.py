@@ -58,6 +58,7 @@ class Report:
             self._live.update(self._panel(iteration, metrics, seconds_left))
         else:
             self._console.print(self._line(iteration, metrics, seconds_left), highlight=False, soft_wrap=True)
+            self._console.file.flush()  # a log file is read while the run goes
 
     def _line(self, iteration: int, m: dict[str, float], seconds_left: float) -> str:
         parts = [f"{iteration}/{self._iterations}", f"eta {_clock(seconds_left)}", f"{m['Perf/total_fps']:.0f} steps/s"]

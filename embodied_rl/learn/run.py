@@ -47,7 +47,7 @@ class Run:
             raise RunError(f"{run.path}: holds a run already; continue it with --resume {run.path}, or name another --run-dir")
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
-            (run.path / "config.yaml").write_text(page.to_yaml())
+            run.change(page)
             (run.path / "environment.txt").write_text(_environment())
         except OSError as error:
             raise RunError(f"{run.path}: cannot be written ({error.strerror}); name another --run-dir") from None
@@ -57,6 +57,12 @@ class Run:
     def page(self) -> Page:
         """The page that the run was started with."""
         return load(str(self.path / "config.yaml"))
+
+    def change(self, page: Page) -> None:
+        """Make this the run's page."""
+        temporary = self.path / "config.tmp"
+        temporary.write_text(page.to_yaml())
+        temporary.replace(self.path / "config.yaml")
 
     @property
     def git_commit(self) -> str:
