@@ -123,7 +123,7 @@ def foot_clearance(env: View, *, target: Positive = 0.08, command: str = "veloci
 
 @reward(needs=("foot_contact",))
 def gait_phase(env: View, *, stance: Fraction = 0.55, command: str = "velocity") -> Tensor:
-    """mean_f [contact_f == stance_f] while walking is asked for, where diagonal feet share a clock.
+    """mean_f [contact_f == stance_f], where diagonal feet share a clock; every foot is in stance while standing.
 
     A foot is in stance for the share `stance` of each cycle.  Feet in the order front left, front right, rear left, rear right.
     """
@@ -131,5 +131,5 @@ def gait_phase(env: View, *, stance: Fraction = 0.55, command: str = "velocity")
     foot = torch.arange(4, device=phase.device)
     offset = math.pi * ((foot == 1) | (foot == 2))
     cycle = torch.remainder((phase + offset) / (2.0 * math.pi), 1.0)
-    matches = (cycle < stance) == (env.robot.foot_contact > 0)
-    return matches.float().mean(-1) * env.commands[command].moving(env)
+    planned = (cycle < stance) | (env.commands[command].moving(env)[:, None] == 0)
+    return (planned == (env.robot.foot_contact > 0)).float().mean(-1)

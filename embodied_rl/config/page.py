@@ -90,7 +90,10 @@ class PPOSettings(Model):
     value_loss_coef: NonNegative = 1.0
     entropy_coef: NonNegative = 0.005
     learning_rate: Positive = 1e-3
-    schedule: Literal["adaptive", "fixed"] = Field(default="adaptive", description="adaptive: keep the KL near desired_kl")
+    schedule: Literal["adaptive", "fixed", "linear"] = Field(
+        default="adaptive",
+        description="adaptive: the learning rate follows desired_kl; linear: it falls to a tenth at max_iterations",
+    )
     desired_kl: Positive = 0.01
     max_grad_norm: Positive = 1.0
     use_clipped_value_loss: bool = True

@@ -18,6 +18,8 @@ from embodied_rl.learn.rollout import Rollout
 
 #: Bounds and factor of the adaptive learning rate, those of rsl_rl.
 _MIN_RATE, _MAX_RATE, _RATE_FACTOR = 1e-5, 1e-2, 1.5
+#: Share of the learning rate that the linear schedule ends at.
+_LINEAR_END = 0.1
 
 
 class PPO:
@@ -52,6 +54,8 @@ class PPO:
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """Improve actor and critic on one rollout; the metrics, by TensorBoard name."""
         page = self.page
+        if page.schedule == "linear":
+            self._set_rate(page.learning_rate * max(_LINEAR_END, 1.0 - iteration / page.max_iterations))
         batch = self._prepare(rollout)
         size = len(batch["weight"])
         generator = torch.Generator().manual_seed((self._seed << 32) + iteration)

@@ -103,6 +103,8 @@ def runner_config(page: Page) -> dict[str, Any]:
     network = {"class_name": "MLPModel", "activation": ppo.activation, "obs_normalization": ppo.obs_normalization}
     gaussian = {"class_name": "GaussianDistribution", "init_std": ppo.init_std, "std_type": ppo.std_type}
     algorithm: dict[str, Any] = {name: getattr(ppo, name) for name in _SAME}
+    if ppo.schedule == "linear":  # rsl_rl has none
+        algorithm["schedule"] = "fixed"
     if ppo.symmetry != "none":
         algorithm["symmetry_cfg"] = {
             "data_augmentation_func": with_mirrored,

@@ -373,3 +373,12 @@ def test_observations_are_normalized_by_what_was_seen() -> None:
     normal = normalized(made.critic, flat)
     torch.testing.assert_close(normal.mean(0), torch.zeros(SIZES["critic"]), rtol=0, atol=1e-9)
     torch.testing.assert_close(normal.std(0, correction=0), torch.ones(SIZES["critic"]), rtol=0, atol=1e-2)
+
+
+def test_the_linear_schedule_ends_at_a_tenth():
+    page = settings(schedule="linear", learning_rate=1e-3, max_iterations=100, num_learning_epochs=1, num_mini_batches=1)
+    made = learner(page)
+    batch = drive(made.actor)
+    for iteration, rate in ((0, 1e-3), (50, 5e-4), (99, 1e-4), (500, 1e-4)):
+        assert made.update(batch, iteration)["Loss/learning_rate"] == pytest.approx(rate)
+        assert made.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
