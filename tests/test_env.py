@@ -95,7 +95,7 @@ def test_a_seed_makes_an_episode(make: Make) -> None:
 
 def test_a_row_does_not_depend_on_the_others(make: Make) -> None:
     """Nor on how many there are: rows 0 to 3 of 16 are the 4 rows of a smaller batch."""
-    many, few = play(make(), 50), play(make(num_envs=4), 50)
+    many, few = play(make(), 150), play(make(num_envs=4), 150)
     assert same(many, few, slice(0, 4))
     assert any(step["terminated"][:4].any() for step in many) and any(step["truncated"][:4].any() for step in many)
     assert len({tuple(row.tolist()) for row in many[-1]["obs.actor"]}) == ENVS

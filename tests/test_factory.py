@@ -107,7 +107,7 @@ def test_an_earlier_checkpoint_by_its_path(run: Run, tmp_path: Path) -> None:
 
 
 def test_overrides_of_a_resume_stay_with_the_run(tmp_path: Path):
-    small = ["env.compile=false", "env.num_envs=8", "ppo.num_steps_per_env=4", "ppo.actor_hidden_dims=[8]"]
+    small = ["env.compile=false", "env.num_envs=8", "ppo.num_steps_per_env=4", "ppo.schedule=fixed"]
     trainer = factory.start(load("go2_flat", small), tmp_path / "run")
     assert len(list(trainer.train(1))) == 1
     resumed = factory.resume(str(tmp_path / "run"), "go2_flat", ["ppo.learning_rate=1e-4", "rewards.pose.weight=0.25"])
