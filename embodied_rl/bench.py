@@ -19,6 +19,7 @@ from torch import Tensor
 from embodied_rl import factory
 from embodied_rl.config import Page, override
 from embodied_rl.env import Env
+from embodied_rl.errors import UserError
 from embodied_rl.learn.evaluate import LIMITS, REFERENCE_LIMITS, SEEDS, walks
 from embodied_rl.learn.run import RUNS, Run
 from embodied_rl.physics.protocol import Physics
@@ -178,6 +179,9 @@ def bench_walk(page: Page) -> dict[str, float]:
 
     Returns:
         seconds_to_walk, env_steps_to_walk, and the figures of that policy on the unseen seeds; `inf` where it never walked.
+
+    Raises:
+        UserError: a signal stopped it.
     """
     started, aside = time.perf_counter(), 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -196,6 +200,8 @@ def bench_walk(page: Page) -> dict[str, float]:
                     return {"seconds_to_walk": candidate["seconds"], "env_steps_to_walk": candidate["steps"], **unseen}
             candidate = {"run": loaded, "seconds": seconds, "steps": trainer.env_steps} if passed else None
             aside += time.perf_counter() - paused
+        if trainer.stopped:
+            raise UserError(f"stopped after {trainer.iteration} iterations, before it walked")
     return {"seconds_to_walk": float("inf"), "env_steps_to_walk": float("inf")}
 
 

@@ -111,8 +111,8 @@ def _config(parser: argparse.ArgumentParser) -> None:
 
 def _where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-envs", type=int, metavar="N", help="robots simulated at once")
-    parser.add_argument("--device", metavar="D", help="cpu")
-    parser.add_argument("--engine", metavar="E", help="the physics engine")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:1; cuda picks the engine warp")
+    parser.add_argument("--engine", metavar="E", help="the physics engine: native, warp or mjx")
     parser.add_argument("--seed", type=int, metavar="S", help="key of every random number")
 
 
@@ -176,7 +176,7 @@ def _eval(options: argparse.Namespace) -> int:
     from embodied_rl.learn.evaluate import LIMITS, REFERENCE_LIMITS, SEEDS, walks
 
     loaded = factory.load(options.run)
-    page = loaded.page if options.engine is None else override(loaded.page, [f"physics.engine={options.engine}"])
+    page = factory.resolve(loaded.page, engine=options.engine)
     seed = SEEDS[options.seed - 1]
     result = factory.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
     result |= {"seed": seed, "checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}

@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 
 from rich.console import Console
 from rich.text import Text
 
-MINIMUM = {"torch": "2.11", "mujoco": "4.0", "rsl-rl-lib": "5.5"}
+MINIMUM = {"torch": "2.11", "mujoco": "4.0", "rsl-rl-lib": "5.5", "mujoco-warp": "4.0", "mujoco-mjx": "3.17"}
 """The oldest versions that training works with."""
 
 GL_REMEDY = "apt-get install libegl1 libgl1-mesa-dri" if sys.platform == "linux" else "run where there is a screen"
@@ -55,6 +55,26 @@ def cpp_error() -> str | None:
         headers, flags = [*headers, "omp.h"], ["-fopenmp", *flags]
     source = "".join(f"#include <{header}>\n" for header in headers)
     return _failure([compiler, *flags], source=source)
+
+
+def cuda_error() -> str:
+    """Why torch sees no CUDA device here, in one line."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"this build of torch ({torch.__version__}) is for the CPU; install one for CUDA"
+    return "torch sees no NVIDIA GPU here"
+
+
+def triton_error() -> str | None:
+    """Why torch.compile cannot build kernels for the GPU here, in one line; None where it can."""
+    try:
+        import_module("triton")
+    except Exception as error:  # whatever a broken binary package raises
+        return f"triton does not import: {str(error).strip().partition(chr(10))[0]}"
+    # Triton builds a small launcher in C
+    compiler = os.environ.get("CC") or next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
+    return None if compiler else "there is no C compiler, which triton needs"
 
 
 def gl_backend() -> tuple[str | None, str]:
@@ -126,8 +146,32 @@ def _torch() -> list[Check]:
 def _mujoco() -> list[Check]:
     return [
         _package("mujoco", "mujoco.batch"),
-        Check("engines", True, "native (mujoco.batch, on the CPU); planned: warp, mjx, isaacgym"),
+        Check("engine native", True, "mujoco.batch, on all CPU cores"),
+        _warp(),
+        _mjx(),
+        Check("engine isaacgym", False, "planned", "take native, warp or mjx"),
     ]
+
+
+def _warp() -> Check:
+    package = _package("mujoco-warp", "mujoco_warp", extra="cuda", required=False)
+    if not package.works:
+        return replace(package, name="engine warp")
+    import torch
+
+    there = torch.cuda.is_available()
+    detail = f"mujoco-warp {package.detail}" + ("" if there else f", slowly on the CPU: {cuda_error()}")
+    return Check("engine warp", True, detail)
+
+
+def _mjx() -> Check:
+    for name, module in (("jax", "jax"), ("mujoco-mjx", "mujoco.mjx")):
+        package = _package(name, module, extra="mjx", required=False)
+        if not package.works:
+            return replace(package, name="engine mjx")
+    import jax
+
+    return Check("engine mjx", True, f"mujoco-mjx {package.detail}, jax {metadata.version('jax')} on {jax.default_backend()}")
 
 
 def _learner() -> list[Check]:

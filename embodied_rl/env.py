@@ -1,7 +1,7 @@
 """The environment: one step of thousands of robots, on one screen.
 
 `env` knows the Physics protocol and never an engine.  Nothing in a step reads a tensor on the host, so that on a GPU the whole
-step can be one graph; on the CPU it is two compiled functions beside the physics threads.
+step is one CUDA graph; on the CPU it is two compiled functions beside the physics threads.
 
 Legend: N envs, A actions, R rewards, O observations.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 from embodied_rl import random
 from embodied_rl.config.page import Page
 from embodied_rl.errors import UserError
+from embodied_rl.graph import CudaGraph
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.events import Draft
 from embodied_rl.mdp.view import Draw, RobotState, View
@@ -28,6 +29,8 @@ from embodied_rl.scene import Scene
 
 #: Buffers that are zero when an episode begins.
 _PER_EPISODE = ("episode_length", "episode_rewards", "actions", "previous_actions", "foot_air_time")
+#: Eager steps before a capture: by the second one every kernel is compiled.
+_WARMUP = 3
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ class Env:
         self.reset()
         self._check_shapes()
         self._after_physics, self._observe = compiler(self._after_physics), compiler(self._observe)
+        if self.captured:  # launches count there; on the CPU compiling it takes longer than it ever saves
+            self._act = compiler(self._act)
+        self._inputs, self._run = self._zeros(self.num_actions), None
 
     # ------------------------------------------------------------------------------------------------------- the step
 
@@ -103,9 +109,50 @@ class Env:
 
         Returns:
             The step's results; they live in the environment's buffers until the next step.
+
+        Raises:
+            UserError: the step cannot be captured here.
         """
-        self._act(actions)
-        controls = self.controls()
+        if self._run is None:
+            self._run = self.capture(self._step)
+        self._inputs.copy_(actions)
+        self._run()
+        return self.result
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed from a CUDA graph."""
+        return self.page.physics.graph and self.physics.capturable and self.device.type == "cuda"
+
+    @property
+    def result(self) -> Step:
+        """What the last step left behind."""
+        b = self.buffers
+        return Step(self.obs, b["reward"], b["terminated"], b["truncated"], self.final_obs, b["valid"])
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """`function`, which calls `advance`, as one CUDA graph where there is a device for it; else as it is.
+
+        Raises:
+            UserError: it cannot be captured here.
+        """
+        if not self.captured:
+            return function
+        rows = torch.arange(self.num_envs, device=self.device)
+        state, totals = self.snapshot(rows), self._totals.clone()
+        for _ in range(_WARMUP):
+            function()
+        graph = CudaGraph(function, self.physics)
+        self.restore(rows, state)
+        self._totals.copy_(totals)
+        return graph
+
+    def _step(self) -> None:
+        self.advance(self._inputs)
+
+    def advance(self, actions: Tensor) -> None:
+        """`step` operation by operation, for those who capture it together with their own."""
+        controls = self._act(actions)
         started = time.perf_counter()
         self.physics.step(controls)
         self.physics_seconds += time.perf_counter() - started
@@ -114,8 +161,6 @@ class Env:
         self._after_physics()
         self._apply()
         self._observe()
-        b = self.buffers
-        return Step(self.obs, b["reward"], b["terminated"], b["truncated"], self.final_obs, b["valid"])
 
     def reset(self) -> dict[str, Tensor]:
         """Begin a new episode in every environment; the first observations.
@@ -140,11 +185,13 @@ class Env:
         """What the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
         return self.action.controls(self._view(Draw()), self.page.physics.decimation)
 
-    def _act(self, actions: Tensor) -> None:
+    def _act(self, actions: Tensor) -> Tensor:
+        """Note the actions; what the engine is told by them."""
         b = self.buffers
         b["previous_actions"].copy_(b["actions"])
         b["actions"].copy_(actions.clamp(-self.action.clip, self.action.clip))
         b["previous_joint_vel"].copy_(self.physics.qvel[:, self.robot.qvel_index])
+        return self.controls()
 
     def _after_physics(self) -> None:
         b, terms = self.buffers, self.terms
@@ -329,7 +376,7 @@ class Env:
         """Sums over all steps since the last call, by name; the one place where the host reads metrics."""
         totals = dict(zip(self._total_names, self._totals.tolist(), strict=True))
         self._totals.zero_()
-        return totals
+        return totals | {f"overflow/{setting}": float(rows) for setting, rows in self.physics.drain_overflow().items()}
 
     def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
         """All that the rows' future depends on, exact on the same engine; rows int64 (R,), every tensor (R, ...)."""
@@ -347,6 +394,9 @@ class Env:
         if own != set(registered):
             odd = sorted(own ^ set(registered))
             raise ValueError(f"the snapshot is of another page: {', '.join(odd[:3])} differ")
+        odd = [name for name, tensor in registered.items() if state[name].shape[1:] != tensor.shape[1:]]
+        if odd:
+            raise ValueError(f"the snapshot is of another page: the sizes of {', '.join(odd[:3])} differ")
         physics = {name.removeprefix("physics."): v for name, v in state.items() if name.startswith("physics.")}
         self.physics.restore(rows, physics)
         for name, tensor in registered.items():

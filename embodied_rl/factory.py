@@ -26,8 +26,9 @@ from embodied_rl.learn.run import Run, RunError, find_run
 from embodied_rl.learn.train import Trainer
 from embodied_rl.mdp.bind import Terms, needed
 from embodied_rl.physics.native import NativePhysics
+from embodied_rl.physics.protocol import Physics
 from embodied_rl.robot import load_robot
-from embodied_rl.scene import build_scene
+from embodied_rl.scene import Scene, build_scene
 
 log = logging.getLogger("embodied_rl")
 
@@ -47,12 +48,49 @@ def make(
     robot = load_robot(page.robot)
     needs = needed(page) | set(measure)
     scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs)
-    compile_ = compiler(page)
-    physics = NativePhysics(scene, page.env.num_envs, page.physics.decimation, page.physics.num_threads, compile_)
+    device_ = device_of(page)
+    compile_ = compiler(page, device_)
+    physics = _engine(page, scene, device_, compile_)
     terms = Terms(page, scene, physics.device)
     env_ids = torch.arange(page.env.num_envs, device=physics.device)
     with torch.no_grad():
         return Env(page, scene, physics, terms, env_ids, compile_)
+
+
+def device_of(page: Page) -> torch.device:
+    """Where the page's robots live.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    name, count = page.physics.device, torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if count and page.physics.engine != "native" else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        found = f"this machine has {count}" if count else doctor.cuda_error()
+        raise UserError(f"physics.device: {name}: {found}; take --device cpu")
+    return device
+
+
+def _engine(page: Page, scene: Scene, device: torch.device, compile_: Callable) -> Physics:
+    """The page's engine; an extra is imported when it is asked for."""
+    settings, num_envs = page.physics, page.env.num_envs
+    if settings.engine == "native":
+        return NativePhysics(scene, num_envs, settings.decimation, settings.num_threads, compile_)
+    try:
+        if settings.engine == "warp":
+            from embodied_rl.physics.warp import WarpPhysics
+
+            return WarpPhysics(scene, num_envs, settings, device, compile_)
+        from embodied_rl.physics.mjx import MjxPhysics
+
+        return MjxPhysics(scene, num_envs, settings.decimation, device, compile_)
+    except ImportError as error:
+        extra = {"warp": "cuda"}.get(settings.engine, settings.engine)
+        raise UserError(
+            f'physics.engine: {settings.engine}: {error}; pip install "embodied-rl[{extra}]", or take engine: native'
+        ) from None
 
 
 def resolve(
@@ -68,20 +106,21 @@ def resolve(
 
     Raises:
         ConfigError: the page or an override is wrong, one line for each error.
-        UserError: there is no such device.
     """
-    if device not in (None, "cpu"):
-        raise UserError(f"--device {device}: this version runs on the CPU (MuJoCo on all cores); leave the option out")
-    settings = {"env.num_envs": num_envs, "physics.engine": engine, "env.seed": seed}
+    if device is not None and device.startswith("cuda") and engine is None:
+        engine = "warp"  # C runs on the CPU
+    if device is None and engine is not None:
+        device = "auto"  # what a page says of another engine's device does not hold for this one
+    settings = {"env.num_envs": num_envs, "physics.engine": engine, "physics.device": device, "env.seed": seed}
     given = [*overrides, *(f"{path}={value}" for path, value in settings.items() if value is not None)]
     return override(config, given) if isinstance(config, Page) else load_page(str(config), given)
 
 
-def compiler(page: Page) -> Callable:
-    """What wraps the halves of the step: torch.compile where the page wants it and a C++ compiler is there."""
+def compiler(page: Page, device: torch.device) -> Callable:
+    """What wraps the parts of the step: torch.compile where the page wants it and a compiler is there."""
     if page.env.compile is False:
         return lambda function: function
-    error = doctor.cpp_error()
+    error = doctor.cpp_error() if device.type == "cpu" else doctor.triton_error()
     if error:
         if page.env.compile is True:
             raise UserError(f"env.compile: true: {error}; install one (g++), or set env.compile to auto or false")
@@ -94,9 +133,10 @@ def start(page: Page, path: Path | None = None) -> Trainer:
     """A trainer in a fresh run directory, which is written before anything is built.
 
     Raises:
-        UserError: the seed is one of evaluation's, or the directory holds a run already.
+        UserError: the seed is one of evaluation's, there is no such device, or the directory holds a run already.
     """
     _check_seed(page)
+    device_of(page)
     return make_trainer(page, Run.create(page, path))
 
 
@@ -145,6 +185,13 @@ def make_trainer(page: Page, run: Run) -> Trainer:
     collector = LocalCollector(env, page.ppo.num_steps_per_env, page.env.seed, symmetry=symmetry)
     torch.manual_seed(page.env.seed)
     learner = PPO(env.obs, env.num_actions, page.ppo, collector.mirrors, page.env.seed, env.device)
+    if learner.critic_group not in env.final_obs:
+        env.close()
+        given = f"[{', '.join(page.env.final_obs_groups)}]"
+        raise UserError(
+            f"env.final_obs_groups: {given}: training bootstraps time-outs from the last observation of "
+            f"{learner.critic_group!r}; add it, or leave the key out"
+        )
     return Trainer(page, collector, learner, run)
 
 
@@ -188,6 +235,7 @@ class LoadedRun:
     def policy(self, obs: Obs | Tensor) -> Tensor:
         """Mean actions, (N, A), of the observations of the group `actor`, (N, O), or of a dict of groups."""
         group = obs["actor"] if isinstance(obs, dict) else obs
+        self.actor.to(group.device)  # an environment may live elsewhere than the checkpoint was read
         with torch.inference_mode():
             return self.actor.mlp(self.actor.obs_normalizer(group))
 

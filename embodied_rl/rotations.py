@@ -39,13 +39,6 @@ def rotate_inverse(quat: Tensor, vector: Tensor) -> Tensor:
     return vector + 2.0 * (_cross(u, uv) - quat[..., :1] * uv)
 
 
-def quat_from_yaw(yaw: Tensor) -> Tensor:
-    """The quaternion of a turn about the vertical; yaw (...,) to (..., 4)."""
-    half = 0.5 * yaw
-    zero = torch.zeros_like(half)
-    return torch.stack((torch.cos(half), zero, zero, torch.sin(half)), dim=-1)
-
-
 def quat_from_euler(roll: Tensor, pitch: Tensor, yaw: Tensor) -> Tensor:
     """The quaternion of the extrinsic rotations roll about x, then pitch about y, then yaw about z."""
     cr, sr = torch.cos(0.5 * roll), torch.sin(0.5 * roll)

@@ -123,13 +123,14 @@ def foot_clearance(env: View, *, target: Positive = 0.08, command: str = "veloci
 
 @reward(needs=("foot_contact",))
 def gait_phase(env: View, *, stance: Fraction = 0.55, command: str = "velocity") -> Tensor:
-    """mean_f [contact_f == stance_f], where diagonal feet share a clock; every foot is in stance while standing.
+    """mean_f [contact_f == stance_f], where diagonal feet share a clock; 1 while standing is asked for.
 
-    A foot is in stance for the share `stance` of each cycle.  Feet in the order front left, front right, rear left, rear right.
+    A foot is in stance for the share `stance` of each cycle.  Standing asks nothing of the feet: a robot told to stop at full
+    speed has to step to keep its balance.  Feet in the order front left, front right, rear left, rear right.
     """
     phase = env.commands[command].phase(env)[:, None]
     foot = torch.arange(4, device=phase.device)
     offset = math.pi * ((foot == 1) | (foot == 2))
     cycle = torch.remainder((phase + offset) / (2.0 * math.pi), 1.0)
-    planned = (cycle < stance) | (env.commands[command].moving(env)[:, None] == 0)
-    return (planned == (env.robot.foot_contact > 0)).float().mean(-1)
+    kept = ((cycle < stance) == (env.robot.foot_contact > 0)).float().mean(-1)
+    return torch.where(env.commands[command].moving(env) > 0, kept, 1.0)

@@ -75,5 +75,6 @@ def test_rendering_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not (PACKAGE.parent / "pyproject.toml").is_file(), reason="needs a source checkout")
 def test_minimum_versions_are_those_of_the_package() -> None:
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    required = dict(item.replace("~=", ">=").split(">=") for item in project["dependencies"])
+    extras = [item for name in ("cuda", "mjx") for item in project["optional-dependencies"][name]]
+    required = dict(item.replace("~=", ">=").split(">=") for item in [*project["dependencies"], *extras])
     assert {name: required[name] for name in doctor.MINIMUM} == doctor.MINIMUM

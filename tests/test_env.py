@@ -137,6 +137,10 @@ def test_a_snapshot_of_another_page(make: Make) -> None:
     state = make("observations.actor.joint_pos={history: 3}").snapshot(rows)
     with pytest.raises(ValueError, match="the snapshot is of another page"):
         make().restore(rows, state)
+    # the same names, another size
+    longer = make("observations.actor.joint_pos={history: 4}")
+    with pytest.raises(ValueError, match=r"the snapshot is of another page: the sizes of .*actor\.joint_pos\.past"):
+        longer.restore(rows, state)
 
 
 def test_an_episode_ends_by_the_clock_or_by_a_fall(make: Make) -> None:

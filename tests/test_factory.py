@@ -30,14 +30,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_options_go_over_overrides() -> None:
     page = factory.resolve("go2_flat", ["env.num_envs=3", "env.seed=4"], num_envs=5, engine="native", device="cpu", seed=6)
     assert (page.env.num_envs, page.env.seed, page.physics.engine) == (5, 6, "native")
-    assert factory.resolve(page, ["env.seed=7"]) == load("go2_flat", ["env.num_envs=5", "env.seed=7"])
+    expected = load("go2_flat", ["env.num_envs=5", "env.seed=7", "physics.device=cpu"])
+    assert factory.resolve(page, ["env.seed=7"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "engine", "device"),
+    [
+        ({}, "native", "auto"),
+        ({"device": "cuda"}, "warp", "cuda"),
+        ({"device": "cuda:1", "engine": "mjx"}, "mjx", "cuda:1"),
+        ({"engine": "warp"}, "warp", "auto"),
+    ],
+)
+def test_a_device_picks_its_engine(options: dict, engine: str, device: str) -> None:
+    page = factory.resolve("go2_flat", **options)
+    assert (page.physics.engine, page.physics.device) == (engine, device)
+    # a run on a GPU is played in C on the CPU
+    there = factory.resolve(page, engine="native")
+    assert (there.physics.engine, there.physics.device) == ("native", "auto")
+    assert factory.device_of(there).type == "cpu"
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"device": "cuda"}, "--device cuda: "),
-        ({"engine": "isaacgym"}, "is planned; what works now is native"),
+        ({"device": "cuda", "engine": "native"}, "the engine native runs on the CPU"),
+        ({"device": "gpu"}, "physics.device"),
+        ({"engine": "warp", "overrides": ["physics.solver=pgs"]}, "the engine warp has no such solver"),
+        ({"engine": "mjx", "overrides": ["physics.integrator=implicit"]}, "the engine mjx has no such integrator"),
+        ({"engine": "isaacgym"}, "is planned; what works now: native"),
         ({"num_envs": 0}, "env.num_envs"),
     ],
 )
@@ -45,6 +67,12 @@ def test_what_cannot_be_asked_for(options: dict, said: str) -> None:
     with pytest.raises(UserError) as caught:
         embodied_rl.make("go2_flat", **options)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_training_needs_the_last_observation_of_an_episode(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        factory.start(load("go2_flat", [*SMALL, "env.final_obs_groups=[actor]"]), tmp_path / "run")
+    assert str(caught.value).startswith("env.final_obs_groups: [actor]: ") and "'critic'" in str(caught.value)
 
 
 def test_every_mistake_at_once() -> None:
@@ -63,7 +91,7 @@ def test_make_measures_what_is_asked_for() -> None:
 def test_the_step_is_compiled_where_it_can_be(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def compiles(setting: str) -> bool:
         function: Callable = lambda: None  # noqa: E731
-        return factory.compiler(load("go2_flat", [f"env.compile={setting}"]))(function) is not function
+        return factory.compiler(load("go2_flat", [f"env.compile={setting}"]), torch.device("cpu"))(function) is not function
 
     monkeypatch.setattr(factory.doctor, "cpp_error", lambda: None)
     assert compiles("auto") and compiles("true") and not compiles("false")

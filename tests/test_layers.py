@@ -23,9 +23,11 @@ LAYERS = (
     ("config",),
     ("physics",),
     ("scene",),
-    ("physics.native",),
+    ("physics.tensors",),
+    ("physics.native", "physics.warp", "physics.mjx"),
     ("mdp",),
     ("tasks",),
+    ("graph",),
     ("env",),
     ("learn", "view", "gymnasium_env"),
     ("pools", "export"),
@@ -38,7 +40,8 @@ LAYERS = (
 RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
 
 # Engines and task families are named in one place only.
-ONLY_FROM = {"physics.native": {"factory"}, "tasks": {"factory"}, "cli": {"__main__"}}
+ENGINES = ("physics.native", "physics.warp", "physics.mjx")
+ONLY_FROM = {engine: {"factory"} for engine in ENGINES} | {"tasks": {"factory"}, "cli": {"__main__"}}
 
 # What a unit may not import from elsewhere, not even inside a function.
 FOREIGN = {

@@ -69,12 +69,6 @@ def test_quat_from_euler(rng):
     _assert_same_rotation(rotations.quat_from_euler(*_tensor(angles).unbind(-1)), expected)
 
 
-def test_quat_from_yaw(rng):
-    yaw = rng.uniform(-math.pi, math.pi, size=COUNT)
-    up = np.tile((0.0, 0.0, 1.0), (COUNT, 1))
-    _assert_close(rotations.quat_from_yaw(_tensor(yaw)), _each(mujoco.mju_axisAngle2Quat, up, yaw, size=4))
-
-
 def test_yaw_of_is_where_the_x_axis_points(rng):
     quats = _quats(rng)
     forward = _each(mujoco.mju_rotVecQuat, np.tile((1.0, 0.0, 0.0), (COUNT, 1)), quats, size=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, MinLen
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from embodied_rl.config import yaml
 from embodied_rl.config.terms import EXTRAS, SECTIONS
@@ -13,6 +13,7 @@ from embodied_rl.config.types import Fraction, NonNegative, Ordered, Positive, r
 
 Count = Annotated[int, Ge(1)]
 NaturalNumber = Annotated[int, Ge(0)]
+Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IntRange = Annotated[tuple[NaturalNumber, NaturalNumber], Ordered()]
 Widths = Annotated[tuple[Count, ...], MinLen(1)]
 
@@ -23,6 +24,10 @@ class Model(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
+
+
+#: What an engine lacks, by setting; checked before anything is imported.
+_LACKS = {"warp": {"solver": ("pgs",)}, "mjx": {"solver": ("pgs",), "integrator": ("implicit",)}}
 
 
 class SceneSettings(Model):
@@ -47,7 +52,8 @@ class EnvSettings(Model):
 class PhysicsSettings(Model):
     """The engine and its options; names and meanings are those of MuJoCo's mjOption."""
 
-    engine: Literal["native"] = Field(default="native", description="the physics engine")
+    engine: Literal["native", "warp", "mjx"] = Field(default="native", description="the physics engine")
+    device: Device = Field(default="auto", description="cpu, cuda, cuda:1; auto: a GPU if the engine can use one")
     dt: Positive = Field(default=0.005, description="physics step [s]")
     decimation: Count = Field(default=4, description="physics steps per control step")
     integrator: Literal["euler", "implicit", "implicitfast", "rk4"] = "implicitfast"
@@ -57,6 +63,11 @@ class PhysicsSettings(Model):
     ls_iterations: Count = Field(default=20, description="most iterations of its line search")
     impratio: Positive = Field(default=1.0, description="frictional to normal constraint impedance")
     tolerance: NonNegative = Field(default=1e-8, description="the solver stops early below this")
+    nconmax: Count | None = Field(default=None, description="warp: room for contacts of one robot; null: measured")
+    njmax: Count | None = Field(default=None, description="warp: room for constraint rows of one robot; null: measured")
+    deterministic: bool = Field(default=False, description="warp: the same bits on every run, slower")
+    graph: bool = Field(default=True, description="warp on a GPU: the whole step as one CUDA graph")
+    max_overflow: Fraction = Field(default=0.01, description="the run stops when more of the robots run out of room for contacts")
     num_threads: NaturalNumber = Field(default=0, description="physics threads; 0: one per core")
     max_unstable: Fraction = Field(default=0.05, description="the run stops when more of the robots blow up in an iteration")
 
@@ -65,8 +76,25 @@ class PhysicsSettings(Model):
     def planned(cls, engine: Any) -> Any:
         """Isaac Gym is announced, so its name gets its own answer."""
         if engine == "isaacgym":
-            raise refuse('"isaacgym" is planned; what works now is native (MuJoCo on all CPU cores)')
+            raise refuse('"isaacgym" is planned; what works now: native (MuJoCo on all CPU cores), warp (on one GPU), mjx')
         return engine
+
+    @field_validator("solver", "integrator")
+    @classmethod
+    def has(cls, value: str, info: ValidationInfo) -> str:
+        """The engine knows the solver and the integrator."""
+        engine = info.data.get("engine", "native")
+        if value in _LACKS.get(engine, {}).get(info.field_name or "", ()):
+            raise refuse(f'"{value}": the engine {engine} has no such {info.field_name}; take another one, or engine: native')
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def runs_there(cls, value: str, info: ValidationInfo) -> str:
+        """The native engine runs on the CPU alone."""
+        if value.startswith("cuda") and info.data.get("engine") == "native":
+            raise refuse(f'"{value}": the engine native runs on the CPU; take engine: warp, or leave the device out')
+        return value
 
 
 class TerrainSettings(Model):

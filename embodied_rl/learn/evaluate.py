@@ -36,7 +36,7 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
     Args:
         page: the page that was trained.
         seed: one of `SEEDS`.
-        reference: in reference physics: full collisions, Newton with 100 iterations, dt 2 ms, the same control rate.
+        reference: in reference physics: MuJoCo in C, full collisions, Newton with 100 iterations, dt 2 ms, the same control rate.
 
     Raises:
         UserError: the page has no velocity command.
@@ -63,6 +63,8 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
     ]
     if reference:
         changes += [
+            "physics.engine=native",
+            "physics.device=auto",
             "scene.collisions=full",
             "physics.solver=newton",
             "physics.iterations=100",
@@ -92,11 +94,11 @@ def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor]) -> dict[st
     (command,) = env.terms.commands.values()
     time_left = env.buffers[f"{command.name}.time_left"]
     wait = round(_UNSCORED_S / env.step_dt)
-    since = torch.zeros(env.num_envs)
-    going = torch.ones(env.num_envs, dtype=torch.bool)
-    fell = torch.zeros(env.num_envs, dtype=torch.bool)
-    steps, rewards = torch.zeros(env.num_envs), torch.zeros(env.buffers["reward_terms"].shape[1])
-    scored = lin_error = ang_error = energy = distance = 0.0
+    since = torch.zeros(env.num_envs, device=env.device)
+    going = torch.ones_like(since, dtype=torch.bool)
+    fell = torch.zeros_like(going)
+    steps, rewards = torch.zeros_like(since), torch.zeros(env.buffers["reward_terms"].shape[1], device=env.device)
+    scored = lin_error = ang_error = energy = distance = torch.zeros((), dtype=torch.float64, device=env.device)
     for _ in range(env.max_episode_length):
         asked, before = env.buffers[f"{command.name}.command"].clone(), time_left.clone()
         result = env.step(policy(env.obs))
@@ -111,23 +113,23 @@ def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor]) -> dict[st
         counted = going & (since > wait)
         lin = (state.lin_vel_yaw - asked[:, :2]).norm(dim=-1)
         ang = (state.yaw_rate - asked[:, 2]).abs()
-        scored += float(counted.sum())
-        lin_error += float((lin * counted).sum())
-        ang_error += float((ang * counted).sum())
+        scored = scored + counted.sum()
+        lin_error = lin_error + (lin * counted).sum()
+        ang_error = ang_error + (ang * counted).sum()
         power = (state.joint_torque * state.joint_vel).abs().sum(-1)
-        energy += float((power * going).sum()) * env.step_dt
-        distance += float((state.base_lin_vel_w[:, :2].norm(dim=-1) * going).sum()) * env.step_dt
+        energy = energy + (power * going).sum() * env.step_dt
+        distance = distance + (state.base_lin_vel_w[:, :2].norm(dim=-1) * going).sum() * env.step_dt
         since = torch.where(time_left > before, 0.0, since)
     names = [*(f"reward/{term.name}" for term in env.terms.rewards), "reward/total"]
     seconds = float(steps.sum()) * env.step_dt
     return {
         "episodes": env.num_envs,
         "fall_rate": float(fell.float().mean()),
-        "lin_vel_error": lin_error / max(scored, 1.0),
-        "ang_vel_error": ang_error / max(scored, 1.0),
+        "lin_vel_error": float(lin_error / scored.clamp(min=1.0)),
+        "ang_vel_error": float(ang_error / scored.clamp(min=1.0)),
         "mean_reward": float(rewards[-1]) / env.num_envs,
         "mean_episode_s": seconds / env.num_envs,
-        "cost_of_transport": energy / (env.robot.mass * _GRAVITY * max(distance, 1e-6)),
+        "cost_of_transport": float(energy / (env.robot.mass * _GRAVITY * distance.clamp(min=1e-6))),
         **{name: float(value) / seconds for name, value in zip(names, rewards, strict=True)},
     }
 

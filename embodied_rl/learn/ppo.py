@@ -46,7 +46,7 @@ class PPO:
         self.page, self.device, self._seed, self._mirrors = page, torch.device(device), seed, mirrors
         self.actor = build_actor(obs, num_actions, page).to(device)
         self.critic = build_critic(obs, page).to(device)
-        self._critic_group = self.critic.obs_groups[0]
+        self.critic_group = self.critic.obs_groups[0]
         self._parameters = list(chain(self.actor.parameters(), self.critic.parameters()))
         self.optimizer = torch.optim.Adam(self._parameters, lr=page.learning_rate, fused=True)
         self.learning_rate = page.learning_rate
@@ -65,7 +65,7 @@ class PPO:
             for rows in order.tensor_split(page.num_mini_batches):
                 for name, value in self._minibatch({key: x[rows] for key, x in batch.items()}).items():
                     sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
-        for model, group in ((self.actor, "actor"), (self.critic, self._critic_group)):
+        for model, group in ((self.actor, "actor"), (self.critic, self.critic_group)):
             if page.obs_normalization:
                 model.obs_normalizer.update(rollout.obs[group].flatten(0, 1))  # pyright: ignore
         updates = page.num_learning_epochs * page.num_mini_batches
@@ -80,13 +80,11 @@ class PPO:
     @torch.no_grad()
     def _prepare(self, rollout: Rollout) -> dict[str, Tensor]:
         """Everything that minibatches take rows of, flat (T N, ...)."""
-        obs, group = rollout.obs, self._critic_group
+        obs, group = rollout.obs, self.critic_group
         values = self._values(obs[group])
         # a time-out is no end: the episode would have gone on, and its value stands for what would have come
-        final = rollout.final_obs.get(group)
-        rewards = rollout.rewards
-        if final is not None:
-            rewards = rewards + self.page.gamma * torch.where(rollout.truncated, self._values(final), 0.0)
+        final = self._values(rollout.final_obs[group])
+        rewards = rollout.rewards + self.page.gamma * torch.where(rollout.truncated, final, 0.0)
         # what an invalid transition led to is unknown: the return of those before it ends in the value of its state
         rewards = torch.where(rollout.valid, rewards, values)
         done = rollout.terminated | rollout.truncated

@@ -6,6 +6,7 @@ A collector gives `collect(actor, iteration) -> Rollout`; the trainer never sees
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -90,6 +91,11 @@ class LocalCollector:
         self._rows = torch.arange(env.num_envs, device=env.device)
         shape, device = (num_steps, env.num_envs), env.device
         empty = lambda *size, dtype=torch.float32: torch.empty(*shape, *size, dtype=dtype, device=device)  # noqa: E731
+        # where the next step is written: read by the kernels, so that one graph serves every step
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
+        self._actor: MLPModel | None = None
+        self._run: Callable[[], None] = self._step
+        self._policy_seconds = 0.0
         self._rollout = Rollout(
             obs={name: empty(value.shape[1]) for name, value in env.obs.items()},
             actions=empty(env.num_actions),
@@ -120,29 +126,47 @@ class LocalCollector:
         env, rollout = self._env, self._rollout
         env.advance_curricula(iteration)
         rollout.std.copy_(standard_deviation(actor))
-        started, policy_time, physics_time = time.perf_counter(), 0.0, env.physics_seconds
-        for step in range(self._num_steps):
-            before = time.perf_counter()
-            for name, value in env.obs.items():
-                rollout.obs[name][step].copy_(value)
-            mean = actor.mlp(normalized(actor, env.obs["actor"]))
-            noise = random.normal(self._key, env.env_ids, env.buffers["age"], env.num_actions)
-            torch.add(mean, noise * rollout.std, out=rollout.actions[step])
-            rollout.mean[step].copy_(mean)
-            policy_time += time.perf_counter() - before
-            result = env.step(rollout.actions[step])
-            rollout.rewards[step].copy_(result.rewards)
-            rollout.terminated[step].copy_(result.terminated)
-            rollout.truncated[step].copy_(result.truncated)
-            rollout.valid[step].copy_(result.valid)
-            for name, value in result.final_obs.items():
-                rollout.final_obs[name][step].copy_(value)
+        if self._actor is not actor:
+            self._actor = actor
+            self._run = env.capture(self._step)
+        self._slot.zero_()
+        started, policy, physics = time.perf_counter(), self._policy_seconds, env.physics_seconds
+        for _ in range(self._num_steps):
+            self._run()
         for name, value in env.obs.items():
             rollout.last_obs[name].copy_(value)
-        total, physics = time.perf_counter() - started, env.physics_seconds - physics_time
         rollout.totals = env.drain_totals()
-        rollout.seconds = {"physics": physics, "env": total - physics - policy_time, "policy": policy_time}
+        total = time.perf_counter() - started
+        policy, physics = self._policy_seconds - policy, env.physics_seconds - physics
+        # inside a graph there is no clock
+        split = {"physics": physics, "env": total - physics - policy, "policy": policy}
+        rollout.seconds = {"rollout": total} if env.captured else split
         return rollout
+
+    def _step(self) -> None:
+        """One step of all environments into the rollout's next slot."""
+        env, rollout, actor, before = self._env, self._rollout, self._actor, time.perf_counter()
+        assert actor is not None
+        for name, value in env.obs.items():
+            self._store(rollout.obs[name], value)
+        mean = actor.mlp(normalized(actor, env.obs["actor"]))
+        noise = random.normal(self._key, env.env_ids, env.buffers["age"], env.num_actions)
+        actions = mean + noise * rollout.std
+        self._store(rollout.actions, actions)
+        self._store(rollout.mean, mean)
+        self._policy_seconds += time.perf_counter() - before
+        env.advance(actions)
+        result = env.result
+        self._store(rollout.rewards, result.rewards)
+        self._store(rollout.terminated, result.terminated)
+        self._store(rollout.truncated, result.truncated)
+        self._store(rollout.valid, result.valid)
+        for name, value in result.final_obs.items():
+            self._store(rollout.final_obs[name], value)
+        self._slot.add_(1)
+
+    def _store(self, buffer: Tensor, value: Tensor) -> None:
+        buffer.index_copy_(0, self._slot, value[None])
 
     def drain_unstable(self) -> list[dict]:
         return self._env.physics.drain_unstable()

@@ -25,7 +25,7 @@ log = logging.getLogger("embodied_rl")
 
 
 class UnstableError(UserError):
-    """More robots blew up than `physics.max_unstable` allows, or the networks did; one line."""
+    """More robots blew up, or ran out of room, than the page allows, or the networks are lost; one line."""
 
 
 class Trainer:
@@ -114,6 +114,15 @@ class Trainer:
             folder = self.run.path / "unstable"
             folder.mkdir(exist_ok=True)
             np.savez_compressed(folder / f"iteration_{self.iteration:06d}_row_{dump['row']}.npz", **dump)
+        page = self.page.physics
+        for name, rows in rollout.totals.items():
+            kind, _, setting = name.partition("/")
+            if kind == "overflow" and rows > page.max_overflow * self.collector.num_envs:
+                self.save()
+                raise UnstableError(
+                    f"{rows:.0f} of {self.collector.num_envs} robots ran out of room for contacts in iteration {self.iteration}, "
+                    f"more than physics.max_overflow ({page.max_overflow:.0%}) allows, and contacts were lost; raise {setting}"
+                )
         unstable, limit = rollout.totals["unstable"], self.page.physics.max_unstable
         if unstable > limit * self.collector.num_envs:
             self.save()
@@ -161,7 +170,8 @@ class Trainer:
 def episode_metrics(totals: dict[str, float], page: Page) -> dict[str, float]:
     """Means by TensorBoard name from the sums of a rollout."""
     steps, episodes = max(totals["steps"], 1.0), totals["episodes"]
-    metrics = {"Physics/unstable": totals["unstable"]}
+    overflow = sum(value for name, value in totals.items() if name.startswith("overflow/"))
+    metrics = {"Physics/unstable": totals["unstable"], "Physics/overflow": overflow}
     for name, value in totals.items():
         kind, _, term = name.partition("/")
         if kind == "error":

@@ -74,10 +74,8 @@ def randomize_friction(env: View, draft: Draft, *, range: Range = (0.5, 1.25)) -
     """One sliding friction for all feet of a robot, anew for each episode."""
     friction = env.draw.between(range[0], range[1], 1)
     fields = draft.model["geom_friction"]
-    feet = env.scene.foot_geoms
-    slide = torch.zeros_like(fields[0, :, 0]).index_fill(0, torch.tensor(feet, device=fields.device), 1.0)
     draft.model["geom_friction"] = torch.cat(
-        (torch.where(slide.bool(), friction, fields[..., 0])[..., None], fields[..., 1:]), dim=-1
+        (torch.where(env.robot.foot_geoms, friction, fields[..., 0])[..., None], fields[..., 1:]), dim=-1
     )
 
 

@@ -62,6 +62,9 @@ class Robot:
         """The pose that episodes start from, (nq,)."""
         self.fixed_base_pos = torch.tensor(model.body_pos[root.id], dtype=torch.float32, device=device)
         self.fixed_base_quat = torch.tensor(model.body_quat[root.id], dtype=torch.float32, device=device)
+        geoms = np.isin(np.arange(model.ngeom), scene.foot_geoms)
+        self.foot_geoms = torch.tensor(geoms, device=device)
+        """Which geoms of the model are a foot's, bool (ngeom,)."""
         self.foot_radius = float(model.geom_size[scene.foot_geoms[0], 0]) if scene.foot_geoms else 0.0
         """Radius of a foot's sphere [m]."""
 

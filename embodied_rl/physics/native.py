@@ -7,6 +7,7 @@ influence each other and the number of threads changes no bit of the result.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import mujoco
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
+from embodied_rl.physics.tensors import sensor_values
 from embodied_rl.scene import Scene
 
 #: Steps kept before a blow-up, and blow-ups kept between two drains.
@@ -35,6 +37,8 @@ class NativePhysics:
         num_threads: physics threads; 0 takes every core.
         compiler: wraps the kinematics, `torch.compile` or the identity.
     """
+
+    capturable = False
 
     def __init__(
         self, scene: Scene, num_envs: int, decimation: int, num_threads: int = 0, compiler: Callable = lambda f: f
@@ -156,6 +160,12 @@ class NativePhysics:
         dumps, self._dumps = self._dumps, []
         return dumps
 
+    def drain_overflow(self) -> dict[str, int]:
+        return {}
+
+    def capture(self, stream: torch.cuda.Stream) -> AbstractContextManager[None]:
+        raise NotImplementedError("C steps on the CPU: there is nothing to capture")
+
     def close(self) -> None:
         del self._batch
 
@@ -175,10 +185,7 @@ class NativePhysics:
         if self._sensordata is not None:
             data = self._sensordata
             for name, (columns, shape) in self._sensor_slices.items():
-                values = data[:, columns].view(-1, *shape)  # (N, feet or bodies, geoms each, ...)
-                # A contact sensor counts its matches: the flag is whether any geom has one;
-                # and its force is the geom's on what it touches
-                self.sensors[name].copy_(-values.sum(2) if name == "foot_force" else values.amax(2) > 0)
+                self.sensors[name].copy_(sensor_values(name, data[:, columns].view(-1, *shape)))
         if self._torque is not None:
             self.joint_torque.copy_(self._torque)
 

@@ -12,6 +12,7 @@ Freshness, the same on every engine:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import mujoco
@@ -27,6 +28,8 @@ class Physics(Protocol):
 
     num_envs: int
     device: torch.device
+    capturable: bool
+    """Whether a CUDA graph of torch may hold its steps."""
     model: mujoco.MjModel
     """The model on the host, for names and sizes; per-simulation values are behind `expand`."""
     qpos: Tensor
@@ -86,6 +89,14 @@ class Physics(Protocol):
         Each has `row`, `error` (the engine's message or ""), `states` (K, nstate), mjSTATE_INTEGRATION at the beginning of
         its last K control steps, `ctrl` (K, decimation, nu), and `model.<field>` for every expanded field.
         """
+        ...
+
+    def drain_overflow(self) -> dict[str, int]:
+        """How many rows ran out of room since the last call, by the setting of the page that makes more; contacts were lost."""
+        ...
+
+    def capture(self, stream: torch.cuda.Stream) -> AbstractContextManager[None]:
+        """While torch captures `stream`, launch on it as well; where `capturable`."""
         ...
 
     def close(self) -> None:

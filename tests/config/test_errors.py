@@ -130,9 +130,25 @@ ADDED = {
     ),
     "planned engine": (
         "physics: {engine: isaacgym}",
-        'page.yaml:6: physics.engine: "isaacgym" is planned; what works now is native (MuJoCo on all CPU cores)',
+        'page.yaml:6: physics.engine: "isaacgym" is planned; what works now: native (MuJoCo on all CPU cores), '
+        "warp (on one GPU), mjx",
     ),
-    "unknown engine": ("physics: {engine: bullet}", "page.yaml:6: physics.engine: \"bullet\" is not one of 'native'"),
+    "unknown engine": (
+        "physics: {engine: bullet}",
+        "page.yaml:6: physics.engine: \"bullet\" is not one of 'native', 'warp', 'mjx'",
+    ),
+    "solver the engine lacks": (
+        "physics: {engine: warp, solver: pgs}",
+        'page.yaml:6: physics.solver: "pgs": the engine warp has no such solver; take another one, or engine: native',
+    ),
+    "integrator the engine lacks": (
+        "physics: {engine: mjx, integrator: implicit}",
+        'page.yaml:6: physics.integrator: "implicit": the engine mjx has no such integrator; take another one, or engine: native',
+    ),
+    "device of the native engine": (
+        "physics: {device: cuda}",
+        'page.yaml:6: physics.device: "cuda": the engine native runs on the CPU; take engine: warp, or leave the device out',
+    ),
     "mirror loss of zero": (
         "ppo: {symmetry: mirror_loss}",
         "page.yaml:6: ppo.mirror_loss_coeff: 0.0 is not allowed with symmetry: mirror_loss; more than 0",

@@ -108,7 +108,7 @@ def test_a_seed_makes_an_evaluation(page: Page) -> None:
 class Scripted:
     """Eight robots whose state is written in a table, in place of an environment; 4 steps a second."""
 
-    step_dt, num_envs, max_episode_length = 0.25, 8, 80
+    step_dt, num_envs, max_episode_length, device = 0.25, 8, 80, "cpu"
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fall_at: int | None = None) -> None:
         self.steps, self.fall_at = 0, fall_at

@@ -245,6 +245,21 @@ def test_many_robots_that_blow_up_end_the_run(tmp_path: Path) -> None:
     assert names(tmp_path / "run") == ["model_000002.pt"]
 
 
+def test_robots_that_run_out_of_room_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = factory.start(page("physics.max_overflow=0.2"), tmp_path / "run")
+    overflows = iter([{"physics.njmax": 0, "physics.nconmax": 3}, {"physics.njmax": 4, "physics.nconmax": 0}])
+    physics = trainer.collector._env.physics  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(physics, "drain_overflow", lambda: next(overflows))
+    seen = []
+    with pytest.raises(UnstableError) as caught:
+        for metrics in trainer.train(3):
+            seen += [metrics["Physics/overflow"]]
+    assert seen == [3.0]
+    said = str(caught.value)
+    assert said.startswith("4 of 16 robots ran out of room for contacts in iteration 2") and said.endswith("raise physics.njmax")
+    assert names(tmp_path / "run") == ["model_000002.pt"]
+
+
 def test_a_resumed_run_goes_by_the_page_it_was_started_with(tmp_path: Path) -> None:
     train(factory.start(page("ppo.gamma=0.9"), tmp_path / "run"), 1)
     resumed = factory.resume(str(tmp_path / "run"), "go2_flat", ["ppo.lam=0.8"])

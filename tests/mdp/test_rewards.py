@@ -44,10 +44,10 @@ CASES = [
     # robot 0: 0.1 m below the target at 1 m/s; robot 1: undersides at 0.08, 0.08, 0, 0 at 0.5, 1, 2, 0 m/s
     ("foot_clearance", {"target": 0.08}, [0.1, 0.16, 0.0]),
     ("foot_clearance", {"target": 0.1}, [0.12, 0.02 * 0.5 + 0.02 * 1.0 + 0.1 * 2.0, 0.0]),
-    # robot 0 at 0.2 of its cycle: FL and RR stand; robot 1 at 0.8: FR and RL, 0.3; robot 2: all
-    ("gait_phase", {"stance": 0.55}, [2 / 4, 0.0, 2 / 4]),
-    ("gait_phase", {"stance": 0.75}, [4 / 4, 0.0, 2 / 4]),
-    ("gait_phase", {"stance": 0.25}, [2 / 4, 2 / 4, 2 / 4]),
+    # robot 0 at 0.2 of its cycle: FL and RR stand; robot 1 at 0.8: FR and RL, 0.3; robot 2 is to stand
+    ("gait_phase", {"stance": 0.55}, [2 / 4, 0.0, 1.0]),
+    ("gait_phase", {"stance": 0.75}, [4 / 4, 0.0, 1.0]),
+    ("gait_phase", {"stance": 0.25}, [2 / 4, 2 / 4, 1.0]),
 ]
 
 

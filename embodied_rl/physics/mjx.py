@@ -1,0 +1,110 @@
+"""MJX, MuJoCo in JAX, behind the Physics protocol: for people who live in JAX.
+
+The simulations' state are torch tensors; a control step hands them to one jitted function and copies its results back, both by
+DLPack.  It cannot join a CUDA graph of torch: where speed matters on a GPU, `warp` is the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+# JAX would take three quarters of the GPU, which it shares with torch; read when jax is loaded
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from mujoco import mjx
+from torch import Tensor
+
+from embodied_rl.errors import UserError
+from embodied_rl.physics.tensors import TensorPhysics, runnable
+from embodied_rl.scene import Scene
+
+_STATE = ("qpos", "qvel", "act", "qacc_warmstart", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat")
+_OUTPUTS = ("qpos", "qvel", "act", "qacc_warmstart")
+
+
+class MjxPhysics(TensorPhysics):
+    """The `mjx` engine, on its JAX implementation.
+
+    Args:
+        scene: the model, the meaning of its sensors, and the frames to track.
+        num_envs: how many simulations.
+        decimation: substeps in a control step.
+        device: where they live.
+        compiler: wraps what surrounds the substeps, `torch.compile` or the identity.
+
+    Raises:
+        UserError: the model has what MJX lacks.
+    """
+
+    def __init__(
+        self, scene: Scene, num_envs: int, decimation: int, device: torch.device, compiler: Callable = lambda f: f
+    ) -> None:
+        # matrix products in TF32 would lose the state's precision
+        jax.config.update("jax_default_matmul_precision", "highest")
+        self._jax_device = jax.devices("cuda" if device.type == "cuda" else "cpu")[device.index or 0]
+        model = runnable(scene.model)
+        try:
+            with jax.default_device(self._jax_device):
+                self._model = mjx.put_model(model, impl="jax")
+                self._template = mjx.make_data(model, impl="jax")
+        except (NotImplementedError, ValueError) as error:
+            raise UserError(f"physics.engine: mjx cannot run this model: {error}; use native or warp") from None
+        template = {name: np.asarray(getattr(self._template, name), dtype=np.float32) for name in _STATE}
+        state = {name: torch.zeros(num_envs, *value.shape, device=device) for name, value in template.items() if value.size}
+        self._sensed = torch.zeros(num_envs, model.nsensordata, device=device)
+        self._forces = torch.zeros(num_envs, model.nu, device=device)
+        self._steps_of: dict[tuple, Callable] = {}
+        super().__init__(
+            scene,
+            decimation,
+            state,
+            torch.zeros(num_envs, model.nu, device=device),
+            self._sensed,
+            self._forces,
+            compiler,
+        )
+
+    def _advance(self, substeps: int) -> None:
+        key = (substeps, *self._model_fields)
+        if key not in self._steps_of:
+            self._steps_of[key] = jax.jit(jax.vmap(partial(_steps, self._model, self._template, substeps)))
+        to_jax = jax.dlpack.from_dlpack
+        state = {name: to_jax(tensor) for name, tensor in self._state.items()}
+        fields = {name: to_jax(tensor) for name, tensor in self._model_fields.items()}
+        out = self._steps_of[key](state, to_jax(self._ctrl), fields)
+        targets = {name: self._state[name] for name in _OUTPUTS if name in self._state}
+        for name, target in (targets | {"sensordata": self._sensed, "actuator_force": self._forces}).items():
+            if target.numel():
+                target.copy_(torch.from_dlpack(out[name]))
+
+    def _expanded(self, field: str) -> Tensor:
+        shared = torch.from_numpy(np.array(getattr(self._model, field), dtype=np.float32)).to(self.device)
+        return shared.repeat(self.num_envs, *[1] * shared.dim())
+
+
+def _steps(model: Any, template: Any, substeps: int, state: dict, ctrl: Any, fields: dict) -> dict:
+    """Some substeps of one simulation, as a pure function."""
+    model = model.replace(**fields)
+    data = template.replace(ctrl=ctrl, **state)
+    data = jax.lax.fori_loop(0, substeps, lambda _, data: _step(model, data), data)
+    return {name: getattr(data, name) for name in (*_OUTPUTS, "sensordata", "actuator_force")}
+
+
+def _step(model: Any, data: Any) -> Any:
+    """One substep, as `mj_step` does it."""
+    if model.opt.integrator != mjx.IntegratorType.IMPLICITFAST:
+        return mjx.step(model, data)
+    data = mjx.forward(model, data)
+    # C leaves actuators at their limit out of the implicit damping, for their force no longer changes with velocity; MJX
+    # 3.17 does not, and a saturated joint would be 1 rad/s off after a control step.
+    force, bounds = data.actuator_force, model.actuator_forcerange
+    held = model.actuator_forcelimited & ((force <= bounds[:, 0]) | (force >= bounds[:, 1]))
+    damping = jnp.where(held, 0.0, model.actuator_biasprm[:, 2])
+    return mjx.implicit(model.replace(actuator_biasprm=model.actuator_biasprm.at[:, 2].set(damping)), data)
