@@ -33,6 +33,9 @@ _TAPE, _ROUNDS = 50, 9
 #: Joint friction of the reference Go2 (unitreerobotics/unitree_mujoco, go2.xml) [N m], and a solver that no page moves.
 _BARE_FRICTION_LOSS = 0.2
 _BARE_SOLVER = ["physics.solver=newton", "physics.iterations=10", "physics.ls_iterations=20", "physics.cone=pyramidal"]
+#: Iterations of training before its rounds, and in each of them.
+_TRAIN_WARMUP, _TRAIN_ITERATIONS = 5, 2
+_SHARES = ("physics", "env", "policy", "update")
 #: Iterations between evaluations of `bench walk`, which begin once the training metrics come near the limits.
 _EVALUATE_EVERY, _NEAR = 10, {"Metrics/lin_vel_error": 0.30, "Metrics/ang_vel_error": 0.40}
 
@@ -147,6 +150,47 @@ class _EngineAlone:
             self._batch.step(nstep=self._decimation)
             self._qpos[changed], self._qvel[changed], self._warmstart[changed] = qpos, qvel, 0.0
         return time.perf_counter() - started
+
+
+def bench_train(page: Page, run: str | None = None) -> dict[str, float]:
+    """Training against its physics alone, in turn.
+
+    Args:
+        page: the task.
+        run: whose policy the tape of the physics is recorded with; see `bench_env`.
+
+    Returns:
+        train_steps_per_s: all of training, checkpoints aside; physics_steps_per_s: the engine alone, as in `bench_env`; ratio of
+        the two; share_physics, share_env, share_policy, share_update: where training's time went.  Medians of rounds.
+    """
+    policy = _trained_policy(page, run)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = factory.make_trainer(page, Run.create(page, Path(folder) / "run"))
+        env = factory.make(page)
+        torch.set_num_threads(1)
+        tape = Tape(env, policy)
+        scene = env.scene
+        bound = ("sensordata", "actuator_force") if scene.joint_torque else ("sensordata",)
+        physics = _EngineAlone(scene.model, env, tape, bound=bound)
+        iterations, rounds = trainer.train(page.ppo.max_iterations), []
+        for _ in range(_TRAIN_WARMUP):
+            next(iterations)
+        for _ in range(_ROUNDS):
+            alone = physics.play() / (env.num_envs * _TAPE)
+            metrics = [next(iterations) for _ in range(_TRAIN_ITERATIONS)]
+            seconds = sum(m["Perf/iteration_time"] for m in metrics)
+            shares = {name: sum(m[f"Perf/share_{name}"] for m in metrics) / len(metrics) for name in _SHARES}
+            each = seconds / (_TRAIN_ITERATIONS * page.env.num_envs * page.ppo.num_steps_per_env)
+            rounds.append({"train": 1.0 / each, "physics": 1.0 / alone, "ratio": alone / each, **shares})
+        iterations.close()
+    median = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    return {
+        "num_envs": page.env.num_envs,
+        "train_steps_per_s": median["train"],
+        "physics_steps_per_s": median["physics"],
+        "ratio": median["ratio"],
+        **{f"share_{name}": median[name] for name in _SHARES},
+    }
 
 
 def _bare_model(page: Page) -> mujoco.MjModel:

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "doctor", _doctor, "what works on this machine, and how to get the rest")
 
     bench = _verb(verbs, "bench", _bench, "measure speed")
-    bench.add_argument("what", choices=("env", "walk"), help="env: a step against its physics; walk: seconds until it walks")
+    bench.add_argument("what", choices=("env", "learner", "train", "walk"), help="what is measured; see docs/performance.md")
     _config(bench)
     _where(bench)
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
@@ -252,10 +252,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from embodied_rl import bench, factory
+    from embodied_rl.bench_learner import bench_learner
 
     where = _chosen(options)
     page = factory.resolve(options.config, options.overrides, **where)
-    result = bench.bench_env(page) if options.what == "env" else bench.bench_walk(page)
+    measure = {"env": bench.bench_env, "learner": bench_learner, "train": bench.bench_train, "walk": bench.bench_walk}
+    result = measure[options.what](page)
     for name, value in result.items():
         print(f"{name:28s} {value:,.3f}" if isinstance(value, float) else f"{name:28s} {value}")
     _write_json(options.json, result)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import torch
@@ -31,6 +31,15 @@ from embodied_rl.scene import Scene
 _PER_EPISODE = ("episode_length", "episode_rewards", "actions", "previous_actions", "foot_air_time")
 #: Eager steps before a capture: by the second one every kernel is compiled.
 _WARMUP = 3
+
+
+class ActionSpace(NamedTuple):
+    """What an action is."""
+
+    size: int
+    """Numbers of a box, or choices of a discrete space."""
+    discrete: bool = False
+    """Whether an action is one of `size` choices, int64 (N,), and not a vector, float32 (N, size)."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +325,7 @@ class Env:
         for owner in (self.action, *terms.commands.values()):
             b |= {name: self._zeros(*((width,) if width else ())) for name, width in owner.state.items()}
         size = self.action.size(self._view(Draw()))
-        self.num_actions = size
+        self.num_actions, self.action_space = size, ActionSpace(size)
         b |= {"actions": self._zeros(size), "previous_actions": self._zeros(size)}
         self.groups = terms.groups(self._view(Draw()))
         for group in self.groups:

@@ -48,6 +48,10 @@ def export(actor: MLPModel, env: Env, path: Path, *, git_commit: str = "") -> Pa
     Raises:
         ExportError: the policy does not fit the page, or the exported network computes something else.
     """
+    if actor.is_recurrent:
+        raise ExportError(
+            "ppo.rnn_type: a recurrent policy needs its memory carried from step to step, which the contract has no words for"
+        )
     agreed = contract(env, git_commit)
     size = sum(term["size"] * term["history"] for term in agreed["observations"])
     if size != actor.obs_dim:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import rsl_rl.algorithms
 import torch
 from rsl_rl.models import MLPModel
 from torch import Tensor
@@ -14,16 +18,16 @@ from torch import Tensor
 from embodied_rl import doctor
 from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
-from embodied_rl.env import Env
+from embodied_rl.env import ActionSpace, Env
 from embodied_rl.errors import UserError
 from embodied_rl.export import export
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import FIRST_SEED, SEEDS, evaluate, evaluation_page
-from embodied_rl.learn.models import Obs, build_actor
-from embodied_rl.learn.ppo import PPO
-from embodied_rl.learn.rollout import LocalCollector
+from embodied_rl.learn.models import build_actor, policy_of
+from embodied_rl.learn.policy import Obs, Player
+from embodied_rl.learn.rollout import Collector, LocalCollector
 from embodied_rl.learn.run import Run, RunError, find_run
-from embodied_rl.learn.train import Trainer
+from embodied_rl.learn.train import Learner, Trainer
 from embodied_rl.mdp.bind import Terms, needed
 from embodied_rl.physics.native import NativePhysics
 from embodied_rl.physics.protocol import Physics
@@ -31,6 +35,9 @@ from embodied_rl.robot import load_robot
 from embodied_rl.scene import Scene, build_scene
 
 log = logging.getLogger("embodied_rl")
+
+#: Iterations from which on compiling the update pays: it takes ten seconds and saves a fifth.
+_LONG = 600
 
 
 def make(
@@ -119,14 +126,32 @@ def resolve(
 def compiler(page: Page, device: torch.device) -> Callable:
     """What wraps the parts of the step: torch.compile where the page wants it and a compiler is there."""
     if page.env.compile is False:
-        return lambda function: function
+        return _as_it_is
     error = doctor.cpp_error() if device.type == "cpu" else doctor.triton_error()
     if error:
         if page.env.compile is True:
             raise UserError(f"env.compile: true: {error}; install one (g++), or set env.compile to auto or false")
         log.warning("%s: the step runs without torch.compile, a little slower; `embodied-rl doctor` says more", error)
-        return lambda function: function
-    return lambda function: torch.compile(function, fullgraph=True, dynamic=False)
+        return _as_it_is
+    return lambda function: torch.compile(_copied(function), fullgraph=True, dynamic=False)
+
+
+def _copied(function: Callable) -> Callable:
+    """A function or bound method with code of its own: torch.compile counts variants by code, and gives up at the ninth.
+
+    Each environment compiles variants for its own shapes, so that a few of them in one process would be too many.
+    """
+    if isinstance(function, types.MethodType):
+        return types.MethodType(_copied(function.__func__), function.__self__)
+    if not isinstance(function, types.FunctionType):
+        return function
+    copied = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__)
+    copied.__defaults__, copied.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    return copied
+
+
+def _as_it_is(function: Callable) -> Callable:
+    return function
 
 
 def start(page: Page, path: Path | None = None) -> Trainer:
@@ -182,9 +207,9 @@ def make_trainer(page: Page, run: Run) -> Trainer:
     """Everything that trains the page."""
     env = make(page)
     symmetry = page.ppo.symmetry != "none"
-    collector = LocalCollector(env, page.ppo.num_steps_per_env, page.env.seed, symmetry=symmetry)
-    torch.manual_seed(page.env.seed)
-    learner = PPO(env.obs, env.num_actions, page.ppo, collector.mirrors, page.env.seed, env.device)
+    wrap = compiler(page, env.device)
+    collector = LocalCollector(env, page.ppo.num_steps_per_env, page.env.seed, symmetry=symmetry, compiler=wrap)
+    learner = make_learner(page, collector, env.device)
     if learner.critic_group not in env.final_obs:
         env.close()
         given = f"[{', '.join(page.env.final_obs_groups)}]"
@@ -193,6 +218,33 @@ def make_trainer(page: Page, run: Run) -> Trainer:
             f"{learner.critic_group!r}; add it, or leave the key out"
         )
     return Trainer(page, collector, learner, run)
+
+
+def make_learner(page: Page, collector: Collector, device: torch.device | str = "cpu") -> Learner:
+    """The page's learner, for what the collector gives.
+
+    Raises:
+        UserError: `ppo.class_name` is none, or cannot learn the page.
+    """
+    settings, obs = page.ppo, collector.observe()
+    torch.manual_seed(page.env.seed)
+    learner = _class(settings.class_name)
+    if issubclass(learner, rsl_rl.algorithms.PPO):
+        from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
+
+        return RslRlPPO(learner, obs, collector.action_space, settings, collector.mirrors, collector.num_steps, device)
+    long = settings.compile is True or (settings.compile == "auto" and settings.max_iterations >= _LONG)
+    wrap = compiler(page, torch.device(device)) if long else _as_it_is
+    return learner(obs, collector.action_space, settings, collector.mirrors, page.env.seed, device, compiler=wrap)
+
+
+def _class(name: str) -> Any:
+    """The class that `module:Class` names."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"ppo.class_name: {name}: {error}; write module:Class, like rsl_rl.algorithms:PPO") from None
 
 
 def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False) -> dict:
@@ -229,15 +281,10 @@ class LoadedRun:
     run: Run
     checkpoint: Path
     actor: MLPModel
+    policy: Player
+    """Mean actions, (N, A), of the observations of the group `actor`, (N, O), or of a dict of groups."""
     iteration: int
     env_steps: int
-
-    def policy(self, obs: Obs | Tensor) -> Tensor:
-        """Mean actions, (N, A), of the observations of the group `actor`, (N, O), or of a dict of groups."""
-        group = obs["actor"] if isinstance(obs, dict) else obs
-        self.actor.to(group.device)  # an environment may live elsewhere than the checkpoint was read
-        with torch.inference_mode():
-            return self.actor.mlp(self.actor.obs_normalizer(group))
 
 
 def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
@@ -248,15 +295,16 @@ def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
     weights = state["actor_state_dict"]
     try:
         # the networks' sizes stand in the checkpoint itself: no environment is needed to load a policy
-        inputs = weights["mlp.0.weight"].shape[1]
+        first = "mlp.0.weight" if page.ppo.rnn_type == "none" else "rnn.rnn.weight_ih_l0"
         outputs = [value for name, value in weights.items() if name.startswith("mlp.")][-1].shape[0]
-        actor = build_actor({"actor": torch.zeros(1, inputs)}, outputs, page.ppo).to(device)
+        space = ActionSpace(outputs, discrete=not any(name.startswith("distribution.") for name in weights))
+        actor = build_actor({"actor": torch.zeros(1, weights[first].shape[1])}, space, page.ppo).to(device)
         actor.load_state_dict(weights)
     except (KeyError, RuntimeError):
         raise checkpoint.CheckpointError(f"{path}: its actor is not the one that {found.path}/config.yaml describes") from None
     actor.eval()
     steps = int((state.get("infos") or {}).get("env_steps", 0))
-    return LoadedRun(page, found, path, actor, int(state["iter"]), steps)
+    return LoadedRun(page, found, path, actor, Player(policy_of(actor)), int(state["iter"]), steps)
 
 
 def _newest(run: Run, named: Path | None, device: str) -> tuple[Path, dict]:

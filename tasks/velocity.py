@@ -18,8 +18,10 @@ _STANDING = 0.1
 
 @command()
 class velocity:  # noqa: N801  named as its entry on the page
-    """Velocity commands (vx, vy, wz) in the base's yaw frame, uniform in their ranges, held for `resample_s`.
+    """Velocity commands (vx, vy, wz) in the base's yaw frame, uniform in their ranges, held for `resample_s` [s].
 
+    A share `standing` of them is zero, held for `standing_hold` times as long as the others: it is stopping that has to be
+    learned, and standing on teaches little.
     With `heading`, a target direction is drawn instead of a yaw rate and wz = heading_gain (target - heading), within its
     range.  `gait_frequency` [Hz] drives the clock of `gait_phase`.
     """
@@ -35,13 +37,14 @@ class velocity:  # noqa: N801  named as its entry on the page
         ang_vel_z: Range = (-1.0, 1.0),
         resample_s: Range = (5.0, 5.0),
         standing: Fraction = 0.1,
+        standing_hold: Fraction = 1.0,
         heading: bool = False,
         heading_gain: NonNegative = 0.5,
         gait_frequency: Positive = 2.0,
     ) -> None:
         self.name = name
         self.ranges = (lin_vel_x, lin_vel_y, ang_vel_z)
-        self.resample_s, self.standing = resample_s, standing
+        self.resample_s, self.standing, self.standing_hold = resample_s, standing, standing_hold
         self.heading, self.heading_gain, self.gait_frequency = heading, heading_gain, gait_frequency
         self.state = {f"{name}.command": 3, f"{name}.time_left": 0, f"{name}.heading": 0}
 
@@ -50,10 +53,12 @@ class velocity:  # noqa: N801  named as its entry on the page
         state, draw = env.buffers, env.draw
         time_left = state[f"{self.name}.time_left"] - env.step_dt
         fresh = done | (time_left < 0.5 * env.step_dt)
-        time_left = torch.where(fresh, draw.between(self.resample_s[0], self.resample_s[1], 1)[:, 0], time_left)
+        stands = draw(1) < self.standing
+        held = draw.between(self.resample_s[0], self.resample_s[1], 1) * torch.where(stands, self.standing_hold, 1.0)
+        time_left = torch.where(fresh, held[:, 0], time_left)
         state[f"{self.name}.time_left"].copy_(time_left)
         drawn = torch.cat([draw.between(r[0], r[1], 1) for r in self.ranges], dim=-1)
-        drawn = drawn * (draw(1) >= self.standing)
+        drawn = torch.where(stands, 0.0, drawn)
         current = torch.where(fresh[:, None], drawn, state[f"{self.name}.command"])
         if self.heading:
             target = torch.where(fresh, draw.between(-math.pi, math.pi, 1)[:, 0], state[f"{self.name}.heading"])

@@ -17,7 +17,7 @@ import torch
 from rsl_rl.models import MLPModel
 
 from embodied_rl import factory
-from embodied_rl.env import Env
+from embodied_rl.env import ActionSpace, Env
 from embodied_rl.export import ExportError, export, read_contract
 from embodied_rl.learn.models import build_actor
 from embodied_rl.paths import shipped
@@ -54,7 +54,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """A random network whose normalizer has seen something, and its file."""
     env = factory.make("go2_flat", PAGE, num_envs=1)
     torch.manual_seed(0)
-    actor = build_actor(env.obs, env.num_actions, env.page.ppo)
+    actor = build_actor(env.obs, env.action_space, env.page.ppo)
     with torch.no_grad():
         actor.mlp[-1].weight.mul_(10.0)  # pyright: ignore  large enough actions to move it, and to be clipped
     actor.obs_normalizer.update(0.3 + 0.5 * torch.randn(100, actor.obs_dim))  # pyright: ignore
@@ -137,7 +137,7 @@ def test_a_wrong_network_is_not_written(exported: Exported, tmp_path: Path, monk
 
 
 def test_a_policy_of_another_page_is_refused(exported: Exported, tmp_path: Path) -> None:
-    other = build_actor({"actor": torch.zeros(1, 5)}, 12, exported.env.page.ppo)
+    other = build_actor({"actor": torch.zeros(1, 5)}, ActionSpace(12), exported.env.page.ppo)
     with pytest.raises(ExportError, match=r"^the policy takes 5 observations, the page go2_flat gives \d+; export it"):
         export(other, exported.env, tmp_path / "policy.onnx")
 

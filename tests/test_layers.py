@@ -32,7 +32,7 @@ LAYERS = (
     ("learn", "view", "gymnasium_env"),
     ("pools", "export"),
     ("factory",),
-    ("bench",),
+    ("bench", "bench_learner"),
     ("embodied_rl",),
     ("cli",),
     ("__main__",),

@@ -15,6 +15,7 @@ Count = Annotated[int, Ge(1)]
 NaturalNumber = Annotated[int, Ge(0)]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IntRange = Annotated[tuple[NaturalNumber, NaturalNumber], Ordered()]
+ClassName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Widths = Annotated[tuple[Count, ...], MinLen(1)]
 
 
@@ -106,6 +107,7 @@ class TerrainSettings(Model):
 class PPOSettings(Model):
     """The learner."""
 
+    class_name: ClassName = Field(default="embodied_rl.learn.ppo:PPO", description="the learner; stock: rsl_rl.algorithms:PPO")
     logger: Literal["tensorboard", "wandb"] = Field(default="tensorboard", description="wandb mirrors the TensorBoard events")
     num_steps_per_env: Count = Field(default=24, description="control steps per robot and iteration")
     max_iterations: Count = 300
@@ -117,13 +119,16 @@ class PPOSettings(Model):
     lam: Fraction = Field(default=0.95, description="lambda of generalized advantage estimation")
     value_loss_coef: NonNegative = 1.0
     entropy_coef: NonNegative = 0.005
+    final_entropy_coef: NonNegative | None = Field(default=None, description="entropy_coef moves linearly to it; null: stays")
     learning_rate: Positive = 1e-3
     schedule: Literal["adaptive", "fixed", "linear"] = Field(
         default="adaptive",
         description="adaptive: the learning rate follows desired_kl; linear: it falls to a tenth at max_iterations",
     )
     desired_kl: Positive = 0.01
+    stop_kl: Positive | None = Field(default=None, description="the rest of an iteration is skipped beyond this KL; null: never")
     max_grad_norm: Positive = 1.0
+    max_skipped: Fraction = Field(default=0.1, description="the run stops when more of an iteration's minibatches are not finite")
     use_clipped_value_loss: bool = True
     normalize_advantage_per_mini_batch: bool = False
     actor_hidden_dims: Widths = (128, 128)
@@ -134,6 +139,11 @@ class PPOSettings(Model):
     init_std: Positive = Field(default=1.0, description="standard deviation of the actions at the start")
     std_type: Literal["scalar", "log"] = "scalar"
     obs_normalization: bool = True
+    rnn_type: Literal["none", "gru", "lstm"] = Field(default="none", description="a recurrent network before the actor's MLP")
+    rnn_hidden_dim: Count = 128
+    rnn_num_layers: Count = 1
+    compile: Literal["auto", True, False] = Field(default="auto", description="torch.compile the update; auto: in long runs")
+    bfloat16: bool = Field(default=False, description="networks of the update compute in bfloat16")
     symmetry: Literal["none", "augmentation", "mirror_loss"] = Field(default="none", description="use of left-right symmetry")
     mirror_loss_coeff: NonNegative = 0.0
 

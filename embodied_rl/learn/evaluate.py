@@ -16,6 +16,7 @@ from torch import Tensor
 from embodied_rl.config import Page, override
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
+from embodied_rl.learn.policy import Player
 from embodied_rl.mdp.view import RobotState
 
 #: Seeds of evaluations; training refuses seeds from FIRST_SEED up, so that no policy has met them.
@@ -56,6 +57,7 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
         f"{command}.ang_vel_z=[-1.0, 1.0]",
         f"{command}.resample_s=[5.0, 5.0]",
         f"{command}.standing=0.1",
+        f"{command}.standing_hold=1.0",
         f"{command}.heading=false",
         f"events.{friction}.range=[0.5, 1.25]",
         "curriculum=null",
@@ -103,6 +105,8 @@ def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor]) -> dict[st
         asked, before = env.buffers[f"{command.name}.command"].clone(), time_left.clone()
         result = env.step(policy(env.obs))
         done = result.terminated | result.truncated
+        if isinstance(policy, Player):
+            policy.forget(done)
         steps += going
         rewards += (env.buffers["reward_terms"] * going[:, None]).sum(0)
         since += 1

@@ -1,6 +1,6 @@
 """What the learner learns from, and who fetches it.
 
-A collector gives `collect(actor, iteration) -> Rollout`; the trainer never sees an environment.
+A collector gives `collect(policy, iteration) -> Rollout`; the trainer never sees an environment.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from rsl_rl.models import MLPModel
 from torch import Tensor
 
 from embodied_rl import random
-from embodied_rl.env import Env
-from embodied_rl.learn.models import Obs, normalized, standard_deviation
+from embodied_rl.env import ActionSpace, Env
+from embodied_rl.learn.policy import Memory, Obs, Policy
+from embodied_rl.learn.team import one_thread
 
 
 @dataclass
@@ -26,10 +26,10 @@ class Rollout:
     obs: Obs
     """Observation of each group that the actions answered."""
     actions: Tensor
-    mean: Tensor
-    """Mean of the policy's distribution."""
-    std: Tensor
-    """Its standard deviation, (A,)."""
+    output: Tensor
+    """What the policy's network said: the mean of a Gaussian, the logits of a choice."""
+    std: Tensor | None
+    """Standard deviation of a Gaussian, (A,)."""
     rewards: Tensor
     terminated: Tensor
     truncated: Tensor
@@ -39,6 +39,8 @@ class Rollout:
     """The critic's observation of the state in which an episode was truncated."""
     last_obs: Obs
     """The observation after the last step, (N, O)."""
+    memory: Memory = ()
+    """What a recurrent policy remembered before the first step, each (layers, N, hidden)."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums over the rollout, by metric name."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -49,6 +51,8 @@ class Collector(Protocol):
     """Fetches rollouts of a fixed size."""
 
     num_envs: int
+    num_steps: int
+    action_space: ActionSpace
     mirrors: dict[str, tuple[Tensor, Tensor]]
     """Left-right reflection of each observation group and of `actions`: index and sign."""
 
@@ -56,8 +60,8 @@ class Collector(Protocol):
         """The present observations, for their sizes."""
         ...
 
-    def collect(self, actor: MLPModel, iteration: int) -> Rollout:
-        """Let the actor drive for T steps."""
+    def collect(self, policy: Policy, iteration: int) -> Rollout:
+        """Let the policy drive for T steps; the rollout's tensors are overwritten by the next call."""
         ...
 
     def drain_unstable(self) -> list[dict]:
@@ -65,7 +69,7 @@ class Collector(Protocol):
         ...
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The state of every environment, leading dimension N."""
+        """The state of every environment and what the policy remembers of it, leading dimension N."""
         ...
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -81,89 +85,118 @@ class LocalCollector:
         num_steps: T.
         seed: keys the policy's noise, with the global env ids.
         symmetry: whether the learner will mirror what is collected.
+        compiler: wraps what the policy computes in a step, `torch.compile` or the identity.
     """
 
-    def __init__(self, env: Env, num_steps: int, seed: int, *, symmetry: bool = False) -> None:
-        self._env, self._num_steps = env, num_steps
-        self.num_envs = env.num_envs
+    def __init__(self, env: Env, num_steps: int, seed: int, *, symmetry: bool = False, compiler: Callable = lambda f: f) -> None:
+        self._env, self.num_steps = env, num_steps
+        self.num_envs, self.action_space = env.num_envs, env.action_space
         self.mirrors = env.mirror_maps() if symmetry else {}
         self._key = random.stream_key(seed, "policy", env.device)
         self._rows = torch.arange(env.num_envs, device=env.device)
-        shape, device = (num_steps, env.num_envs), env.device
-        empty = lambda *size, dtype=torch.float32: torch.empty(*shape, *size, dtype=dtype, device=device)  # noqa: E731
         # where the next step is written: read by the kernels, so that one graph serves every step
-        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
-        self._actor: MLPModel | None = None
+        self._slot = torch.zeros(1, dtype=torch.int64, device=env.device)
+        self._policy: Policy | None = None
+        self._memory: Memory = ()
+        self._remembered: dict[str, Tensor] = {}
         self._run: Callable[[], None] = self._step
+        self._act = compiler(self._act)
         self._policy_seconds = 0.0
-        self._rollout = Rollout(
-            obs={name: empty(value.shape[1]) for name, value in env.obs.items()},
-            actions=empty(env.num_actions),
-            mean=empty(env.num_actions),
-            std=torch.empty(env.num_actions, device=device),
-            rewards=empty(),
-            terminated=empty(dtype=torch.bool),
-            truncated=empty(dtype=torch.bool),
-            valid=empty(dtype=torch.bool),
-            final_obs={name: empty(value.shape[1]) for name, value in env.final_obs.items()},
-            last_obs={name: torch.empty_like(value) for name, value in env.obs.items()},
-        )
 
     def observe(self) -> Obs:
         return self._env.obs
 
-    def collect(self, actor: MLPModel, iteration: int) -> Rollout:
-        # The physics threads have the cores: torch's own would spin on them between two small operations.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return self._collect(actor, iteration)
-        finally:
-            torch.set_num_threads(threads)
+    def collect(self, policy: Policy, iteration: int) -> Rollout:
+        # the physics threads have the cores: torch's own would spin on them between two small operations
+        with one_thread():
+            return self._collect(policy, iteration)
 
-    @torch.inference_mode()
-    def _collect(self, actor: MLPModel, iteration: int) -> Rollout:
-        env, rollout = self._env, self._rollout
+    @torch.no_grad()
+    def _collect(self, policy: Policy, iteration: int) -> Rollout:
+        env = self._env
         env.advance_curricula(iteration)
-        rollout.std.copy_(standard_deviation(actor))
-        if self._actor is not actor:
-            self._actor = actor
-            self._run = env.capture(self._step)
+        if self._policy is not policy:
+            self._meet(policy)
+        rollout = self._rollout
+        std = policy.std
+        if rollout.std is not None and std is not None:
+            rollout.std.copy_(std)
+        for kept, present in zip(rollout.memory, self._memory, strict=True):
+            kept.copy_(present)
         self._slot.zero_()
-        started, policy, physics = time.perf_counter(), self._policy_seconds, env.physics_seconds
-        for _ in range(self._num_steps):
+        started, thinking, physics = time.perf_counter(), self._policy_seconds, env.physics_seconds
+        for _ in range(self.num_steps):
             self._run()
         for name, value in env.obs.items():
             rollout.last_obs[name].copy_(value)
         rollout.totals = env.drain_totals()
         total = time.perf_counter() - started
-        policy, physics = self._policy_seconds - policy, env.physics_seconds - physics
+        thinking, physics = self._policy_seconds - thinking, env.physics_seconds - physics
         # inside a graph there is no clock
-        split = {"physics": physics, "env": total - physics - policy, "policy": policy}
+        split = {"physics": physics, "env": total - physics - thinking, "policy": thinking}
         rollout.seconds = {"rollout": total} if env.captured else split
         return rollout
 
+    def _meet(self, policy: Policy) -> None:
+        """Make room for what the policy does, and capture the step with it."""
+        env, self._policy = self._env, policy
+        self._memory = policy.start(env.num_envs, env.device)
+        for index, part in enumerate(self._memory):
+            if (before := self._remembered.get(f"policy.memory.{index}")) is not None:
+                part.copy_(before.transpose(0, 1))
+        distribution, _ = policy(env.obs["actor"], self._memory)
+        noise = distribution.noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size)
+        space = lambda like: like.new_empty(self.num_steps, *like.shape)  # noqa: E731
+        step = env.result
+        self._rollout = Rollout(
+            obs={name: space(value) for name, value in env.obs.items()},
+            actions=space(distribution.sample(noise)),
+            output=space(distribution.output),
+            std=None if policy.std is None else policy.std.detach().clone(),
+            rewards=space(step.rewards),
+            terminated=space(step.terminated),
+            truncated=space(step.truncated),
+            valid=space(step.valid),
+            final_obs={name: space(value) for name, value in env.final_obs.items()},
+            last_obs={name: torch.empty_like(value) for name, value in env.obs.items()},
+            memory=tuple(part.clone() for part in self._memory),
+        )
+        remembered = [part.clone() for part in self._memory]
+        self._run = env.capture(self._step)
+        for part, value in zip(self._memory, remembered, strict=True):
+            part.copy_(value)
+
     def _step(self) -> None:
         """One step of all environments into the rollout's next slot."""
-        env, rollout, actor, before = self._env, self._rollout, self._actor, time.perf_counter()
-        assert actor is not None
-        for name, value in env.obs.items():
-            self._store(rollout.obs[name], value)
-        mean = actor.mlp(normalized(actor, env.obs["actor"]))
-        noise = random.normal(self._key, env.env_ids, env.buffers["age"], env.num_actions)
-        actions = mean + noise * rollout.std
-        self._store(rollout.actions, actions)
-        self._store(rollout.mean, mean)
+        env, rollout, before = self._env, self._rollout, time.perf_counter()
+        actions = self._act()
         self._policy_seconds += time.perf_counter() - before
         env.advance(actions)
-        result = env.result
-        self._store(rollout.rewards, result.rewards)
-        self._store(rollout.terminated, result.terminated)
-        self._store(rollout.truncated, result.truncated)
-        self._store(rollout.valid, result.valid)
-        for name, value in result.final_obs.items():
+        step = env.result
+        self._store(rollout.rewards, step.rewards)
+        self._store(rollout.terminated, step.terminated)
+        self._store(rollout.truncated, step.truncated)
+        self._store(rollout.valid, step.valid)
+        for name, value in step.final_obs.items():
             self._store(rollout.final_obs[name], value)
+        for part in self._memory:
+            part.mul_(~(step.terminated | step.truncated)[:, None])
         self._slot.add_(1)
+
+    def _act(self) -> Tensor:
+        """What the policy does now, noted in the rollout."""
+        env, rollout, policy = self._env, self._rollout, self._policy
+        assert policy is not None
+        for name, value in env.obs.items():
+            self._store(rollout.obs[name], value)
+        distribution, memory = policy(env.obs["actor"], self._memory)
+        for part, value in zip(self._memory, memory, strict=True):
+            part.copy_(value)
+        noise = distribution.noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size)
+        actions = distribution.sample(noise)
+        self._store(rollout.actions, actions)
+        self._store(rollout.output, distribution.output)
+        return actions
 
     def _store(self, buffer: Tensor, value: Tensor) -> None:
         buffer.index_copy_(0, self._slot, value[None])
@@ -172,7 +205,10 @@ class LocalCollector:
         return self._env.physics.drain_unstable()
 
     def snapshot(self) -> dict[str, Tensor]:
-        return self._env.snapshot(self._rows)
+        memory = {f"policy.memory.{index}": part.transpose(0, 1).clone() for index, part in enumerate(self._memory)}
+        return self._env.snapshot(self._rows) | memory
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self._env.restore(self._rows, state)
+        self._remembered = {name: value for name, value in state.items() if name.startswith("policy.memory.")}
+        self._policy = None  # meets the policy anew, with what it remembered
+        self._env.restore(self._rows, {name: value for name, value in state.items() if name not in self._remembered})

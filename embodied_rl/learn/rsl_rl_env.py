@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from embodied_rl.config import Page
+from embodied_rl.config.page import PPOSettings
 from embodied_rl.env import Env
 from embodied_rl.learn.train import episode_metrics
 
@@ -35,6 +36,10 @@ _SAME = (
     "use_clipped_value_loss",
     "normalize_advantage_per_mini_batch",
 )
+
+
+#: Likewise of its recurrent model.
+_MEMORY = ("rnn_type", "rnn_hidden_dim", "rnn_num_layers")
 
 
 class RslRlEnv(VecEnv):
@@ -101,8 +106,24 @@ def runner_config(page: Page) -> dict[str, Any]:
     """
     ppo = page.ppo
     network = {"class_name": "MLPModel", "activation": ppo.activation, "obs_normalization": ppo.obs_normalization}
+    memory = {"class_name": "RNNModel", **{name: getattr(ppo, name) for name in _MEMORY}} if ppo.rnn_type != "none" else {}
     gaussian = {"class_name": "GaussianDistribution", "init_std": ppo.init_std, "std_type": ppo.std_type}
+    return {
+        "num_steps_per_env": ppo.num_steps_per_env,
+        "save_interval": ppo.save_interval,
+        "obs_groups": {"actor": ["actor"], "critic": ["critic" if "critic" in page.observations else "actor"]},
+        "actor": {**network, **memory, "hidden_dims": list(ppo.actor_hidden_dims), "distribution_cfg": gaussian},
+        "critic": {**network, "hidden_dims": list(ppo.critic_hidden_dims)},
+        "algorithm": {"class_name": "PPO", **algorithm_config(ppo)},
+        # the environment lets nothing through that is not finite, and looking costs a host sync a tensor and step
+        "check_for_nan": False,
+    }
+
+
+def algorithm_config(ppo: PPOSettings) -> dict[str, Any]:
+    """The page's `ppo` section as the keyword arguments of rsl_rl's PPO, a new dict at every call."""
     algorithm: dict[str, Any] = {name: getattr(ppo, name) for name in _SAME}
+    algorithm["use_mixed_precision"] = ppo.bfloat16
     if ppo.schedule == "linear":  # rsl_rl has none
         algorithm["schedule"] = "fixed"
     if ppo.symmetry != "none":
@@ -112,16 +133,7 @@ def runner_config(page: Page) -> dict[str, Any]:
             "use_mirror_loss": ppo.symmetry == "mirror_loss",
             "mirror_loss_coeff": ppo.mirror_loss_coeff,
         }
-    return {
-        "num_steps_per_env": ppo.num_steps_per_env,
-        "save_interval": ppo.save_interval,
-        "obs_groups": {"actor": ["actor"], "critic": ["critic" if "critic" in page.observations else "actor"]},
-        "actor": {**network, "hidden_dims": list(ppo.actor_hidden_dims), "distribution_cfg": gaussian},
-        "critic": {**network, "hidden_dims": list(ppo.critic_hidden_dims)},
-        "algorithm": {"class_name": "PPO", **algorithm},
-        # the environment lets nothing through that is not finite, and looking costs a host sync a tensor and step
-        "check_for_nan": False,
-    }
+    return algorithm
 
 
 def with_mirrored(env: RslRlEnv, obs: TensorDict | None, actions: Tensor | None) -> tuple[TensorDict | None, Tensor | None]:

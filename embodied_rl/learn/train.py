@@ -9,14 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
+from rsl_rl.models import MLPModel
+from torch.optim import Optimizer
 
 from embodied_rl.config import Page
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
-from embodied_rl.learn.ppo import PPO
+from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.report import Report
 from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.learn.run import Run
@@ -26,6 +29,29 @@ log = logging.getLogger("embodied_rl")
 
 class UnstableError(UserError):
     """More robots blew up, or ran out of room, than the page allows, or the networks are lost; one line."""
+
+
+class Learner(Protocol):
+    """Improves a policy on rollouts."""
+
+    policy: Policy
+    actor: MLPModel
+    critic: MLPModel
+    optimizer: Optimizer
+    critic_group: str
+    """The observation group that the values are of."""
+
+    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        """Learn from a rollout; the metrics, by TensorBoard name."""
+        ...
+
+    def state_dict(self) -> dict:
+        """All that it knows, in rsl_rl's checkpoint layout."""
+        ...
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`; RuntimeError where the networks have other shapes."""
+        ...
 
 
 class Trainer:
@@ -38,7 +64,7 @@ class Trainer:
         run: where everything is written.
     """
 
-    def __init__(self, page: Page, collector: Collector, learner: PPO, run: Run) -> None:
+    def __init__(self, page: Page, collector: Collector, learner: Learner, run: Run) -> None:
         self.page, self.collector, self.learner, self.run = page, collector, learner, run
         self.iteration = 0
         self.env_steps = 0
@@ -78,7 +104,7 @@ class Trainer:
 
     def _iterate(self) -> dict[str, float]:
         started = time.perf_counter()
-        rollout = self.collector.collect(self.learner.actor, self.iteration)
+        rollout = self.collector.collect(self.learner.policy, self.iteration)
         collected = time.perf_counter()
         metrics = self.learner.update(rollout, self.iteration)
         learned = time.perf_counter()
@@ -98,10 +124,25 @@ class Trainer:
             "Train/seconds": self.seconds,
         }
         self._check_stability(rollout)
-        self._check_learning(metrics)
+        self._check_learning(metrics, rollout)
         return metrics
 
-    def _check_learning(self, metrics: dict[str, float]) -> None:
+    def _check_learning(self, metrics: dict[str, float], rollout: Rollout) -> None:
+        page, skipped = self.page.ppo, metrics.get("Loss/skipped", 0.0)
+        if skipped > page.max_skipped * page.num_learning_epochs * page.num_mini_batches:
+            folder = self.run.path / "diverged"
+            folder.mkdir(exist_ok=True)
+            path = folder / f"iteration_{self.iteration:06d}.pt"
+            tensors = {name: value for name, value in vars(rollout).items() if name not in ("totals", "seconds")}
+            torch.save({"rollout": tensors, "learner": self.learner.state_dict()}, path)
+            networks = (*self.learner.actor.parameters(), *self.learner.critic.parameters())
+            if all(bool(parameter.isfinite().all()) for parameter in networks):
+                self.save()
+            raise UnstableError(
+                f"{skipped:.0f} minibatches of iteration {self.iteration} had a loss or gradient that is not finite, more than "
+                f"ppo.max_skipped ({page.max_skipped:.0%}) allows; what was learned from lies in {path}; try a smaller "
+                "ppo.learning_rate, or look for a reward or observation that explodes"
+            )
         wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
         if wrong:
             raise UnstableError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.config import Page, override
-from embodied_rl.env import Env
+from embodied_rl.env import Env, Step
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.view import RobotState
 from embodied_rl.view.film import Film
@@ -67,6 +67,12 @@ def hold_command(env: Env, values: Sequence[float]) -> None:
     current.copy_(torch.tensor(values, dtype=current.dtype, device=env.device).expand_as(current))
 
 
+def forget(policy: Policy, result: Step) -> None:
+    """Tell a policy that remembers which episodes have ended."""
+    if hasattr(policy, "forget"):
+        policy.forget(result.terminated | result.truncated)
+
+
 @torch.no_grad()
 def play(
     env: Env,
@@ -105,7 +111,7 @@ def play(
         for step in range(steps):
             if script and step and step * len(script) % steps < len(script):
                 hold_command(env, script[step * len(script) // steps])
-            env.step(policy(env.obs))
+            forget(policy, env.step(policy(env.obs)))
             while film and film.frames < (step + 1) * env.step_dt * film.fps - 1e-6:
                 _shoot(env, film)
     return _summary(env, steps, video, report)

@@ -15,7 +15,7 @@ from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene import build_scene
-from embodied_rl.view.play import Policy, agent, hold_command
+from embodied_rl.view.play import Policy, agent, forget, hold_command
 
 _KEYS = {265: (0.1, 0.0, 0.0), 264: (-0.1, 0.0, 0.0), 263: (0.0, 0.0, 0.2), 262: (0.0, 0.0, -0.2)}
 """What GLFW's keys up, down, left and right add to the command (vx, vy, wz) [m/s, rad/s]."""
@@ -80,7 +80,7 @@ def view_env(env: Env, policy: Policy | None = None) -> None:
         while viewer.is_running():
             if steered:
                 hold_command(env, command.tolist())
-            env.step(policy(env.obs))
+            forget(policy, env.step(policy(env.obs)))
             with viewer.lock():
                 data.qpos[:] = env.render_state(0)[1]
                 mujoco.mj_forward(model, data)

@@ -2,24 +2,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Iterator
 from itertools import chain
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rsl_rl import algorithms
 from rsl_rl.models import MLPModel
-from rsl_rl.storage import RolloutStorage
-from tensordict import TensorDict
 from torch import Tensor
 
 from embodied_rl.config import page as pages
+from embodied_rl.env import ActionSpace
+from embodied_rl.learn import ppo
+from embodied_rl.learn.advantages import gae
 from embodied_rl.learn.models import normalized, standard_deviation
-from embodied_rl.learn.ppo import PPO, gae
+from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.rollout import Rollout
-from embodied_rl.learn.rsl_rl_env import with_mirrored
+from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
 
 STEPS, ENVS, ACTIONS = 8, 6, 4
 SIZES = {"actor": 5, "critic": 7}
@@ -31,12 +32,6 @@ MIRRORS = {
 }
 #: One minibatch of everything: its order does not matter, so that two learners can be compared.
 ONE_BATCH = {"num_learning_epochs": 1, "num_mini_batches": 1}
-#: Settings that rsl_rl's PPO takes under the same name.
-SHARED = (
-    *("num_learning_epochs", "num_mini_batches", "clip_param", "gamma", "lam", "value_loss_coef", "entropy_coef"),
-    *("learning_rate", "schedule", "desired_kl", "max_grad_norm", "use_clipped_value_loss"),
-    "normalize_advantage_per_mini_batch",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +48,7 @@ def settings(**changes: Any) -> pages.PPOSettings:
 def learner(page: pages.PPOSettings, seed: int = 3) -> PPO:
     """A learner whose normalizers have seen something."""
     torch.manual_seed(seed)
-    made = PPO({name: torch.zeros(ENVS, size) for name, size in SIZES.items()}, ACTIONS, page, MIRRORS, seed)
+    made = PPO({name: torch.zeros(ENVS, size) for name, size in SIZES.items()}, ActionSpace(ACTIONS), page, MIRRORS, seed)
     for model, group in ((made.actor, "actor"), (made.critic, "critic")):
         if page.obs_normalization:
             model.obs_normalizer.update(2.0 + 3.0 * torch.randn(50, SIZES[group]))  # pyright: ignore
@@ -61,24 +56,24 @@ def learner(page: pages.PPOSettings, seed: int = 3) -> PPO:
 
 
 @torch.no_grad()
-def drive(actor: MLPModel, seed: int = 0) -> Rollout:
+def drive(actor: MLPModel, seed: int = 0, steps: int = STEPS, envs: int = ENVS) -> Rollout:
     """What the actor does at random observations, for random rewards; robot 1 falls in step 2, robot 3 times out in step 5."""
     torch.manual_seed(seed)
-    obs = {name: 2.0 + 3.0 * torch.randn(STEPS, ENVS, size) for name, size in SIZES.items()}
+    obs = {name: 2.0 + 3.0 * torch.randn(steps, envs, size) for name, size in SIZES.items()}
     mean, std = actor.mlp(normalized(actor, obs["actor"])), standard_deviation(actor).clone()
-    terminated, truncated = torch.zeros(STEPS, ENVS).bool(), torch.zeros(STEPS, ENVS).bool()
+    terminated, truncated = torch.zeros(steps, envs).bool(), torch.zeros(steps, envs).bool()
     terminated[2, 1] = truncated[5, 3] = True
     return Rollout(
         obs=obs,
         actions=mean + std * torch.randn_like(mean),
-        mean=mean,
+        output=mean,
         std=std,
-        rewards=torch.randn(STEPS, ENVS),
+        rewards=torch.randn(steps, envs),
         terminated=terminated,
         truncated=truncated,
-        valid=torch.ones(STEPS, ENVS).bool(),
-        final_obs={"critic": torch.randn(STEPS, ENVS, SIZES["critic"])},
-        last_obs={name: torch.randn(ENVS, size) for name, size in SIZES.items()},
+        valid=torch.ones(steps, envs).bool(),
+        final_obs={"critic": torch.randn(steps, envs, SIZES["critic"])},
+        last_obs={name: torch.randn(envs, size) for name, size in SIZES.items()},
     )
 
 
@@ -92,43 +87,19 @@ def perturbed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value + 0.05 * torch.rand_like(value) if value.is_floating_point() else value for name, value in state.items()}
 
 
-def rsl_rl(start: dict, driver: MLPModel, batch: Rollout, page: pages.PPOSettings) -> tuple[algorithms.PPO, dict[str, float]]:
-    """rsl_rl's PPO after one update from the weights `start`, on what `driver` did."""
-
-    def observed(obs: dict[str, Any]) -> TensorDict:
-        return TensorDict(obs, batch_size=[ENVS])
-
-    example, groups = observed(batch.last_obs), {name: [name] for name in SIZES}
-    network = {"activation": page.activation, "obs_normalization": page.obs_normalization}
-    gaussian = {"class_name": "GaussianDistribution", "init_std": page.init_std, "std_type": page.std_type}
-    actor = MLPModel(example, groups, "actor", ACTIONS, hidden_dims=[16, 8], distribution_cfg=gaussian, **network)
-    critic = MLPModel(example, groups, "critic", 1, hidden_dims=[12], **network)
-    symmetry = {
-        "env": SimpleNamespace(env=SimpleNamespace(mirror_maps=lambda: MIRRORS)),
-        "data_augmentation_func": with_mirrored,
-        "use_data_augmentation": page.symmetry == "augmentation",
-        "use_mirror_loss": page.symmetry == "mirror_loss",
-        "mirror_loss_coeff": page.mirror_loss_coeff,
-    }
-    theirs = algorithms.PPO(
-        actor,
-        critic,
-        RolloutStorage("rl", ENVS, STEPS, example, [ACTIONS]),
-        symmetry_cfg=None if page.symmetry == "none" else symmetry,
-        **{name: getattr(page, name) for name in SHARED},
-    )
-    actor.load_state_dict(driver.state_dict())
-    critic.load_state_dict(start["critic_state_dict"])
-    with torch.no_grad():
-        for step in range(STEPS):
-            theirs.act(observed({name: value[step] for name, value in batch.obs.items()}))
-            theirs.transition.actions = batch.actions[step]
-            theirs.transition.actions_log_prob = actor.get_output_log_prob(batch.actions[step])
-            done = batch.terminated[step] | batch.truncated[step]
-            theirs.process_env_step(example, batch.rewards[step], done, {"time_outs": batch.truncated[step]})
-        theirs.compute_returns(observed(batch.last_obs))
-    actor.load_state_dict(start["actor_state_dict"])
-    return theirs, theirs.update()
+def rsl_rl(start: dict, batch: Rollout, page: pages.PPOSettings, order: Tensor) -> tuple[RslRlPPO, dict[str, float], list[float]]:
+    """rsl_rl's PPO after one update from the weights `start`, its losses, and the learning rate of each minibatch."""
+    steps, envs = batch.rewards.shape
+    example = {name: torch.zeros(envs, value.shape[-1]) for name, value in batch.last_obs.items()}
+    theirs = RslRlPPO(algorithms.PPO, example, ActionSpace(ACTIONS), page, MIRRORS, steps)
+    theirs.actor.load_state_dict(start["actor_state_dict"])
+    theirs.critic.load_state_dict(start["critic_state_dict"])
+    rates, step = [], theirs.optimizer.step
+    theirs.optimizer.step = lambda: rates.append(theirs.learning_rate) or step()  # pyright: ignore
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randperm", lambda size, **_: order)
+        metrics = theirs.update(batch, 0)
+    return theirs, metrics, rates
 
 
 def test_gae_by_hand() -> None:
@@ -150,8 +121,14 @@ def test_gae_by_hand() -> None:
     assert advantages.tolist() == [[2.125, 1.5, 1.875], [0.5, -2.0, -0.5], [6.0, 6.0, 2.0]]
 
 
+def column(made: PPO, batch: Rollout, name: str) -> Tensor:
+    """What minibatches take of a rollout, (T N, ...)."""
+    made._prepare(batch)
+    return made._batch.columns(made._batch.take(torch.arange(batch.rewards.numel())))[name]
+
+
 def returns(made: PPO, batch: Rollout) -> Tensor:
-    return made._prepare(batch)["return"].view(STEPS, ENVS)
+    return column(made, batch, "return").view(STEPS, ENVS)
 
 
 def value_of(made: PPO, obs: Tensor) -> Tensor:
@@ -178,40 +155,66 @@ def test_a_time_out_is_worth_what_would_have_come() -> None:
     torch.testing.assert_close(returns(made, batch), before + moved)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"schedule": "fixed"},
-        {"schedule": "fixed", "use_clipped_value_loss": False, "normalize_advantage_per_mini_batch": True},
-        {"schedule": "adaptive", "desired_kl": 1e-6},
-        {"schedule": "adaptive", "desired_kl": 1e6},
-        {"schedule": "fixed", "std_type": "log", "init_std": 0.5, "obs_normalization": False, "max_grad_norm": 1e-2},
-        {"schedule": "fixed", "symmetry": "augmentation"},
-        {"schedule": "fixed", "symmetry": "mirror_loss", "mirror_loss_coeff": 0.7},
-    ],
-    ids=lambda changes: " ".join(str(value) for value in changes.values()),
-)
-def test_an_update_is_that_of_rsl_rl(changes: dict[str, Any]) -> None:
-    # gamma and lambda with few digits in base 2: rsl_rl multiplies them in single precision
-    page = settings(**ONE_BATCH, gamma=31 / 32, lam=15 / 16, clip_param=0.1, entropy_coef=0.02, value_loss_coef=0.6, **changes)
+#: What one update is compared under.
+VARIANTS = [
+    {"schedule": "fixed"},
+    {"schedule": "fixed", "use_clipped_value_loss": False, "normalize_advantage_per_mini_batch": True},
+    {"schedule": "adaptive", "desired_kl": 0.02},
+    {"schedule": "adaptive", "desired_kl": 1e-6},
+    {"schedule": "adaptive", "desired_kl": 1e6},
+    {"schedule": "fixed", "std_type": "log", "init_std": 0.5, "obs_normalization": False, "max_grad_norm": 1e-2},
+    {"schedule": "fixed", "symmetry": "augmentation"},
+    {"schedule": "fixed", "symmetry": "mirror_loss", "mirror_loss_coeff": 0.7},
+]
+
+
+def updated(
+    page: pages.PPOSettings, steps: int = STEPS, envs: int = ENVS
+) -> tuple[PPO, RslRlPPO, dict, list[dict], list[list[float]]]:
+    """Ours and theirs after one update on the same rollout in the same order, the start, their metrics and learning rates."""
     driver, ours = learner(page, seed=4), learner(page)
-    batch = drive(driver.actor)
-    # where ours differs on purpose: rsl_rl bootstraps a time-out from the observation before the step
+    batch = drive(driver.actor, steps=steps, envs=envs)
+    # where ours differs on purpose: rsl_rl bootstraps a time-out from the observation before the step,
     batch.final_obs = {"critic": batch.obs["critic"]}
     ours.actor.load_state_dict(perturbed(driver.actor.state_dict()))
     start = copy.deepcopy(ours.state_dict())
-    theirs, losses = rsl_rl(start, driver.actor, batch, page)
+    # and has the same minibatches in every epoch
+    order = torch.randperm(steps * envs)
+    theirs, losses, their_rates = rsl_rl(start, batch, page, order)
+    ours._orders = lambda iteration: order.expand(page.num_learning_epochs, -1)  # pyright: ignore
+    rates, apply = [], ours._apply
+    ours._apply = lambda size: (apply(size), rates.append(ours.learning_rate))  # pyright: ignore
     metrics = ours.update(batch, iteration=0)
+    return ours, theirs, start, [metrics, losses], [rates, their_rates]
 
-    assert {name: metrics[f"Loss/{name}"] for name in ("value", "surrogate", "entropy")} == pytest.approx(
-        {name: losses[name] for name in ("value", "surrogate", "entropy")}, rel=1e-12
-    )
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: " ".join(str(value) for value in changes.values()))
+def test_an_update_is_that_of_rsl_rl(changes: dict[str, Any]) -> None:
+    """5 epochs of 4 minibatches in double precision."""
+    # gamma and lambda with few digits in base 2: rsl_rl multiplies them in single precision
+    page = settings(gamma=31 / 32, lam=15 / 16, clip_param=0.1, entropy_coef=0.02, value_loss_coef=0.6, **changes)
+    ours, theirs, start, (metrics, losses), (rates, their_rates) = updated(page)
+    for name in ("value", "surrogate", "entropy"):
+        assert metrics[f"Loss/{name}"] == pytest.approx(losses[f"Loss/{name}"], rel=1e-10), name
     assert 0.0 < metrics["Loss/clip_fraction"] < 1.0
-    assert ours.learning_rate == theirs.learning_rate
+    assert rates == pytest.approx(their_rates, rel=1e-12) and len(rates) == 20
     for name, model in {"actor": ours.actor, "critic": ours.critic}.items():
         for key, value in getattr(theirs, name).state_dict().items():
-            torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-9, atol=1e-12, msg=f"{name}.{key}")
+            torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-10, atol=1e-10, msg=f"{name}.{key}")
     assert not torch.equal(ours.actor.state_dict()["mlp.0.weight"], start["actor_state_dict"]["mlp.0.weight"])
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: " ".join(str(value) for value in changes.values()))
+def test_in_single_precision_an_update_is_nearly_that_of_rsl_rl(changes: dict[str, Any]) -> None:
+    torch.set_default_dtype(torch.float32)
+    ours, theirs, start, _, (rates, their_rates) = updated(settings(entropy_coef=0.02, **changes), steps=16, envs=128)
+    assert rates == pytest.approx(their_rates, rel=1e-6)
+
+    def change(made: PPO | RslRlPPO) -> Tensor:
+        pairs = ((made.actor, "actor_state_dict"), (made.critic, "critic_state_dict"))
+        return torch.cat([(p.detach() - start[key][n]).flatten() for model, key in pairs for n, p in model.named_parameters()])
+
+    assert float((change(ours) - change(theirs)).norm() / change(theirs).norm()) <= 1e-3
 
 
 @pytest.mark.parametrize(
@@ -228,8 +231,9 @@ def test_an_update_is_that_of_rsl_rl(changes: dict[str, Any]) -> None:
 )
 def test_the_learning_rate_keeps_the_kl_near_the_desired(kl: float, rate: float, expected: float) -> None:
     made = learner(settings(desired_kl=0.01, learning_rate=rate))
-    made._adapt_rate(kl)
-    assert made.learning_rate == made.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    made._sums[0], made._sums[4] = 2.0, 2.0 * kl  # of two rows
+    made._apply(2)
+    assert made.learning_rate == float(made.optimizer.param_groups[0]["lr"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("per_mini_batch", [False, True])
@@ -243,7 +247,7 @@ def test_invalid_transitions_change_nothing(per_mini_batch: bool) -> None:
             batch.valid[step, robot], batch.terminated[step, robot] = False, True
             batch.rewards[step, robot] = garbage
             batch.actions[step, robot] += 0.01 * garbage
-            batch.mean[step, robot] -= 0.01 * garbage
+            batch.output[step, robot] -= 0.01 * garbage
             batch.final_obs["critic"][step, robot] = garbage
         metrics.append(made.update(batch, iteration=0))
         updated.append(weights(made))
@@ -265,7 +269,7 @@ def test_statistics_are_those_of_valid_transitions() -> None:
     made = learner(settings(**ONE_BATCH))
     batch = drive(made.actor)
     batch.valid[4, :3], batch.terminated[4, :3] = False, True
-    prepared = made._prepare(batch)
+    prepared = {name: column(made, batch, name) for name in ("advantage", "return", "value")}
     valid = batch.valid.flatten()
     advantage, error = prepared["advantage"][valid], (prepared["return"] - prepared["value"])[valid]
     torch.testing.assert_close(advantage.mean(), torch.tensor(0.0), rtol=0, atol=1e-9)
@@ -290,7 +294,7 @@ def mirrored(batch: Rollout) -> Rollout:
         last_obs=each(batch.last_obs),
         final_obs=each(batch.final_obs),
         actions=reflect("actions", batch.actions),
-        mean=reflect("actions", batch.mean),
+        output=reflect("actions", batch.output),
     )
 
 
@@ -304,7 +308,7 @@ def test_with_augmentation_a_rollout_teaches_what_its_mirror_image_does() -> Non
         made.critic.mlp[-1].weight.data.zero_()  # pyright: ignore  the same value in every state
         batch = drive(made.actor)
         # the mirrored action is as likely in the mirrored state: as it is for a policy that is symmetric already
-        batch.mean = torch.zeros_like(batch.mean)
+        batch.output = torch.zeros_like(batch.output)
         made.update(mirrored(batch) if image else batch, iteration=0)
         updated.append(weights(made))
     for name, value in updated[0].items():
@@ -338,7 +342,8 @@ def test_every_epoch_has_its_own_minibatches(monkeypatch: pytest.MonkeyPatch) ->
     page = settings(num_learning_epochs=3, num_mini_batches=5)
     made, seen = learner(page), []
     batch = drive(made.actor)
-    monkeypatch.setattr(made, "_minibatch", lambda b: seen.append(b["log_prob"].tolist()) or {})
+    monkeypatch.setattr(made, "_gradients", lambda size: seen.append(made._rows[size].tolist()))
+    monkeypatch.setattr(made, "_apply", lambda size: None)
     made.update(batch, iteration=0)
     epochs = [seen[0:5], seen[5:10], seen[10:15]]
     everything = sorted(x for rows in epochs[0] for x in rows)
@@ -366,7 +371,7 @@ def test_a_learner_goes_on_from_its_state() -> None:
 
 def test_observations_are_normalized_by_what_was_seen() -> None:
     torch.manual_seed(0)
-    made = PPO({name: torch.zeros(ENVS, size) for name, size in SIZES.items()}, ACTIONS, settings(), MIRRORS, 3)
+    made = PPO({name: torch.zeros(ENVS, size) for name, size in SIZES.items()}, ActionSpace(ACTIONS), settings(), MIRRORS, 3)
     batch = drive(made.actor)
     made.update(batch, 0)
     flat = batch.obs["critic"].flatten(0, 1)
@@ -382,3 +387,108 @@ def test_the_linear_schedule_ends_at_a_tenth():
     for iteration, rate in ((0, 1e-3), (50, 5e-4), (99, 1e-4), (500, 1e-4)):
         assert made.update(batch, iteration)["Loss/learning_rate"] == pytest.approx(rate)
         assert made.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_the_entropy_bonus_moves_to_its_end():
+    page = settings(entropy_coef=0.02, final_entropy_coef=0.0, max_iterations=100, num_learning_epochs=1, num_mini_batches=1)
+    made = learner(page)
+    batch = drive(made.actor)
+    for iteration, coefficient in ((0, 0.02), (25, 0.015), (100, 0.0), (500, 0.0)):
+        made.update(batch, iteration)
+        assert float(made._entropy_coef) == pytest.approx(coefficient)
+
+
+def test_a_minibatch_that_is_not_finite_is_skipped_and_counted() -> None:
+    """One spoiled row: the minibatch that it is in teaches nothing, each epoch, and the others what they would."""
+    page = settings(num_learning_epochs=2, num_mini_batches=4, schedule="adaptive", obs_normalization=False)
+    made, control = learner(page), learner(page)
+    batch = drive(learner(page, seed=4).actor)
+    metrics = control.update(batch, 0)
+    assert metrics["Loss/skipped"] == 0.0
+    before, taken, apply = weights(made), [], made._apply
+    prepare = made._prepare
+
+    def spoil(rollout: Rollout) -> Tensor:
+        result = prepare(rollout)
+        columns = made._batch.columns(made._batch._table.flatten(0, 1))
+        columns["return"][17] = torch.nan
+        return result
+
+    def watch(size: int) -> None:
+        start = weights(made)
+        apply(size)
+        moved = any(not torch.equal(value, start[name]) for name, value in weights(made).items())
+        taken.append((17 in made._rows[size].tolist(), moved))
+
+    made._prepare, made._apply = spoil, watch  # pyright: ignore
+    metrics = made.update(batch, 0)
+    assert metrics["Loss/skipped"] == 2.0 and len(taken) == 8
+    assert [spoiled for spoiled, _ in taken] == [not moved for _, moved in taken]
+    assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
+    assert all(value.isfinite().all() for value in weights(made).values())
+    assert any(not torch.equal(value, before[name]) for name, value in weights(made).items())
+
+
+def test_beyond_the_kl_that_stops_nothing_more_is_learned() -> None:
+    """The step that overshoots is the last one: the next minibatch sees its KL, and none is taken from there on."""
+    page = settings(schedule="fixed", learning_rate=0.05, num_learning_epochs=3, num_mini_batches=4, obs_normalization=False)
+    limit = 0.05
+    free, held = learner(page), learner(page.model_copy(update={"stop_kl": limit}))
+    batch = drive(free.actor)
+    kls: list[float] = []
+    for made in (free, held):
+        apply = made._apply
+        made._apply = lambda size, made=made, apply=apply: (kls.append(float(made._sums[4] / made._sums[0])), apply(size))  # pyright: ignore
+    free.update(batch, 0)
+    first = next(index for index, kl in enumerate(kls) if kl > limit)
+    kls.clear()
+    metrics = held.update(batch, 0)
+    assert 0 < first < 11 and metrics["Loss/stopped"] == 12 - first
+    steps = {float(state["step"]) for state in held.optimizer.state.values()}
+    assert steps == {float(first)}
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ppo, "_PART", 10)  # 24 rows of a minibatch: three parts
+    results = []
+    for cores in (1, 3):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        made = learner(settings(num_mini_batches=2))
+        made.update(drive(made.actor), 0)
+        results.append(weights(made))
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_a_rollout_may_change_after_the_update_began() -> None:
+    """What is learned from is the learner's own copy."""
+    updated = []
+    for spoils in (False, True):
+        made = learner(settings())
+        batch = drive(made.actor)
+        gradients = made._gradients
+
+        def spoil(size: int, batch: Rollout = batch, gradients: Any = gradients, spoils: bool = spoils) -> None:
+            if spoils:
+                for tensor in (batch.actions, batch.output, batch.rewards, *batch.obs.values(), *batch.final_obs.values()):
+                    tensor.fill_(99.0)
+            gradients(size)
+
+        made._gradients, made.page = spoil, made.page.model_copy(update={"obs_normalization": False})  # pyright: ignore
+        made.update(batch, 0)
+        updated.append(weights(made))
+    assert all(torch.equal(value, updated[1][name]) for name, value in updated[0].items() if "mlp" in name)
+
+
+@pytest.mark.parametrize("symmetry", ["none", "augmentation"])
+def test_in_bfloat16_it_learns_nearly_the_same(symmetry: str) -> None:
+    torch.set_default_dtype(torch.float32)
+    changes = []
+    for bfloat16 in (False, True):
+        made = learner(settings(bfloat16=bfloat16, symmetry=symmetry, schedule="fixed", **ONE_BATCH))
+        before = weights(made)
+        made.update(drive(learner(settings(), seed=4).actor, steps=16, envs=64), 0)
+        after = weights(made)
+        changes.append(torch.cat([(after[name] - before[name]).flatten() for name in after if "mlp" in name]))
+        assert all(value.dtype == before[name].dtype for name, value in after.items())
+    cosine = torch.nn.functional.cosine_similarity(changes[0], changes[1], dim=0)
+    assert cosine > 0.9 and not torch.equal(*changes)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from embodied_rl import factory
+from embodied_rl import doctor, factory
 from embodied_rl.env import Env
-from embodied_rl.learn.models import build_actor, normalized
+from embodied_rl.learn.models import build_actor, normalized, policy_of
 from embodied_rl.learn.rollout import LocalCollector, Rollout
 
 STEPS, ENVS = 12, 32
@@ -24,22 +24,22 @@ def envs() -> Iterator[tuple[Env, Env]]:
 
 
 def noise(rollout: Rollout) -> torch.Tensor:
-    return (rollout.actions - rollout.mean) / rollout.std
+    return (rollout.actions - rollout.output) / rollout.std
 
 
 def test_a_rollout_is_what_the_actor_lived_through(envs: tuple[Env, Env]) -> None:
     """Another environment that is told the same actions lives through the same."""
     env, replay = envs
     torch.manual_seed(0)
-    actor = build_actor(env.obs, env.num_actions, env.page.ppo)
-    collector = LocalCollector(env, STEPS, seed=1)
+    actor = build_actor(env.obs, env.action_space, env.page.ppo)
+    collector, policy = LocalCollector(env, STEPS, seed=1), policy_of(actor)
     ends = 0
     for iteration in range(2):
-        rollout = collector.collect(actor, iteration)
+        rollout = collector.collect(policy, iteration)
         for step in range(STEPS):
             assert all(torch.equal(values[step], replay.obs[name]) for name, values in rollout.obs.items())
             with torch.inference_mode():
-                torch.testing.assert_close(rollout.mean[step], actor.mlp(normalized(actor, replay.obs["actor"])))
+                torch.testing.assert_close(rollout.output[step], actor.mlp(normalized(actor, replay.obs["actor"])))
             done = replay.step(rollout.actions[step])
             assert torch.equal(rollout.rewards[step], done.rewards) and torch.equal(rollout.valid[step], done.valid)
             assert torch.equal(rollout.terminated[step], done.terminated)
@@ -55,11 +55,41 @@ def test_a_rollout_is_what_the_actor_lived_through(envs: tuple[Env, Env]) -> Non
 
 def test_the_policys_noise_is_new_in_every_step_and_iteration(envs: tuple[Env, Env]) -> None:
     env, _ = envs
-    actor = build_actor(env.obs, env.num_actions, env.page.ppo)
-    collector = LocalCollector(env, STEPS, seed=1)
-    first = noise(collector.collect(actor, 0)).clone()
-    second = noise(collector.collect(actor, 1))
+    actor = build_actor(env.obs, env.action_space, env.page.ppo)
+    collector, policy = LocalCollector(env, STEPS, seed=1), policy_of(actor)
+    first = noise(collector.collect(policy, 0)).clone()
+    second = noise(collector.collect(policy, 1))
     drawn = torch.cat((first, second)).flatten(1)
     assert (torch.corrcoef(drawn) - torch.eye(2 * STEPS)).abs().max() < 0.3  # of 384 numbers each: 5.9 standard errors
     assert abs(float(drawn.mean())) < 0.05 and float(drawn.std()) == pytest.approx(1.0, abs=0.05)
     assert (torch.corrcoef(first[0]) - torch.eye(ENVS)).abs().max() < 1.0 - 1e-3  # no robot hears another's
+
+
+def test_a_rollout_shares_no_memory_with_the_environment(envs: tuple[Env, Env]) -> None:
+    env, _ = envs
+    policy = policy_of(build_actor(env.obs, env.action_space, env.page.ppo))
+    rollout = LocalCollector(env, STEPS, seed=1).collect(policy, 0)
+    kept = {name: value.clone() for name, value in tensors(rollout)}
+    owned = [*env.buffers.values(), *env.obs.values(), *env.final_obs.values(), env.physics.qpos, env.physics.qvel]
+    for tensor in (*owned, *env.physics.sensors.values()):
+        tensor.fill_(7)
+    assert all(torch.equal(value, kept[name]) for name, value in tensors(rollout))
+
+
+def tensors(rollout: Rollout) -> list[tuple[str, torch.Tensor]]:
+    parts = vars(rollout).items()
+    groups = [(f"{name}.{key}", value) for name, group in parts if isinstance(group, dict) for key, value in group.items()]
+    return [(name, value) for name, value in (*parts, *groups) if isinstance(value, torch.Tensor)]
+
+
+def test_a_compiled_policy_does_the_same(envs: tuple[Env, Env]) -> None:
+    if reason := doctor.cpp_error():
+        pytest.skip(reason)
+    env, other = envs
+    torch.manual_seed(0)
+    policy = policy_of(build_actor(env.obs, env.action_space, env.page.ppo))
+    compiler = lambda function: torch.compile(function, fullgraph=True, dynamic=False)  # noqa: E731
+    eager, compiled = LocalCollector(env, STEPS, seed=1), LocalCollector(other, STEPS, seed=1, compiler=compiler)
+    one, two = eager.collect(policy, 0), compiled.collect(policy, 0)
+    torch.testing.assert_close(two.actions[0], one.actions[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(two.obs["actor"][:3], one.obs["actor"][:3], rtol=1e-3, atol=1e-3)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rsl_rl.runners import OnPolicyRunner
+from rsl_rl.runners import DistillationRunner, OnPolicyRunner
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def saved(runner: OnPolicyRunner) -> Path:
 
 
 def our_learner(env: Env) -> PPO:
-    return PPO(env.obs, env.num_actions, env.page.ppo, env.mirror_maps(), seed=1)
+    return PPO(env.obs, env.action_space, env.page.ppo, env.mirror_maps(), seed=1)
 
 
 def their_actions(runner: OnPolicyRunner, obs: TensorDict) -> Tensor:
@@ -95,7 +95,7 @@ def test_their_checkpoint_loads_in_our_learner(trained: OnPolicyRunner, env: Env
     with torch.inference_mode():
         assert torch.equal(actor.mlp(actor.obs_normalizer(obs["actor"])), their_actions(trained, obs))
         assert torch.equal(critic.mlp(critic.obs_normalizer(obs["critic"])), trained.alg.critic(obs))
-    assert learner.learning_rate == trained.alg.learning_rate
+    assert learner.learning_rate == pytest.approx(trained.alg.learning_rate, rel=1e-6)  # a tensor here, float32
     assert same_state(learner.optimizer.state_dict()["state"], trained.alg.optimizer.state_dict()["state"])
 
 
@@ -193,3 +193,47 @@ def test_mirrored_rows_stand_below(env: Env) -> None:
     torch.testing.assert_close(back[ENVS:], actions[:ENVS])
     # base_ang_vel is a pseudovector: rolling and yawing change sign, pitching does not
     torch.testing.assert_close(obs["actor"][ENVS:, :3], env.obs["actor"][:, :3] * torch.tensor([-1.0, 1.0, -1.0]))
+
+
+def test_random_network_distillation_runs(page: Page, env: Env) -> None:
+    """rsl_rl's curiosity, on our environment: the agent's reward grows by what the predictor does not know yet."""
+    config = runner_config(page)
+    config["obs_groups"]["rnd_state"] = ["critic"]
+    rnd = {
+        "num_outputs": 4,
+        "predictor_hidden_dims": [16],
+        "target_hidden_dims": [16],
+        "weight": 1.0,
+        "state_normalization": True,
+    }
+    config["algorithm"]["rnd_cfg"] = rnd
+    runner = OnPolicyRunner(RslRlEnv(env), config, None, "cpu")
+    predictor = copy.deepcopy(runner.alg.rnd.predictor.state_dict())
+    runner.learn(2)
+    assert (runner.alg.intrinsic_rewards > 0).all()
+    moved = [not torch.equal(value, predictor[name]) for name, value in runner.alg.rnd.predictor.state_dict().items()]
+    assert all(moved)
+
+
+def test_a_policy_of_ours_teaches_a_student(page: Page, env: Env, tmp_path: Path) -> None:
+    """rsl_rl's distillation: the teacher sees what the critic sees, here a policy trained on that group."""
+    torch.manual_seed(0)
+    teacher = PPO({"actor": env.obs["critic"]}, env.action_space, page.ppo, {}, seed=1)
+    checkpoint.save(tmp_path / "teacher.pt", teacher.state_dict() | {"iter": 0, "infos": {}})
+    config = runner_config(page)
+    actor = config.pop("actor") | {"distribution_cfg": {"class_name": "GaussianDistribution", "init_std": 0.1}}
+    config |= {"student": actor, "teacher": actor, "obs_groups": {"student": ["actor"], "teacher": ["critic"]}}
+    config["algorithm"] = {"class_name": "Distillation", "num_learning_epochs": 4, "gradient_length": 4}
+    runner = DistillationRunner(RslRlEnv(env), config, None, "cpu")
+    runner.load(str(tmp_path / "teacher.pt"))
+    obs = RslRlEnv(env).get_observations()
+
+    def apart() -> float:
+        with torch.inference_mode():
+            student, taught = runner.alg.student, runner.alg.teacher
+            assert torch.equal(taught(obs), teacher.actor.mlp(teacher.actor.obs_normalizer(obs["critic"])))
+            return float((student(obs) - taught(obs)).square().mean())
+
+    before = apart()
+    runner.learn(20)
+    assert apart() < 0.5 * before

@@ -16,7 +16,9 @@ from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import SEEDS
+from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.report import Report
+from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.train import Trainer, UnstableError
 
 ENVS = 16
@@ -78,6 +80,72 @@ def test_half_a_run_and_the_rest_are_the_whole(tmp_path: Path) -> None:
         state["infos"].pop("seconds")
     assert equal(*states)
     assert any(metrics["Train/fall_rate"] for metrics in history if "Train/fall_rate" in metrics)
+
+
+@pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
+def test_what_a_recurrent_policy_remembers_outlives_the_process(tmp_path: Path, rnn_type: str) -> None:
+    recurrent = page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=8")
+    whole = factory.start(recurrent, tmp_path / "whole")
+    history = train(whole, 4)
+    halves = train(factory.start(recurrent, tmp_path / "half"), 2)
+    halves += train(factory.resume(str(tmp_path / "half"), "go2_flat"), 4)
+    assert halves == history
+    states = [checkpoint.read(tmp_path / run / "checkpoints" / "model_000004.pt") for run in ("whole", "half")]
+    assert equal(states[0]["envs"], states[1]["envs"])
+    assert states[0]["envs"]["policy.memory.0"].abs().max() > 0.0
+    run = factory.load(tmp_path / "whole")
+    obs = torch.randn(3, run.actor.obs_dim)
+    first, second = run.policy(obs), run.policy(obs)
+    assert not torch.equal(first, second)  # it remembers the first
+    run.policy.forget(torch.tensor([True, False, False]))
+    third = run.policy(obs)
+    assert torch.equal(third[0], first[0]) and not torch.equal(third[1:], first[1:])
+
+
+def test_rsl_rls_learner_is_one_line_away(tmp_path: Path) -> None:
+    stock = page("ppo.class_name=rsl_rl.algorithms:PPO", "ppo.symmetry=augmentation")
+    trainer = factory.start(stock, tmp_path / "run")
+    before = weights(trainer)
+    (metrics,) = list(trainer.train(1))
+    assert metrics["Loss/value"] > 0.0 and not same(before, weights(trainer))
+    resumed = factory.resume(str(tmp_path / "run"), "go2_flat")
+    assert same(weights(resumed), weights(trainer))
+    own = factory.resume(str(tmp_path / "run"), "go2_flat", ["ppo.class_name=embodied_rl.learn.ppo:PPO"])
+    assert same(weights(own), weights(trainer))
+    list(own.train(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere.at.all:PPO", "No module named 'nowhere'"),
+        ("embodied_rl.learn.ppo:PPOO", "module 'embodied_rl.learn.ppo' has no attribute 'PPOO'"),
+    ],
+)
+def test_a_learner_that_is_not_there(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(UserError) as raised:
+        factory.start(page(f"ppo.class_name={name}"), tmp_path / "run")
+    assert str(raised.value) == f"ppo.class_name: {name}: {reason}; write module:Class, like rsl_rl.algorithms:PPO"
+
+
+def test_too_many_minibatches_that_are_not_finite_end_the_run_with_what_they_were_of(tmp_path: Path) -> None:
+    trainer = factory.start(page("ppo.max_skipped=0.4"), tmp_path / "run")
+    train(trainer, 1)
+    collect = trainer.collector.collect
+
+    def spoiled(policy: Policy, iteration: int) -> Rollout:
+        rollout = collect(policy, iteration)
+        rollout.rewards[3, 5] = torch.inf
+        return rollout
+
+    trainer.collector.collect = spoiled
+    before = weights(trainer)
+    with pytest.raises(UnstableError, match=r"^4 minibatches of iteration 2 .*ppo.max_skipped \(40%\).*iteration_000002.pt; try"):
+        train(trainer, 2)
+    networks = [value for value in weights(trainer) if value.is_floating_point()]
+    assert all(value.isfinite().all() for value in networks) and len(before) == len(weights(trainer))
+    dump = torch.load(tmp_path / "run" / "diverged" / "iteration_000002.pt", weights_only=True)
+    assert dump["rollout"]["rewards"][3, 5] == torch.inf and dump["learner"]["actor_state_dict"]
 
 
 def test_a_seed_makes_a_run_and_the_number_of_threads_does_not(tmp_path: Path) -> None:
@@ -301,7 +369,7 @@ def test_the_seeds_of_evaluation_are_refused(tmp_path: Path) -> None:
 
 def test_networks_that_are_lost_end_the_run_unsaved(tmp_path: Path) -> None:
     trainer = factory.start(page(), tmp_path / "run")
-    with pytest.raises(UnstableError, match=r"Loss/.* is not finite after iteration 4, so the networks are lost"):
+    with pytest.raises(UnstableError, match=r"4 minibatches of iteration 4 had a loss or gradient that is not finite"):
         for _ in trainer.train(10):
             if trainer.iteration == 3:
                 next(trainer.learner.critic.parameters()).data.fill_(float("nan"))

@@ -1,0 +1,46 @@
+"""What minibatches take rows of: one table of floats, its columns by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Batch:
+    """A table (T, N, columns), written once an iteration; one gather takes a minibatch.
+
+    Args:
+        widths: how many columns each name has; a width of 0 stands for one column without a dimension of its own.
+        sequences: a row is a robot's whole rollout and not one transition.
+    """
+
+    def __init__(self, widths: dict[str, int], *, sequences: bool) -> None:
+        self._widths, self._sequences = widths, sequences
+        self._table = torch.zeros(0, 0, 0)
+
+    @property
+    def num_rows(self) -> int:
+        """How many there are to be taken."""
+        steps, envs, _ = self._table.shape
+        return envs if self._sequences else steps * envs
+
+    def allocate(self, steps: int, envs: int, like: Tensor) -> None:
+        """Room for a rollout; one of the same size keeps its address."""
+        width = sum(width or 1 for width in self._widths.values())
+        if self._table.shape != (steps, envs, width):
+            self._table = like.new_empty(steps, envs, width)
+
+    def write(self, rows: slice, values: dict[str, Tensor]) -> None:
+        """Fill every column of some transitions, counted through steps and envs, from tensors (B, width) or (B,)."""
+        for name, column in self.columns(self._table.flatten(0, 1)[rows]).items():
+            column.copy_(values[name])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The rows, int64 (B,), of the table: (B, columns), or (T, B, columns) of sequences."""
+        return self._table.index_select(1, rows) if self._sequences else self._table.flatten(0, 1).index_select(0, rows)
+
+    def columns(self, table: Tensor) -> dict[str, Tensor]:
+        """The columns of taken rows by name, (..., width) or (...)."""
+        parts = table.split([width or 1 for width in self._widths.values()], dim=-1)
+        named = zip(self._widths.items(), parts, strict=True)
+        return {name: part if width else part[..., 0] for (name, width), part in named}

@@ -1,0 +1,88 @@
+"""What acts: it knows plain torch and no learner, so that a worker far away can run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from embodied_rl.learn.distributions import Categorical, Distribution, Gaussian
+
+Obs = dict[str, Tensor]
+#: What a recurrent network remembers of each robot, each (layers, N, hidden): h of a GRU, h and c of an LSTM; else nothing.
+Memory = tuple[Tensor, ...]
+
+
+class Policy:
+    """What acts: an actor's normalizer, network and distribution, by reference; it learns as they learn.
+
+    Args:
+        normalizer: of the observations.
+        network: from normalized observations, or from the memory's features, to the distribution's outputs.
+        std: the standard deviation of a Gaussian, (A,); None for a choice among the outputs.
+        memory: the recurrent network before it, if any.
+    """
+
+    def __init__(
+        self, normalizer: nn.Module, network: nn.Module, std: Callable[[], Tensor] | None, memory: nn.RNNBase | None = None
+    ) -> None:
+        self.normalizer, self.network, self.memory, self._std = normalizer, network, memory, std
+
+    @property
+    def std(self) -> Tensor | None:
+        """Standard deviation of the actions, (A,), where they are Gaussian."""
+        return self._std() if self._std else None
+
+    def __call__(self, obs: Tensor, memory: Memory = ()) -> tuple[Distribution, Memory]:
+        """The distribution of the actions that answer the observations (N, O), and what is remembered from now on."""
+        features = self.normalizer(obs)
+        if self.memory is not None:
+            features, memory = remember(self.memory, features, memory)
+        return self.distribution(self.network(features)), memory
+
+    def distribution(self, output: Tensor, std: Tensor | None = None) -> Distribution:
+        """What the network's output (..., P) means; `std` stands for the present one."""
+        if self._std is None:
+            return Categorical(output)
+        return Gaussian(output, self._std() if std is None else std)
+
+    def start(self, num_envs: int, device: torch.device | str) -> Memory:
+        """The memory of episodes that begin."""
+        if self.memory is None:
+            return ()
+        shape = (self.memory.num_layers, num_envs, self.memory.hidden_size)
+        count = 2 if isinstance(self.memory, nn.LSTM) else 1
+        return tuple(torch.zeros(shape, device=device) for _ in range(count))
+
+
+def remember(network: nn.RNNBase, features: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+    """One step of a GRU or an LSTM: features (N, F) to (N, hidden)."""
+    state = memory if isinstance(network, nn.LSTM) else memory[0]
+    out, state = network(features[None], state)
+    return out[0], state if isinstance(state, tuple) else (state,)
+
+
+class Player:
+    """A policy at work without exploration: mean actions, (N, A), of observations; it remembers between calls if it can.
+
+    Args:
+        policy: what acts.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy, self._memory = policy, ()
+
+    def __call__(self, obs: Obs | Tensor) -> Tensor:
+        """Mean actions of the observations of the group `actor`, (N, O), or of a dict of groups."""
+        group = obs["actor"] if isinstance(obs, dict) else obs
+        with torch.inference_mode():
+            if not self._memory or self._memory[0].shape[1] != len(group):
+                self._memory = self._policy.start(len(group), group.device)
+            distribution, self._memory = self._policy(group, self._memory)
+            return distribution.mode
+
+    def forget(self, done: Tensor) -> None:
+        """Begin anew in the rows of done, bool (N,), whose episodes have ended."""
+        with torch.inference_mode():
+            self._memory = tuple(part * ~done[:, None] for part in self._memory)

@@ -1,0 +1,110 @@
+"""rsl_rl's own PPO as a learner: `ppo: {class_name: rsl_rl.algorithms:PPO}`, the oracle that ours is tested against."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from rsl_rl.algorithms import PPO
+from rsl_rl.storage import RolloutStorage
+from tensordict import TensorDict
+from torch import Tensor
+
+from embodied_rl.config.page import PPOSettings
+from embodied_rl.env import ActionSpace
+from embodied_rl.errors import UserError
+from embodied_rl.learn.models import build_actor, build_critic, policy_of, standard_deviation
+from embodied_rl.learn.policy import Obs
+from embodied_rl.learn.rollout import Rollout
+from embodied_rl.learn.rsl_rl_env import algorithm_config
+
+
+class RslRlPPO:
+    """Feeds rollouts to rsl_rl's PPO, step by step, as its runner would.
+
+    It knows no invalid transitions: a robot that blew up counts as fallen, with reward 0.
+
+    Args:
+        algorithm: rsl_rl's class, or one derived from it.
+        obs: observations of each group, (N, O), for their sizes.
+        space: what an action is.
+        page: the page's `ppo` section.
+        mirrors: left-right reflection of each group and of `actions`, for `ppo.symmetry`.
+        num_steps: T.
+        device: where it computes.
+
+    Raises:
+        UserError: actions are choices, for which rsl_rl has no distribution.
+    """
+
+    def __init__(
+        self,
+        algorithm: type[PPO],
+        obs: Obs,
+        space: ActionSpace,
+        page: PPOSettings,
+        mirrors: dict[str, tuple[Tensor, Tensor]],
+        num_steps: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if space.discrete:
+            raise UserError(f"ppo.class_name: {page.class_name}: rsl_rl has no discrete actions; leave the key out")
+        num_envs = len(obs["actor"])
+        config = algorithm_config(page)
+        if "symmetry_cfg" in config:  # all that its data_augmentation_func asks of an environment
+            config["symmetry_cfg"]["env"] = SimpleNamespace(env=SimpleNamespace(mirror_maps=lambda: mirrors))
+        actor, critic = build_actor(obs, space, page), build_critic(obs, page)
+        storage = RolloutStorage("rl", num_envs, num_steps, _tensor_dict(obs), [space.size], str(device))
+        self.algorithm = algorithm(actor, critic, storage, device=str(device), **config)
+        self.actor, self.critic, self.optimizer = self.algorithm.actor, self.algorithm.critic, self.algorithm.optimizer
+        self.critic_group, self.policy = critic.obs_groups[0], policy_of(actor)
+
+    @property
+    def learning_rate(self) -> float:
+        """The present one."""
+        return self.algorithm.learning_rate
+
+    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        """Improve actor and critic on one rollout; the metrics, by TensorBoard name."""
+        self.feed(rollout)
+        losses = self.algorithm.update()
+        metrics = {f"Loss/{name}": float(value) for name, value in losses.items()}
+        metrics["Policy/mean_std"] = float(standard_deviation(self.actor).detach().mean())
+        return metrics | {"Loss/learning_rate": self.learning_rate}
+
+    @torch.no_grad()
+    def feed(self, rollout: Rollout) -> None:
+        """Hand the transitions over, and let it compute their returns."""
+        algorithm, std = self.algorithm, rollout.std
+        assert std is not None
+        following = [*range(1, len(rollout.rewards)), None]
+        for step, after in enumerate(following):
+            algorithm.act(_tensor_dict({name: value[step] for name, value in rollout.obs.items()}))
+            # what was done, and not what it would do now
+            transition, actions, mean = algorithm.transition, rollout.actions[step], rollout.output[step]
+            old = self.policy.distribution(mean, std)
+            transition.actions, transition.actions_log_prob = actions, old.log_prob(actions)
+            transition.distribution_params = (mean, std.expand_as(mean))
+            done = rollout.terminated[step] | rollout.truncated[step]
+            next_obs = rollout.last_obs if after is None else {name: value[after] for name, value in rollout.obs.items()}
+            extras = {"time_outs": rollout.truncated[step]}
+            algorithm.process_env_step(_tensor_dict(next_obs), rollout.rewards[step], done, extras)
+        algorithm.compute_returns(_tensor_dict(rollout.last_obs))
+
+    def state_dict(self) -> dict:
+        """The learner in rsl_rl's checkpoint layout."""
+        return self.algorithm.save()
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`; a checkpoint of ours will do.
+
+        Raises:
+            RuntimeError: the networks have other shapes.
+        """
+        self.algorithm.load(state, None, strict=True)
+
+
+def _tensor_dict(obs: Obs) -> TensorDict:
+    values: dict[str, Any] = dict(obs)
+    return TensorDict(values, batch_size=[len(next(iter(obs.values())))])
