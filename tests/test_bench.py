@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from embodied_rl import bench, factory
+from embodied_rl import bench, bench_learner, factory
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn.run import Run
@@ -38,3 +39,40 @@ def test_a_training_that_is_stopped_has_no_figures(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(factory, "make_trainer", Stopped)
     with pytest.raises(UserError, match="stopped after 1 iterations, before it walked"):
         bench.bench_walk(load("go2_flat"))
+
+
+#: A page that trains in no time.
+TINY = [
+    *("env.compile=false", "env.num_envs=16", "physics.num_threads=1", "ppo.num_steps_per_env=4"),
+    *("ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]", "ppo.num_learning_epochs=1", "ppo.num_mini_batches=2"),
+]
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tape is driven by a robot that stands, and a round is short."""
+    monkeypatch.setattr(bench, "_trained_policy", lambda page, run: lambda obs: torch.zeros(len(obs["actor"]), 12))
+    for name, value in {"_TAPE": 3, "_ROUNDS": 3, "_TRAIN_WARMUP": 1, "_TRAIN_ITERATIONS": 1}.items():
+        monkeypatch.setattr(bench, name, value)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_training_beside_its_physics() -> None:
+    result = bench.bench_train(load("go2_flat", TINY))
+    shares = [result[f"share_{name}"] for name in ("physics", "env", "policy", "update")]
+    assert 0.0 < result["ratio"] < 1.0 and result["physics_steps_per_s"] > result["train_steps_per_s"] > 0.0
+    assert min(shares) > 0.0 and sum(shares) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_the_environment_beside_its_physics() -> None:
+    result = bench.bench_env(load("go2_flat", TINY))
+    assert 0.0 < result["ratio"] < 1.0 and result["bare_steps_per_s"] > 0.0
+
+
+def test_the_learner_beside_rsl_rls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_learner, "_ROUNDS", 3)
+    monkeypatch.setattr(bench_learner, "_WARMUP", 1)
+    result = bench_learner.bench_learner(load("go2_flat", TINY))
+    assert set(result) == {"num_envs", "update_s", "rsl_rl_update_s", "speedup", "act_s", "rsl_rl_act_s", "act_speedup"}
+    assert min(result.values()) > 0.0

@@ -26,12 +26,12 @@ def learn_statistics(
     mean, var = normalizer._mean, normalizer._var  # (1, O)
     weight = weight[..., None]
     # T numbers are added in their own precision, which is fast, and those sums in double
-    total = lambda values: (values * weight).sum(0).sum(0, dtype=torch.float64)  # noqa: E731
+    total = lambda values: values.mul_(weight).sum(0).sum(0, dtype=torch.float64)  # noqa: E731
     sums = torch.cat((weight.sum(dtype=torch.float64)[None], total(obs - mean)))
     reduce(sums)
     count = sums[0]
     apart = sums[1:] / count.clamp(min=1.0)  # the batch's mean, about the present one
-    squares = total((obs - (mean + apart).to(obs.dtype)).square())
+    squares = total((obs - (mean + apart).to(obs.dtype)).square_())
     reduce(squares)
     rate = count / (normalizer.count + count).clamp(min=1.0)
     mean.add_(rate * apart)

@@ -30,6 +30,7 @@ from embodied_rl.learn.advantages import Reduce, gae, moments
 from embodied_rl.learn.batch import Batch
 from embodied_rl.learn.models import build_actor, build_critic, policy_of
 from embodied_rl.learn.normalizer import learn_statistics
+from embodied_rl.learn.perceptron import fused
 from embodied_rl.learn.policy import Obs, remember
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.team import Team, one_thread
@@ -59,7 +60,7 @@ class PPO:
         seed: keys the shuffling of minibatches.
         device: where it computes.
         reduce: sums a tensor over all processes, in place; by default there is one process.
-        compiler: wraps the losses, `torch.compile` or the identity.
+        compiler: wraps losses and advantages, `torch.compile` on a GPU, or the identity.
         graph: replay the halves of a minibatch from CUDA graphs, on a GPU.
     """
 
@@ -81,6 +82,8 @@ class PPO:
         self.critic = build_critic(obs, page).to(device)
         self.critic_group = self.critic.obs_groups[0]
         self.policy = policy_of(self.actor)
+        build = fused if self.device.type == "cpu" and not page.bfloat16 else lambda network: network
+        self._actor_network, self._critic_network = build(self.actor.mlp), build(self.critic.mlp)
         self._discrete, self._recurrent = space.discrete, isinstance(self.actor, RNNModel)
         self._parameters = parameters = list(chain(self.actor.parameters(), self.critic.parameters()))
         sizes = [parameter.numel() for parameter in parameters]
@@ -101,7 +104,7 @@ class PPO:
         self._batch = Batch(self._widths(obs, space), sequences=self._recurrent)
         self._old_std: Tensor | None = None
         self._memory: tuple[Tensor, ...] = ()
-        self._losses, self._gae = compiler(self._losses), compiler(gae) if self.device.type != "cpu" else gae
+        self._losses, self._gae = compiler(self._losses), compiler(gae)
         self._team = Team() if self.device.type == "cpu" else None
         self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
         self._rows: dict[int, Tensor] = {}
@@ -160,7 +163,7 @@ class PPO:
             weight, old_log_prob, old_value, target, advantage = doubled
             copies = 2
         with torch.autocast(self.device.type, torch.bfloat16, enabled=page.bfloat16):
-            output, value = self._output(actor_obs, b["done"], memory), self.critic.mlp(critic_obs)[..., 0]
+            output, value = self._output(actor_obs, b["done"], memory), self._critic_network(critic_obs)[..., 0]
         output, value = output.to(table.dtype), value.to(table.dtype)
         pi = self.policy.distribution(output)
 
@@ -183,7 +186,7 @@ class PPO:
         if page.symmetry == "mirror_loss":
             # L_S = E[(pi(mirrored s) - mirrored pi(s))^2], the second held
             image = self._mirror("actions", output.detach())
-            asymmetry = ((self.actor.mlp(b["mirrored_actor"]) - image).square().mean(-1) * weight).sum()
+            asymmetry = ((self._actor_network(b["mirrored_actor"]) - image).square().mean(-1) * weight).sum()
             loss = loss + page.mirror_loss_coeff * asymmetry
         with torch.no_grad():
             kl = (self.policy.distribution(b["output"], self._old_std).kl(pi) * b["weight"]).sum()
@@ -194,7 +197,7 @@ class PPO:
     def _output(self, obs: Tensor, done: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
         """What the actor's network says of normalized observations, (..., A)."""
         if not self._recurrent:
-            return self.actor.mlp(obs)
+            return self._actor_network(obs)
         features = []
         for now, ends in zip(obs, done, strict=True):
             out, memory = remember(self.actor.rnn.rnn, now, memory)  # pyright: ignore[reportAttributeAccessIssue]
@@ -285,7 +288,7 @@ class PPO:
         self._batch.write(rows, columns)
 
     def _values(self, obs: Tensor) -> Tensor:
-        values = self._share(lambda part: self.critic.mlp(self.critic.obs_normalizer(part)), obs.flatten(0, -2))
+        values = self._share(lambda part: self._critic_network(self.critic.obs_normalizer(part)), obs.flatten(0, -2))
         return torch.cat(values).view(obs.shape[:-1])
 
     def _share(self, function: Callable[[Tensor], R], rows: Tensor) -> list[R]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import pi
 from types import SimpleNamespace
 from typing import cast
@@ -24,6 +25,7 @@ def _command(**options) -> velocity:
         "ang_vel_z": (-1.0, 1.0),
         "resample_s": (5.0, 5.0),
         "standing": 0.1,
+        "standing_hold": 1.0,
         "heading_gain": 0.5,
         "gait_frequency": 2.0,
     }
@@ -104,6 +106,20 @@ def test_holding_times_are_drawn_from_their_range():
     values, counts = torch.cat(held).unique(return_counts=True)
     assert values.tolist() == [5.0, 6.0, 7.0, 8.0, 9.0, 10.0]  # to the nearest step
     assert counts[1:5].min() > 2500 and counts[0] > 1000 and counts[5] > 1000
+
+
+def test_standing_holds_for_a_share_of_the_time():
+    """0.1 s of walking are 5 steps, 0.4 of that standing are 2."""
+    robots = Robots(_command(resample_s=(0.1, 0.1), standing=0.5, standing_hold=0.4), 400)
+    trace = torch.stack([robots.update(done=step == 0) for step in range(60)])
+    stands = (trace == 0.0).all(-1)
+    lengths: dict[bool, set[int]] = {True: set(), False: set()}
+    for row in range(400):
+        changes = [0, *(1 + torch.nonzero((trace[1:, row] != trace[:-1, row]).any(-1))[:, 0]).tolist()]
+        for first, last in itertools.pairwise(changes):
+            lengths[bool(stands[first, row])].add(last - first)
+    assert lengths[False] == {5}
+    assert min(lengths[True]) == 2 and all(length % 2 == 0 for length in lengths[True])  # standing may follow standing
 
 
 def test_an_episode_begins_with_a_new_command_for_its_row_alone():

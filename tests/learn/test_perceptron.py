@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from embodied_rl import doctor
+from embodied_rl.learn import perceptron
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler() -> None:
+    if reason := doctor.cpp_error():
+        pytest.skip(reason)
+
+
+def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    modules: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        modules += [nn.Linear(before, after), nn.ELU()]
+    return nn.Sequential(*modules[:-1])
+
+
+def gradients(network, module: nn.Sequential, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Outputs, and gradients of a loss that treats each of them differently."""
+    y = network(x)
+    factors = torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).view_as(y)
+    return y.detach(), list(torch.autograd.grad((factors * y.square() + y).sum(), list(module.parameters())))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 191, 192, 193, 1000])
+@pytest.mark.parametrize("widths", [(47, 128, 128, 12), (60, 128, 128, 1), (3, 5), (1, 1, 1), (16, 24, 40, 8, 33)])
+def test_outputs_and_gradients_are_those_of_double_precision(widths: tuple[int, ...], rows: int) -> None:
+    module = mlp(*widths)
+    fused = perceptron.fused(module)
+    assert fused is not module
+    x = 2.0 * torch.randn(rows, widths[0])
+    y, found = gradients(fused, module, x)
+    exact = mlp(*widths).double()
+    wanted, expected = gradients(exact, exact, x.double())
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=2e-6)
+    for one, other in zip(found, expected, strict=True):
+        assert float((one - other).norm() / other.norm().clamp(min=1e-6)) < 1e-5
+
+
+def test_columns_of_a_table_and_leading_dimensions() -> None:
+    module = mlp(5, 8, 2)
+    fused, table = perceptron.fused(module), torch.randn(6, 9, 11)
+    torch.testing.assert_close(fused(table[..., 3:8]), module(table[..., 3:8]), rtol=1e-5, atol=1e-6)
+    flipped = table.transpose(0, 2)[:5].permute(1, 2, 0)  # no unit stride
+    torch.testing.assert_close(fused(flipped), module(flipped), rtol=1e-5, atol=1e-6)
+
+
+def test_the_activation_from_end_to_end() -> None:
+    module = mlp(1, 1, 1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(float(parameter.dim() == 2))
+    x = torch.cat((torch.linspace(-100.0, 3.0, 20_001), torch.tensor([-1e30, -1e-30, 0.0, 1e-30, 1e30])))[:, None]
+    with torch.no_grad():
+        y, wanted = perceptron.fused(module)(x), nn.functional.elu(x.double())
+    torch.testing.assert_close(y.double(), wanted, rtol=2e-7, atol=1e-7)
+    ends = torch.tensor([[torch.inf], [-torch.inf], [torch.nan]])
+    with torch.no_grad():
+        assert perceptron.fused(module)(ends)[:2, 0].tolist() == [torch.inf, -1.0]
+        assert bool(perceptron.fused(module)(ends)[2].isnan())
+
+
+def test_it_follows_the_parameters() -> None:
+    module = mlp(4, 8, 2)
+    fused, x = perceptron.fused(module), torch.randn(3, 4)
+    before = fused(x).detach()
+    with torch.no_grad():
+        module[0].weight.mul_(2.0)
+    assert not torch.equal(fused(x), before)
+    torch.testing.assert_close(fused(x), module(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.ELU(alpha=0.5), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.ELU()),
+        nn.Sequential(nn.Linear(3, 4, bias=False), nn.ELU(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2)).double(),
+    ],
+    ids=["tanh", "alpha", "ends in an activation", "no bias", "double"],
+)
+def test_what_it_does_not_know_stays_torchs(module: nn.Sequential) -> None:
+    assert perceptron.fused(module) is module
+
+
+def test_without_a_compiler_it_stays_torchs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(doctor, "cpp_error", lambda: "there is no C++ compiler: g++ is not on the PATH")
+    perceptron._library.cache_clear()
+    module = mlp(3, 4, 2)
+    with caplog.at_level(logging.WARNING, "embodied_rl"):
+        assert perceptron.fused(module) is module
+    perceptron._library.cache_clear()
+    assert caplog.messages == [
+        "there is no C++ compiler: g++ is not on the PATH: the networks are computed layer by layer, a little slower; "
+        "`embodied-rl doctor` says more"
+    ]
+
+
+def test_a_source_that_does_not_build_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "perceptron.cpp"
+    broken.write_text("this is no C++")
+    monkeypatch.setattr(perceptron, "_SOURCE", broken)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    perceptron._library.cache_clear()
+    module = mlp(3, 4, 2)
+    assert perceptron.fused(module) is module
+    perceptron._library.cache_clear()
+    assert "perceptron.cpp does not build" in caplog.text
+    assert os.listdir(tmp_path / "cache" / "embodied_rl") == []
