@@ -13,17 +13,22 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from embodied_rl import factory
-from embodied_rl.config import Page
+from embodied_rl.bench import COMPARABLE
+from embodied_rl.config import Page, override
 from embodied_rl.env import ActionSpace, Step
 from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
 
 #: Iterations that count, and those before them: by then everything is compiled and in its place.
 _ROUNDS, _WARMUP = 9, 3
+_WIDE = "[512, 256, 128]"
+_ON_A_GPU = ("env.num_envs=4096", f"ppo.actor_hidden_dims={_WIDE}", f"ppo.critic_hidden_dims={_WIDE}")
 
 
 def bench_learner(page: Page) -> dict[str, float]:
     """Both learners in turn, in an environment of the page's sizes that does nothing.
+
+    The size is `bench.COMPARABLE`; on a GPU 4096 robots and networks 512-256-128.
 
     `act` is all that a policy costs while a rollout is collected, storage included; `update` is all that happens between the
     last step and the next rollout, values and returns included.  rsl_rl has its own threads, ours are those of training.
@@ -32,6 +37,7 @@ def bench_learner(page: Page) -> dict[str, float]:
         update_s, rsl_rl_update_s, speedup, act_s, rsl_rl_act_s, act_speedup: seconds an iteration and ratios, medians.
     """
     device = factory.device_of(page)
+    page = override(page, [*COMPARABLE, *(_ON_A_GPU if device.type == "cuda" else ())])
     env = factory.make(page, num_envs=1)
     sizes, space = {name: value.shape[1] for name, value in env.obs.items()}, env.action_space
     env.close()

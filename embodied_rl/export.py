@@ -101,7 +101,8 @@ def contract(env: Env, git_commit: str = "") -> dict[str, Any]:
     - base_lin_vel, base_ang_vel: velocities of the base [m/s, rad/s].
     - projected_gravity: direction of gravity; (0, 0, -1) when upright.
     - velocity_command: vx, vy [m/s] in the frame of the heading, wz [rad/s], within `command_ranges`.
-    - gait_phase: sin, cos of 2 pi `gait_frequency` t, t [s] since the start; both 0 while the command means standing:
+    - gait_phase: sin, cos of 2 pi `gait_frequency` t, t [s] since the start; both 0 while the command means standing, and has
+      done so for `gait_settle_s`, or since the start:
       |v_xy| <= 0.1 and |wz| <= 0.1.
     - joint_pos: q - `default_joint_pos`; joint_vel: qd.
     - last_action: a of the step before, clipped; 0 at the start.
@@ -110,7 +111,7 @@ def contract(env: Env, git_commit: str = "") -> dict[str, Any]:
     (action,) = page.actions.values()
     (actor,) = (group for group in env.groups if group.name == "actor")
     entries = page.observations["actor"]
-    frequencies = [command.params.get("gait_frequency") for command in page.commands.values()]
+    gaits = [command.params for command in page.commands.values() if "gait_frequency" in command.params]
     return {
         "robot": robot.name,
         "joint_names": list(robot.joint_names),
@@ -135,7 +136,8 @@ def contract(env: Env, git_commit: str = "") -> dict[str, Any]:
         ],
         "command_names": list(page.commands),
         "command_ranges": {name: _ranges(env, name) for name in page.commands},
-        "gait_frequency": frequencies[0] if frequencies else None,
+        "gait_frequency": gaits[0]["gait_frequency"] if gaits else None,
+        "gait_settle_s": gaits[0]["settle_s"] if gaits else None,
         "git_commit": git_commit,
     }
 

@@ -14,6 +14,8 @@ from embodied_rl.mdp.view import View
 
 #: Below this a command asks for standing [m/s, rad/s].
 _STANDING = 0.1
+#: Longer than any robot takes to end its stride [s].
+_LONG = 1e3
 
 
 @command()
@@ -23,7 +25,8 @@ class velocity:  # noqa: N801  named as its entry on the page
     A share `standing` of them is zero, held for `standing_hold` times as long as the others: it is stopping that has to be
     learned, and standing on teaches little.
     With `heading`, a target direction is drawn instead of a yaw rate and wz = heading_gain (target - heading), within its
-    range.  `gait_frequency` [Hz] drives the clock of `gait_phase`.
+    range.  `gait_frequency` [Hz] drives the clock of `gait_phase`; it runs on for `settle_s` [s] once standing is asked for, so
+    that a robot told to stop in mid-stride may end it.
     """
 
     size = 3
@@ -41,12 +44,14 @@ class velocity:  # noqa: N801  named as its entry on the page
         heading: bool = False,
         heading_gain: NonNegative = 0.5,
         gait_frequency: Positive = 2.0,
+        settle_s: NonNegative = 0.0,
     ) -> None:
         self.name = name
         self.ranges = (lin_vel_x, lin_vel_y, ang_vel_z)
         self.resample_s, self.standing, self.standing_hold = resample_s, standing, standing_hold
-        self.heading, self.heading_gain, self.gait_frequency = heading, heading_gain, gait_frequency
-        self.state = {f"{name}.command": 3, f"{name}.time_left": 0, f"{name}.heading": 0}
+        self.heading, self.heading_gain = heading, heading_gain
+        self.gait_frequency, self.settle_s = gait_frequency, settle_s
+        self.state = {f"{name}.{part}": size for part, size in (("command", 3), ("time_left", 0), ("heading", 0), ("still", 0))}
 
     def update(self, env: View, done: Tensor) -> None:
         """Resample where the time is up or an episode begins, (N,) bool; turn headings into yaw rates."""
@@ -69,11 +74,14 @@ class velocity:  # noqa: N801  named as its entry on the page
             moving = (current[:, :2].square().sum(-1) > 0) | (current[:, 2] != 0)
             current = torch.cat((current[:, :2], (turn * moving)[:, None]), dim=-1)
         state[f"{self.name}.command"].copy_(current)
+        still = state[f"{self.name}.still"]
+        # an episode that begins with standing has nothing to end
+        still.copy_(torch.where(_walks(current), 0.0, torch.where(done, _LONG, still + env.step_dt)))
 
     def moving(self, env: View) -> Tensor:
-        """1 where walking is asked for, 0 where standing is, (N,)."""
-        asked = env.command(self.name)
-        return ((asked[:, :2].norm(dim=-1) > _STANDING) | (asked[:, 2].abs() > _STANDING)).float()
+        """1 where walking is asked for or was less than `settle_s` ago, 0 where standing is, (N,)."""
+        settling = env.buffers[f"{self.name}.still"] < self.settle_s + 0.5 * env.step_dt
+        return (_walks(env.command(self.name)) | settling & (torch.as_tensor(self.settle_s) > 0.0)).float()
 
     def phase(self, env: View) -> Tensor:
         """Phase of the gait clock [rad], (N,)."""
@@ -139,3 +147,8 @@ def gait_phase(env: View, *, stance: Fraction = 0.55, command: str = "velocity")
     cycle = torch.remainder((phase + offset) / (2.0 * math.pi), 1.0)
     kept = ((cycle < stance) == (env.robot.foot_contact > 0)).float().mean(-1)
     return torch.where(env.commands[command].moving(env) > 0, kept, 1.0)
+
+
+def _walks(command: Tensor) -> Tensor:
+    """Whether commands (N, 3) ask for more than standing, bool (N,)."""
+    return (command[:, :2].norm(dim=-1) > _STANDING) | (command[:, 2].abs() > _STANDING)

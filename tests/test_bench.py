@@ -48,10 +48,15 @@ TINY = [
 ]
 
 
+#: The same for the size at which learners are compared.
+SMALL = [*TINY[1:2], *TINY[3:], "ppo.symmetry=none"]
+
+
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tape is driven by a robot that stands, and a round is short."""
     monkeypatch.setattr(bench, "_trained_policy", lambda page, run: lambda obs: torch.zeros(len(obs["actor"]), 12))
+    monkeypatch.setattr(bench, "COMPARABLE", SMALL)
     for name, value in {"_TAPE": 3, "_ROUNDS": 3, "_TRAIN_WARMUP": 1, "_TRAIN_ITERATIONS": 1}.items():
         monkeypatch.setattr(bench, name, value)
 
@@ -59,9 +64,11 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("untrained")
 def test_training_beside_its_physics() -> None:
     result = bench.bench_train(load("go2_flat", TINY))
-    shares = [result[f"share_{name}"] for name in ("physics", "env", "policy", "update")]
-    assert 0.0 < result["ratio"] < 1.0 and result["physics_steps_per_s"] > result["train_steps_per_s"] > 0.0
-    assert min(shares) > 0.0 and sum(shares) == pytest.approx(1.0, abs=0.1)
+    for prefix in ("", "shipped_"):
+        shares = [result[f"{prefix}share_{name}"] for name in ("physics", "env", "policy", "update")]
+        assert 0.0 < result[f"{prefix}ratio"] < 1.0
+        assert result[f"{prefix}physics_steps_per_s"] > result[f"{prefix}train_steps_per_s"] > 0.0
+        assert min(shares) > 0.0 and sum(shares) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -71,6 +78,7 @@ def test_the_environment_beside_its_physics() -> None:
 
 
 def test_the_learner_beside_rsl_rls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_learner, "COMPARABLE", SMALL)
     monkeypatch.setattr(bench_learner, "_ROUNDS", 3)
     monkeypatch.setattr(bench_learner, "_WARMUP", 1)
     result = bench_learner.bench_learner(load("go2_flat", TINY))

@@ -84,6 +84,7 @@ def test_the_contract_is_complete(exported: Exported) -> None:
         "command_names": ["velocity"],
         "command_ranges": {"velocity": {"lin_vel_x": [-1.0, 1.0], "lin_vel_y": [-0.5, 0.5], "ang_vel_z": [-1.0, 1.0]}},
         "gait_frequency": 2.0,
+        "gait_settle_s": 0.5,
         "git_commit": COMMIT,
     }
 
@@ -182,7 +183,7 @@ class Deployed:
         joints = [self.model.joint(name) for name in contract["joint_names"]]
         self.qpos = [joint.qposadr[0] for joint in joints]
         self.qvel = [joint.dofadr[0] for joint in joints]
-        self.action, self.past, self.seconds = np.zeros(len(joints)), {}, 0.0
+        self.action, self.past, self.seconds, self.still = np.zeros(len(joints)), {}, 0.0, 1e3
 
     def measure(self, name: str, command: np.ndarray) -> np.ndarray:
         if name == "base_ang_vel":
@@ -196,7 +197,9 @@ class Deployed:
         if name == "gait_phase":
             phase = 2 * np.pi * self.contract["gait_frequency"] * self.seconds
             moving = np.hypot(*command[:2]) > 0.1 or abs(command[2]) > 0.1
-            return np.array([np.sin(phase), np.cos(phase)]) * moving
+            self.still = 0.0 if moving else self.still + self.contract["control_dt"]
+            settling = self.still < self.contract["gait_settle_s"] + 0.5 * self.contract["control_dt"]
+            return np.array([np.sin(phase), np.cos(phase)]) * (moving or settling)
         if name == "joint_pos":
             return self.data.qpos[self.qpos] - self.default
         if name == "joint_vel":

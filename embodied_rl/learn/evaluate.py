@@ -17,6 +17,7 @@ from embodied_rl.config import Page, override
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.policy import Player
+from embodied_rl.learn.team import one_thread
 from embodied_rl.mdp.view import RobotState
 
 #: Seeds of evaluations; training refuses seeds from FIRST_SEED up, so that no policy has met them.
@@ -82,6 +83,7 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
 
 
 @torch.inference_mode()
+@one_thread()
 def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, float]:
     """Run one episode in every environment.
 

@@ -47,6 +47,7 @@ BUFFERS = {
     "previous_joint_vel": [[0.0, 0.0], [0.0, 0.0], [0.3, 2.0]],
     "foot_air_time": [[0.0, 0.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.9], [0.3, 0.3, 0.1, 0.1]],
     "foot_friction": [[0.5] * 4, [0.75] * 4, [1.25] * 4],
+    "velocity.still": [0.0, 0.0, 0.2],  # the third robot has been told to stand for 0.2 s
     "velocity.command": [[1.0, 0.0, 0.0], [0.5, -0.5, 0.2], [0.05, 0.0, 0.05]],
 }
 

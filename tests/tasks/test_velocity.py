@@ -26,6 +26,7 @@ def _command(**options) -> velocity:
         "resample_s": (5.0, 5.0),
         "standing": 0.1,
         "standing_hold": 1.0,
+        "settle_s": 0.0,
         "heading_gain": 0.5,
         "gait_frequency": 2.0,
     }
@@ -120,6 +121,29 @@ def test_standing_holds_for_a_share_of_the_time():
             lengths[bool(stands[first, row])].add(last - first)
     assert lengths[False] == {5}
     assert min(lengths[True]) == 2 and all(length % 2 == 0 for length in lengths[True])  # standing may follow standing
+
+
+def test_the_gait_goes_on_for_a_while_after_the_command_to_stand():
+    """0.1 s are 5 steps; who begins with standing, or has no time to settle, stands at once."""
+    command = _command(standing=0.0, settle_s=0.1)
+    robots = Robots(command, 2)
+    robots.update(done=True)
+    assert command.moving(robots.view()).tolist() == [1.0, 1.0]
+    command.standing.fill_(1.0)
+    trace = []
+    for step in range(8):
+        robots.buffers["velocity.time_left"].fill_(0.0 if step == 0 else 1.0)
+        robots.update(torch.tensor([False, step == 0]))  # the second robot's episode begins anew
+        trace.append(command.moving(robots.view()).tolist())
+    assert [first for first, _ in trace] == [1.0] * 5 + [0.0] * 3
+    assert [second for _, second in trace] == [0.0] * 8
+    at_once = _command(standing=0.0)
+    robots = Robots(at_once, 2)
+    robots.update(done=True)
+    at_once.standing.fill_(1.0)
+    robots.buffers["velocity.time_left"].fill_(0.0)
+    robots.update()
+    assert at_once.moving(robots.view()).tolist() == [0.0, 0.0]
 
 
 def test_an_episode_begins_with_a_new_command_for_its_row_alone():
