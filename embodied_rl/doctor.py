@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -10,12 +11,22 @@ import sys
 import sysconfig
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
+if TYPE_CHECKING:
+    import torch
+
 MINIMUM = {"torch": "2.11", "mujoco": "4.0", "rsl-rl-lib": "5.5", "mujoco-warp": "4.0", "mujoco-mjx": "3.17"}
 """The oldest versions that training works with."""
+
+MJX_PARITY = {"mujoco-mjx": "3.17", "mujoco": "4.0", "jax": "0.10"}
+"""Versions with which the engine mjx passes its parity tests; MJX has no release of MuJoCo's 4.0."""
+
+GRAPH_DRIVER = (12, 4)
+"""The CUDA version of the oldest driver on which Warp and torch are known to capture together."""
 
 GL_REMEDY = "apt-get install libegl1 libgl1-mesa-dri" if sys.platform == "linux" else "run where there is a screen"
 """How to get the GL that films need."""
@@ -75,6 +86,21 @@ def triton_error() -> str | None:
     # Triton builds a small launcher in C
     compiler = os.environ.get("CC") or next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
     return None if compiler else "there is no C compiler, which triton needs"
+
+
+def graph_error(device: torch.device) -> str | None:
+    """Why a CUDA graph cannot hold Warp's kernels on this device, in one line; None where it can."""
+    import warp
+
+    driver = warp.get_cuda_driver_version()
+    if driver is None or driver < GRAPH_DRIVER:
+        found = "there is no NVIDIA driver" if driver is None else f"the NVIDIA driver is one for CUDA {_version(driver)}"
+        return f"{found}, and capturing needs one for {_version(GRAPH_DRIVER)}"
+    if warp.config.verify_cuda:
+        return "warp.config.verify_cuda is set, which synchronizes after every kernel"
+    if not warp.is_mempool_enabled(str(device)):
+        return f"{device} has no memory pool (cudaMallocAsync), where kernels find their memory during a capture"
+    return None
 
 
 def gl_backend() -> tuple[str | None, str]:
@@ -158,10 +184,20 @@ def _warp() -> Check:
     if not package.works:
         return replace(package, name="engine warp")
     import torch
+    import warp
 
-    there = torch.cuda.is_available()
-    detail = f"mujoco-warp {package.detail}" + ("" if there else f", slowly on the CPU: {cuda_error()}")
-    return Check("engine warp", True, detail)
+    detail = f"mujoco-warp {package.detail}, warp-lang {metadata.version('warp-lang')}"
+    if not torch.cuda.is_available():
+        return Check("engine warp", True, f"{detail}, slowly on the CPU: {cuda_error()}")
+    if not warp.is_cuda_available():
+        return Check("engine warp", False, f"{detail} sees no GPU, though torch does", "pip install --force-reinstall warp-lang")
+    device = torch.device("cuda", torch.cuda.current_device())
+    free, total = torch.cuda.mem_get_info(device)
+    driver = _version(warp.get_cuda_driver_version() or ())
+    detail += f", driver for CUDA {driver}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    reasons = [reason for reason in (graph_error(device), triton_error()) if reason]
+    slower = "; ".join(reasons) + ": the step runs without a CUDA graph or fused terms, slower" if reasons else ""
+    return Check("engine warp", True, detail, slower)
 
 
 def _mjx() -> Check:
@@ -170,8 +206,18 @@ def _mjx() -> Check:
         if not package.works:
             return replace(package, name="engine mjx")
     import jax
+    import torch
 
-    return Check("engine mjx", True, f"mujoco-mjx {package.detail}, jax {metadata.version('jax')} on {jax.default_backend()}")
+    logging.getLogger("jax").setLevel(logging.WARNING)  # which accelerators it looks for in vain is no news
+    versions = {name: metadata.version(name) for name in MJX_PARITY}
+    detail = f"mujoco-mjx {versions['mujoco-mjx']}, jax {versions['jax']} on {jax.default_backend()}"
+    remedies = []
+    if any(_number(version) != _number(MJX_PARITY[name]) for name, version in versions.items()):
+        known = ", ".join(f"{name} {version}" for name, version in MJX_PARITY.items())
+        remedies.append(f"known to agree with C: {known}; `pytest tests/physics/test_parity.py` says whether these do")
+    if torch.cuda.is_available() and jax.default_backend() == "cpu":
+        remedies.append('for the GPU: pip install "jax[cuda12]"')
+    return Check("engine mjx", True, detail, "; ".join(remedies))
 
 
 def _learner() -> list[Check]:
@@ -224,6 +270,10 @@ def _package(name: str, module: str, *, extra: str = "", required: bool = True) 
         detail = f"{version} does not import: {type(error).__name__}: {reason}"
         return Check(name, False, detail, f"pip install --force-reinstall {name}", required)
     return Check(name, True, version, required=required)
+
+
+def _version(number: tuple[int, ...]) -> str:
+    return ".".join(map(str, number))
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -151,9 +151,11 @@ class Env:
         state, totals = self.snapshot(rows), self._totals.clone()
         for _ in range(_WARMUP):
             function()
-        graph = CudaGraph(function, self.physics)
+        graph = CudaGraph(function, self.device, self.physics)
         self.restore(rows, state)
         self._totals.copy_(totals)
+        self.physics.drain_unstable()  # what the steps that are taken back met is no news
+        self.physics.drain_overflow()
         return graph
 
     def _step(self) -> None:
@@ -386,6 +388,10 @@ class Env:
         totals = dict(zip(self._total_names, self._totals.tolist(), strict=True))
         self._totals.zero_()
         return totals | {f"overflow/{setting}": float(rows) for setting, rows in self.physics.drain_overflow().items()}
+
+    def drain_unstable(self) -> list[dict]:
+        """What is known of simulations that blew up since the last call: see `Physics.drain_unstable`."""
+        return self.physics.drain_unstable()
 
     def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
         """All that the rows' future depends on, exact on the same engine; rows int64 (R,), every tensor (R, ...)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -20,31 +21,56 @@ class CudaGraph:
     Args:
         function: reads and writes the same tensors at every call, and nothing on the host; it has run before, so that
             everything it launches is compiled.
-        physics: the engine that `function` steps.
+        device: where it launches.
+        physics: the engine that it steps, if it steps one.
+        what: it is, for the error.
 
     Raises:
         UserError: the capture failed; the process must end, for torch's allocator may be left in capture mode.
     """
 
-    def __init__(self, function: Callable[[], None], physics: Physics) -> None:
-        # private to this graph: torch frees the workspaces of every graph of a stream when one of them goes
-        self._stream = torch.cuda.Stream(physics.device)
+    def __init__(
+        self, function: Callable[[], None], device: torch.device, physics: Physics | None = None, *, what: str = "the step"
+    ) -> None:
+        # A graph knows addresses and not their owners: whatever it reads must live as long as it does.
+        self._kept = function, physics
+        # Private to this graph: torch frees the workspaces of every graph of a stream when one of them goes.
+        self._stream = torch.cuda.Stream(device)
         self._graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(physics.device)
-        gc.collect()
-        gc.disable()  # a collection could free memory or unload kernels, which a capture forbids
+        torch.cuda.synchronize(device)
         try:
             with (
+                torch.cuda.device(device),
+                _without_collections(),
+                # the mode that the engine's capture has too, and that leaves other threads alone
                 torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
-                physics.capture(self._stream),
+                physics.capture(self._stream) if physics else nullcontext(),
             ):
                 function()
         except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"physics.graph: the step cannot be captured here: {reason}; set physics.graph=false") from error
-        finally:
-            gc.enable()
+            reason = str(_first(error)).partition("\n")[0]
+            raise UserError(f"physics.graph: {what} cannot be captured here: {reason}; set physics.graph=false") from error
 
     def __call__(self) -> None:
         """Launch it once."""
         self._graph.replay()
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collection meanwhile: it could free memory or unload kernels, which a capture forbids."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first: ending a capture that has failed raises again, and says less."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

@@ -58,7 +58,10 @@ def quat_from_euler(roll: Tensor, pitch: Tensor, yaw: Tensor) -> Tensor:
 def yaw_of(quat: Tensor) -> Tensor:
     """The heading: the angle of the x axis in the horizontal plane, (...,)."""
     w, x, y, z = quat.unbind(-1)
-    return torch.atan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+    sine, cosine = 2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z)
+    # not torch.atan2: its last bit depends on how many rows there are, for the last of them take another way through the CPU
+    angle = torch.atan(sine / cosine)
+    return torch.where(cosine < 0.0, angle + torch.copysign(torch.full_like(sine, torch.pi), sine), angle)
 
 
 def wrap_angle(angle: Tensor) -> Tensor:

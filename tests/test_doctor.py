@@ -6,8 +6,10 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from embodied_rl import doctor
 from embodied_rl.paths import PACKAGE
@@ -50,6 +52,69 @@ def test_a_package_that_does_not_import_is_said_so(monkeypatch: pytest.MonkeyPat
     check = next(check for check in doctor.report() if check.name == "onnxruntime")
     assert not check.works
     assert "does not import" in check.detail
+
+
+def engine(name: str) -> doctor.Check:
+    return next(check for check in doctor._mujoco() if check.name == f"engine {name}")
+
+
+def test_engines_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco_warp")
+    pytest.importorskip("mujoco.mjx")
+    assert engine("native").works
+    for name in ("warp", "mjx"):
+        check = engine(name)
+        assert check.works and metadata.version(f"mujoco-{name}") in check.detail and "\n" not in check.detail
+    assert "known to agree" not in engine("mjx").remedy  # the versions of constraints.txt are those of the parity tests
+
+
+@pytest.mark.parametrize(("package", "version"), [("jax", "0.9.2"), ("mujoco-mjx", "4.1.0"), ("mujoco", "4.3.0")])
+def test_versions_of_mjx_that_nobody_compared_with_c_are_said_so(
+    monkeypatch: pytest.MonkeyPatch, package: str, version: str
+) -> None:
+    pytest.importorskip("mujoco.mjx")
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: version if name == package else installed(name))
+    check = engine("mjx")
+    assert check.works
+    assert check.remedy.startswith("known to agree with C: mujoco-mjx 3.17, mujoco 4.0, jax 0.10; ")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A machine with a GPU, as far as the report looks at it; Warp's side of it."""
+    warp = pytest.importorskip("warp")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(warp, "is_cuda_available", lambda: True)
+    monkeypatch.setattr(warp, "get_cuda_driver_version", lambda: (12, 8))
+    monkeypatch.setattr(warp, "is_mempool_enabled", lambda device: True)
+    monkeypatch.setattr(doctor, "triton_error", lambda: None)
+    return warp
+
+
+def test_a_gpu_that_takes_graphs(gpu: Any) -> None:
+    check = engine("warp")
+    assert check.works and check.detail.endswith("driver for CUDA 12.8, 60 of 80 GiB free") and check.remedy == ""
+
+
+def test_what_makes_a_gpu_slower(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "get_cuda_driver_version", lambda: (12, 1))
+    monkeypatch.setattr(doctor, "triton_error", lambda: "triton does not import: no such module")
+    check = engine("warp")
+    assert check.works
+    assert check.remedy == (
+        "the NVIDIA driver is one for CUDA 12.1, and capturing needs one for 12.4; triton does not import: no such module: "
+        "the step runs without a CUDA graph or fused terms, slower"
+    )
+
+
+def test_a_gpu_that_warp_does_not_see(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "is_cuda_available", lambda: False)
+    check = engine("warp")
+    assert not check.works and check.detail.endswith("sees no GPU, though torch does")
+    assert check.remedy == "pip install --force-reinstall warp-lang"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="cl is not run")

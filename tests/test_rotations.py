@@ -95,3 +95,14 @@ def test_leading_dimensions_broadcast(rng):
         rtol=0,
         atol=5e-6,
     )
+
+
+def test_a_heading_is_that_of_atan2_and_does_not_depend_on_the_number_of_rows() -> None:
+    angles = torch.cat((torch.linspace(-3.14, 3.14, 95), torch.tensor([math.pi / 2, -math.pi / 2, math.pi, -math.pi, 0.0])))
+    quat = torch.stack((torch.cos(angles / 2), torch.zeros(100), torch.zeros(100), torch.sin(angles / 2)), dim=-1)
+    yaw = rotations.yaw_of(quat)
+    apart = rotations.wrap_angle(yaw - angles)
+    assert torch.minimum(apart.abs(), (apart.abs() - 2 * math.pi).abs()).max() < 1e-5
+    for size in (1, 3, 16, 24):
+        parts = [rotations.yaw_of(quat[first : first + size]) for first in range(0, 100, size)]
+        assert torch.equal(torch.cat(parts), yaw)

@@ -27,6 +27,39 @@ def gae(rewards: Tensor, values: Tensor, done: Tensor, last_value: Tensor, gamma
     return torch.stack(advantages[::-1])
 
 
+def vtrace(
+    rewards: Tensor, values: Tensor, done: Tensor, last_value: Tensor, ratio: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets of what another policy did: V-trace (Espeholt et al., arXiv:1802.01561), (T, N) each.
+
+    rho_t = min(1, pi / mu);  delta_t = rho_t (r_t + gamma V(s_t+1) - V(s_t));
+    v_t - V(s_t) = delta_t + gamma lambda rho_t (v_t+1 - V(s_t+1));
+    A_t = r_t + gamma (V(s_t+1) + lambda (v_t+1 - V(s_t+1))) - V(s_t).
+
+    Where mu is pi both are those of `gae`.
+
+    Args:
+        rewards: (T, N).
+        values: V(s_t), (T, N).
+        done: bool (T, N).
+        last_value: V(s_T), (N,).
+        ratio: pi / mu, (T, N).
+        gamma: discount.
+        lam: lambda.
+    """
+    going_on = 1.0 - done.to(values.dtype)
+    next_values = torch.cat((values[1:], last_value[None]))
+    rho = ratio.clamp(max=1.0)
+    surprise = rewards + gamma * next_values * going_on - values
+    decay = gamma * lam * going_on
+    apart, advantages, targets = torch.zeros_like(last_value), [], []
+    for step in range(len(values) - 1, -1, -1):
+        advantages.append(surprise[step] + decay[step] * apart)
+        apart = rho[step] * advantages[-1]
+        targets.append(values[step] + apart)
+    return torch.stack(advantages[::-1]), torch.stack(targets[::-1])
+
+
 def moments(values: Tensor, weight: Tensor, reduce: Reduce) -> Tensor:
     """Mean and variance (unbiased) of the entries of weight 1, over all processes.
 

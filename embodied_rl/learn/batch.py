@@ -24,11 +24,13 @@ class Batch:
         steps, envs, _ = self._table.shape
         return envs if self._sequences else steps * envs
 
-    def allocate(self, steps: int, envs: int, like: Tensor) -> None:
-        """Room for a rollout; one of the same size keeps its address."""
+    def allocate(self, steps: int, envs: int, like: Tensor) -> bool:
+        """Room for a rollout; whether it has a new address: for one of the same size it stays."""
         width = sum(width or 1 for width in self._widths.values())
-        if self._table.shape != (steps, envs, width):
-            self._table = like.new_empty(steps, envs, width)
+        if self._table.shape == (steps, envs, width):
+            return False
+        self._table = like.new_empty(steps, envs, width)
+        return True
 
     def write(self, rows: slice, values: dict[str, Tensor]) -> None:
         """Fill every column of some transitions, counted through steps and envs, from tensors (B, width) or (B,)."""

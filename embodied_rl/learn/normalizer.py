@@ -37,4 +37,4 @@ def learn_statistics(
     mean.add_(rate * apart)
     var.add_(rate * (squares / count.clamp(min=1.0) - var + apart.square() * (1.0 - rate)))
     normalizer._std.copy_(var.sqrt())
-    normalizer.count.add_(count.long())
+    normalizer.count.add_(count.long())  # pyright: ignore[reportAttributeAccessIssue]

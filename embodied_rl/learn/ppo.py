@@ -26,7 +26,7 @@ from torch import Tensor
 from embodied_rl.config.page import PPOSettings
 from embodied_rl.env import ActionSpace
 from embodied_rl.graph import CudaGraph
-from embodied_rl.learn.advantages import Reduce, gae, moments
+from embodied_rl.learn.advantages import Reduce, gae, moments, vtrace
 from embodied_rl.learn.batch import Batch
 from embodied_rl.learn.models import build_actor, build_critic, policy_of
 from embodied_rl.learn.normalizer import learn_statistics
@@ -200,7 +200,7 @@ class PPO:
             return self._actor_network(obs)
         features = []
         for now, ends in zip(obs, done, strict=True):
-            out, memory = remember(self.actor.rnn.rnn, now, memory)  # pyright: ignore[reportAttributeAccessIssue]
+            out, memory = remember(self.actor.rnn.rnn, now, memory)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
             memory = tuple(part * (1.0 - ends)[:, None] for part in memory)  # the next episode begins without memories
             features.append(out)
         return self.actor.mlp(torch.stack(features))
@@ -242,7 +242,7 @@ class PPO:
             self._graphs[key]()
 
     def _capture(self, key: tuple[str, int], half: Callable[[int], None]) -> None:
-        self._graphs[key] = graph = CudaGraph(partial(half, key[1]), None)
+        self._graphs[key] = graph = CudaGraph(partial(half, key[1]), self.device, what="the update")
         graph()
 
     # ----------------------------------------------------------------------------------------------- what is learned from
@@ -258,13 +258,21 @@ class PPO:
         # what an invalid transition led to is unknown: the return of those before it ends in the value of its state
         rewards = torch.where(rollout.valid, rewards, values)
         done = rollout.terminated | rollout.truncated
-        advantages = self._gae(rewards, values, done, self._values(rollout.last_obs[group]), page.gamma, page.lam)
-        returns = advantages + values
+        given = rewards, values, done, self._values(rollout.last_obs[group])
+        if rollout.ratio is None:
+            advantages = self._gae(*given, page.gamma, page.lam)
+            returns = advantages + values
+        else:
+            advantages, returns = vtrace(*given, rollout.ratio, page.gamma, page.lam)
         means, variances = moments(torch.stack((advantages, returns, returns - values)), weight, self._reduce)
         if not page.normalize_advantage_per_mini_batch:
             advantages = (advantages - means[0]) / (variances[0].sqrt() + 1e-8)
+        if rollout.ratio is not None:
+            # w min(r A, clip(r) A) = min(r w A, clip(r) w A): pi / pi_prox is clipped, and pi_prox / mu weighs
+            advantages = advantages * rollout.ratio
         known = {"value": values, "return": returns, "advantage": advantages, "weight": weight, "done": done}
-        self._batch.allocate(steps, envs, values)
+        if self._batch.allocate(steps, envs, values):
+            self._graphs.clear()  # they read the table that was
         self._share(lambda rows: self._fill(rollout, known, slice(int(rows[0]), int(rows[-1]) + 1)), torch.arange(steps * envs))
         self._old_std = _kept(self._old_std, rollout.std)
         own = self._memory or (None,) * len(rollout.memory)

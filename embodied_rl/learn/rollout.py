@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl import random
-from embodied_rl.env import ActionSpace, Env
+from embodied_rl.env import ActionSpace, Step
 from embodied_rl.learn.policy import Memory, Obs, Policy
 from embodied_rl.learn.team import one_thread
 
@@ -41,10 +41,83 @@ class Rollout:
     """The observation after the last step, (N, O)."""
     memory: Memory = ()
     """What a recurrent policy remembered before the first step, each (layers, N, hidden)."""
+    ratio: Tensor | None = None
+    """Where an older policy acted: pi_prox(a|s) / mu(a|s), bounded, with `output` and `std` those of pi_prox, (T, N)."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums over the rollout, by metric name."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Where the time went."""
+
+
+class VectorEnv(Protocol):
+    """N environments in step: what a `LocalCollector` needs.  `Env` is one, and so is whatever `embodied_rl.sources` makes."""
+
+    num_envs: int
+    device: torch.device
+    env_ids: Tensor
+    """Global ids of the rows, int64 (N,); they key all randomness."""
+    action_space: ActionSpace
+    obs: Obs
+    """The present observations, (N, O), at addresses that stay."""
+    final_obs: Obs
+    """The last observations of episodes, for the groups that are bootstrapped from, (N, O); meaningful where truncated."""
+    buffers: dict[str, Tensor]
+    """Among them `age`: the steps that each environment has lived, int64 (N,)."""
+    physics_seconds: float
+    """Time spent in the simulator since the beginning."""
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed from a CUDA graph."""
+        ...
+
+    @property
+    def result(self) -> Step:
+        """What the last step left behind."""
+        ...
+
+    def advance(self, actions: Tensor) -> None:
+        """One step; an environment whose episode ends begins the next one in it."""
+        ...
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """`function`, which calls `advance`, as one CUDA graph where there is a device for it; else as it is."""
+        ...
+
+    def advance_curricula(self, iteration: int) -> None:
+        """Set what a curriculum moves to what it is in this iteration."""
+        ...
+
+    def drain_totals(self) -> dict[str, float]:
+        """Sums over all steps since the last call, by name.
+
+        There are `steps`, `unstable`, `episodes`, `falls`, `episode_length`, `reward/total`, and more where there is more.
+        """
+        ...
+
+    def drain_unstable(self) -> list[dict]:
+        """What is known of environments that failed since the last call: `row`, `error`, and what replays them."""
+        ...
+
+    def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Index and sign of the left-right reflection of each observation group and of `actions`."""
+        ...
+
+    def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
+        """All that the rows' future depends on; rows int64 (R,), every tensor (R, ...)."""
+        ...
+
+    def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
+        """The inverse of `snapshot`."""
+        ...
+
+    def reset(self) -> Obs:
+        """Begin a new episode everywhere, in the random numbers of the present age; the first observations."""
+        ...
+
+    def close(self) -> None:
+        """Free the simulator."""
+        ...
 
 
 class Collector(Protocol):
@@ -86,10 +159,23 @@ class LocalCollector:
         seed: keys the policy's noise, with the global env ids.
         symmetry: whether the learner will mirror what is collected.
         compiler: wraps what the policy computes in a step, `torch.compile` or the identity.
+        chunk: how many environments the policy answers at once; a matrix product's last bits depend on it, and so a pool
+            and this process agree to the bit where they have it in common.  None: all.
+        interrupted: asked before each step; once it says yes, the rollout ends early, and `num_done` says where.
     """
 
-    def __init__(self, env: Env, num_steps: int, seed: int, *, symmetry: bool = False, compiler: Callable = lambda f: f) -> None:
-        self._env, self.num_steps = env, num_steps
+    def __init__(
+        self,
+        env: VectorEnv,
+        num_steps: int,
+        seed: int,
+        *,
+        symmetry: bool = False,
+        compiler: Callable = lambda f: f,
+        chunk: int | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._env, self.num_steps, self.num_done = env, num_steps, 0
         self.num_envs, self.action_space = env.num_envs, env.action_space
         self.mirrors = env.mirror_maps() if symmetry else {}
         self._key = random.stream_key(seed, "policy", env.device)
@@ -100,7 +186,14 @@ class LocalCollector:
         self._memory: Memory = ()
         self._remembered: dict[str, Tensor] = {}
         self._run: Callable[[], None] = self._step
-        self._act = compiler(self._act)
+        size = chunk or env.num_envs
+        self._chunks = [slice(first, first + size) for first in range(0, env.num_envs, size)]
+        self._interrupted, self._chunk = interrupted, chunk
+        self._drawn: Tensor | None = None
+        if chunk is None:
+            self._act = compiler(self._act)
+        else:  # one chunk's arithmetic, whatever their number: it must not depend on it
+            self._answer = compiler(self._answer)
         self._policy_seconds = 0.0
 
     def observe(self) -> Obs:
@@ -125,8 +218,12 @@ class LocalCollector:
             kept.copy_(present)
         self._slot.zero_()
         started, thinking, physics = time.perf_counter(), self._policy_seconds, env.physics_seconds
-        for _ in range(self.num_steps):
+        self.num_done = 0
+        if self._chunk is not None:
+            self._draw_ahead()
+        while self.num_done < self.num_steps and not self._interrupted():
             self._run()
+            self.num_done += 1
         for name, value in env.obs.items():
             rollout.last_obs[name].copy_(value)
         rollout.totals = env.drain_totals()
@@ -145,7 +242,8 @@ class LocalCollector:
             if (before := self._remembered.get(f"policy.memory.{index}")) is not None:
                 part.copy_(before.transpose(0, 1))
         distribution, _ = policy(env.obs["actor"], self._memory)
-        noise = distribution.noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size)
+        self._noise = distribution.noise
+        noise = self._noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size)
         space = lambda like: like.new_empty(self.num_steps, *like.shape)  # noqa: E731
         step = env.result
         self._rollout = Rollout(
@@ -162,6 +260,7 @@ class LocalCollector:
             memory=tuple(part.clone() for part in self._memory),
         )
         remembered = [part.clone() for part in self._memory]
+        self._slot.zero_()  # the steps before a capture write too
         self._run = env.capture(self._step)
         for part, value in zip(self._memory, remembered, strict=True):
             part.copy_(value)
@@ -181,7 +280,7 @@ class LocalCollector:
             self._store(rollout.final_obs[name], value)
         for part in self._memory:
             part.mul_(~(step.terminated | step.truncated)[:, None])
-        self._slot.add_(1)
+        self._slot.add_(1).remainder_(self.num_steps)
 
     def _act(self) -> Tensor:
         """What the policy does now, noted in the rollout."""
@@ -189,20 +288,43 @@ class LocalCollector:
         assert policy is not None
         for name, value in env.obs.items():
             self._store(rollout.obs[name], value)
-        distribution, memory = policy(env.obs["actor"], self._memory)
+        answers = [self._answer(policy, *self._inputs(rows)) for rows in self._chunks]
+        actions, output, memory = answers[0]
+        if len(answers) > 1:
+            actions, output = torch.cat([answer[0] for answer in answers]), torch.cat([answer[1] for answer in answers])
+            memory = tuple(torch.cat(parts, dim=1) for parts in zip(*(answer[2] for answer in answers), strict=True))
         for part, value in zip(self._memory, memory, strict=True):
             part.copy_(value)
-        noise = distribution.noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size)
-        actions = distribution.sample(noise)
         self._store(rollout.actions, actions)
-        self._store(rollout.output, distribution.output)
+        self._store(rollout.output, output)
         return actions
+
+    def _draw_ahead(self) -> None:
+        """The noise of all T steps, which is known: few rows at a time cost as much as many, and are drawn more often."""
+        env, steps = self._env, torch.arange(self.num_steps, device=self._env.device)
+        ages = (env.buffers["age"] + steps[:, None]).flatten()
+        noise = self._noise(self._key, env.env_ids.repeat(self.num_steps), ages, env.action_space.size)
+        self._drawn = noise.view(self.num_steps, env.num_envs, -1)
+
+    def _inputs(self, rows: slice) -> tuple[Tensor, Tensor | None, Memory]:
+        """What the policy's answer to some rows depends on: observations, noise where it is drawn already, memory."""
+        env = self._env
+        memory = tuple(part[:, rows].contiguous() for part in self._memory)
+        return env.obs["actor"][rows], self._drawn[self.num_done, rows] if self._drawn is not None else None, memory
+
+    def _answer(self, policy: Policy, obs: Tensor, noise: Tensor | None, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        """Actions, what the policy's network said, and what is remembered from now on."""
+        env = self._env
+        distribution, memory = policy(obs, memory)
+        if noise is None:
+            noise = distribution.noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size)
+        return distribution.sample(noise), distribution.output, memory
 
     def _store(self, buffer: Tensor, value: Tensor) -> None:
         buffer.index_copy_(0, self._slot, value[None])
 
     def drain_unstable(self) -> list[dict]:
-        return self._env.physics.drain_unstable()
+        return self._env.drain_unstable()
 
     def snapshot(self) -> dict[str, Tensor]:
         memory = {f"policy.memory.{index}": part.transpose(0, 1).clone() for index, part in enumerate(self._memory)}

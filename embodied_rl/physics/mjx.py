@@ -6,16 +6,21 @@ DLPack.  It cannot join a CUDA graph of torch: where speed matters on a GPU, `wa
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 # JAX would take three quarters of the GPU, which it shares with torch; read when jax is loaded
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+# A batched Cholesky factorization of jaxlib 0.10 blocks a thread of XLA's pool until other threads of the pool have done its
+# parts; two of them at a time, on a machine with two cores, block for ever.  Read when JAX looks for its devices.
+os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
+
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import torch
 from mujoco import mjx
@@ -24,6 +29,9 @@ from torch import Tensor
 from embodied_rl.errors import UserError
 from embodied_rl.physics.tensors import TensorPhysics, runnable
 from embodied_rl.scene import Scene
+
+# which accelerators it looked for in vain is no news
+logging.getLogger("jax").setLevel(logging.WARNING)
 
 _STATE = ("qpos", "qvel", "act", "qacc_warmstart", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat")
 _OUTPUTS = ("qpos", "qvel", "act", "qacc_warmstart")
@@ -43,24 +51,34 @@ class MjxPhysics(TensorPhysics):
         UserError: the model has what MJX lacks.
     """
 
+    name = "mjx"
+
     def __init__(
         self, scene: Scene, num_envs: int, decimation: int, device: torch.device, compiler: Callable = lambda f: f
     ) -> None:
         # matrix products in TF32 would lose the state's precision
         jax.config.update("jax_default_matmul_precision", "highest")
-        self._jax_device = jax.devices("cuda" if device.type == "cuda" else "cpu")[device.index or 0]
+        try:
+            self._jax_device = jax.devices(device.type)[device.index or 0]
+        except (RuntimeError, IndexError):
+            raise UserError(
+                f"physics.device: {device}: this build of jax sees no such device; "
+                'pip install "jax[cuda12]" for one that does, or take --device cpu'
+            ) from None
         model = runnable(scene.model)
+        if lacking := _lacking(model):
+            raise UserError(f"physics.engine: mjx cannot run this model: it has no {', '.join(lacking)}; use native or warp")
         try:
             with jax.default_device(self._jax_device):
                 self._model = mjx.put_model(model, impl="jax")
                 self._template = mjx.make_data(model, impl="jax")
         except (NotImplementedError, ValueError) as error:
-            raise UserError(f"physics.engine: mjx cannot run this model: {error}; use native or warp") from None
+            reason = str(error).rstrip(".")
+            raise UserError(f"physics.engine: mjx cannot run this model: {reason}; use native or warp") from None
         template = {name: np.asarray(getattr(self._template, name), dtype=np.float32) for name in _STATE}
         state = {name: torch.zeros(num_envs, *value.shape, device=device) for name, value in template.items() if value.size}
         self._sensed = torch.zeros(num_envs, model.nsensordata, device=device)
         self._forces = torch.zeros(num_envs, model.nu, device=device)
-        self._steps_of: dict[tuple, Callable] = {}
         super().__init__(
             scene,
             decimation,
@@ -72,29 +90,51 @@ class MjxPhysics(TensorPhysics):
         )
 
     def _advance(self, substeps: int) -> None:
-        key = (substeps, *self._model_fields)
-        if key not in self._steps_of:
-            self._steps_of[key] = jax.jit(jax.vmap(partial(_steps, self._model, self._template, substeps)))
         to_jax = jax.dlpack.from_dlpack
         state = {name: to_jax(tensor) for name, tensor in self._state.items()}
         fields = {name: to_jax(tensor) for name, tensor in self._model_fields.items()}
-        out = self._steps_of[key](state, to_jax(self._ctrl), fields)
+        try:
+            out = _step_all(self._model, self._template, substeps, state, to_jax(self._ctrl), fields)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"env.num_envs: {self.num_envs} robots need more memory than {self._jax_device} has free; take fewer"
+            ) from None
         targets = {name: self._state[name] for name in _OUTPUTS if name in self._state}
         for name, target in (targets | {"sensordata": self._sensed, "actuator_force": self._forces}).items():
             if target.numel():
                 target.copy_(torch.from_dlpack(out[name]))
 
     def _expanded(self, field: str) -> Tensor:
+        if not isinstance(getattr(self._model, field), jax.Array):
+            raise AttributeError(field)  # what the compiled step is specialised on
         shared = torch.from_numpy(np.array(getattr(self._model, field), dtype=np.float32)).to(self.device)
         return shared.repeat(self.num_envs, *[1] * shared.dim())
 
 
-def _steps(model: Any, template: Any, substeps: int, state: dict, ctrl: Any, fields: dict) -> dict:
+def _lacking(model: mujoco.MjModel) -> list[str]:
+    """What of the model MJX takes without complaint, and then leaves out."""
+    wanted = {
+        "noslip iterations": model.opt.noslip_iterations > 0,
+        "integrator discrete": model.opt.integrator == mujoco.mjtIntegrator.mjINT_DISCRETE,
+        "delays of actuators and sensors": model.nhistory > 0,
+        "plasticity": model.nplastic > 0,
+    }
+    return [name for name, there in wanted.items() if there]
+
+
+def _steps(model: Any, template: Any, substeps: Any, state: dict, ctrl: Any, fields: dict) -> dict:
     """Some substeps of one simulation, as a pure function."""
     model = model.replace(**fields)
     data = template.replace(ctrl=ctrl, **state)
     data = jax.lax.fori_loop(0, substeps, lambda _, data: _step(model, data), data)
     return {name: getattr(data, name) for name in (*_OUTPUTS, "sensordata", "actuator_force")}
+
+
+#: Of all simulations.  The model is an argument and the number of substeps a value, so that environments of one page, and a step
+#: with a controller between substeps, share what is compiled.
+_step_all = jax.jit(jax.vmap(_steps, in_axes=(None, None, None, 0, 0, 0)))
 
 
 def _step(model: Any, data: Any) -> Any:

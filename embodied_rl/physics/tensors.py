@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_rl.errors import UserError
 from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
 from embodied_rl.scene import Scene
@@ -41,6 +42,7 @@ class TensorPhysics(ABC):
         compiler: wraps what surrounds the substeps, `torch.compile` or the identity.
     """
 
+    name: str
     capturable = False
 
     def __init__(
@@ -75,6 +77,8 @@ class TensorPhysics(ABC):
         self._steps = torch.zeros(1, dtype=torch.int64, device=self.device)
         # a row that blew up keeps its history until it is drained, with the number of steps until then
         self._kept, self._kept_at = self._zeros().bool(), self._zeros().long()
+        # what a row's history holds from before its last drain belongs to another life
+        self._drained_at = self._zeros().long()
         self._remember, self._finish = compiler(self._remember), compiler(self._finish)
         self._assign, self._track = compiler(_assign), compiler(self._track)
         forces = [*self.sensors.values(), self.joint_torque]
@@ -90,7 +94,11 @@ class TensorPhysics(ABC):
 
     @abstractmethod
     def _expanded(self, field: str) -> Tensor:
-        """Give a model field a value per simulation; the live tensor, (N, ...)."""
+        """Give a model field a value per simulation; the live tensor, (N, ...).
+
+        Raises:
+            AttributeError: the engine has no such values.
+        """
 
     def drain_overflow(self) -> dict[str, int]:
         return {}
@@ -133,7 +141,12 @@ class TensorPhysics(ABC):
 
     def expand(self, field: str) -> Tensor:
         if field not in self._model_fields:
-            self._model_fields[field] = self._expanded(field)
+            try:
+                self._model_fields[field] = self._expanded(field)
+            except AttributeError:
+                raise UserError(
+                    f"physics.engine: {self.name} has no values of {field} per simulation: take the event off, or use native"
+                ) from None
         return self._model_fields[field].clone()
 
     def set_const(self, mask: Tensor) -> None:
@@ -178,14 +191,15 @@ class TensorPhysics(ABC):
         rows = self._kept.nonzero()[:_DUMPS, 0]
         if not len(rows):
             return []
-        steps = self._kept_at[rows].tolist()
+        steps, known = self._kept_at[rows].tolist(), (self._kept_at - self._drained_at)[rows].tolist()
         histories, ctrls = self._history[rows].cpu(), self._history_ctrl[rows].cpu().double().numpy()
         dumps = []
         for index, row in enumerate(rows.tolist()):
-            order = [(steps[index] + i) % _HISTORY for i in range(_HISTORY)][-min(steps[index], _HISTORY) :]
+            order = [(steps[index] + i) % _HISTORY for i in range(_HISTORY)][-min(known[index], _HISTORY) :]
             states = np.stack([self._integration_state(histories[index, slot]) for slot in order])
             fields = {f"model.{name}": tensor[row].cpu().double().numpy() for name, tensor in self._model_fields.items()}
             dumps.append({"row": row, "error": "", "states": states, "ctrl": ctrls[index, order]} | fields)
+        self._drained_at.copy_(torch.where(self._kept, self._steps, self._drained_at))
         self._kept.zero_()
         return dumps
 

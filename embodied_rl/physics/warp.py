@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ import torch
 import warp
 from torch import Tensor
 
+from embodied_rl import doctor
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
 from embodied_rl.physics import capacity
@@ -29,14 +31,28 @@ warp.config.log_level = warp.LOG_WARNING
 
 log = logging.getLogger("embodied_rl")
 
-_STATE = ("qpos", "qvel", "act", "qacc_warmstart", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat", "time")
-#: mujoco_warp's overflow bits, by the setting that makes room; its others say that a solver reached its iterations.
+_STATE = (
+    *("qpos", "qvel", "act", "history", "plastic", "qacc_warmstart", "qfrc_applied", "xfrc_applied"),
+    *("mocap_pos", "mocap_quat", "time"),
+)
+#: mujoco_warp's bits of lost contacts, by the setting that makes room.  Its others are of iterations that reached their cap,
+#: and of sleeping, which is off.
 _OVERFLOWS = {
     "physics.njmax": ("NEFC", "NJMAX_NNZ"),
     "physics.nconmax": ("BROADPHASE", "NARROWPHASE", "CCD", "HFIELD", "CONTACT_MATCH"),
 }
-#: Scratch memory of a step beside the data, as a share of it (graph.md of mujoco_warp's nightlies: up to 0.8).
+#: Model fields that may have a value per simulation.
+_PER_SIMULATION = {f.name for f in dataclasses.fields(mujoco_warp.Model) if getattr(f.type, "shape", ())[:1] == ("*",)}
+#: Memory beside the data, as a share of it: what a step allocates (0.13 with the shipped robots, measured by the tests; up to
+#: 0.8 where convex geoms meet) and the history of this engine (0.15).
 _SCRATCH = 0.8
+#: Contacts of one geom that a contact sensor sees, at least: its feet and bodies touch the ground in a few points.
+_MATCHES = 16
+#: Seconds between two lines that say how far the kernels are.
+_PROGRESS = 5.0
+#: Warp's wrapper of each of torch's streams, by its handle.  Warp forgets a stream, and the capture on it, as soon as any
+#: wrapper of it is collected, and torch hands out its 32 streams in turn: so each has one wrapper, which stays.
+_WRAPPERS: dict[int, warp.Stream] = {}
 
 
 class WarpPhysics(TensorPhysics):
@@ -53,7 +69,7 @@ class WarpPhysics(TensorPhysics):
         UserError: the model has what MuJoCo Warp lacks, or the device has too little memory.
     """
 
-    capturable = True
+    name, capturable = "warp", True
 
     def __init__(
         self,
@@ -69,7 +85,8 @@ class WarpPhysics(TensorPhysics):
             try:
                 self._model = mujoco_warp.put_model(model)
             except (NotImplementedError, ValueError) as error:
-                raise UserError(f"physics.engine: warp cannot run this model: {error}; use native") from None
+                reason = str(error).rstrip(".")
+                raise UserError(f"physics.engine: warp cannot run this model: {reason}; use native") from None
             option = self._model.opt
             # Messages from inside kernels are prints; overflow is read once an iteration instead.
             option.warn_overflow = 0
@@ -77,19 +94,23 @@ class WarpPhysics(TensorPhysics):
             # synchronization each turn.
             option.graph_conditional = False
             option.deterministic = settings.deterministic
-            option.contact_sensor_maxmatch = 16
             nconmax, njmax = settings.nconmax, settings.njmax
             if nconmax is None or njmax is None:
                 pairs = self._model.nxn_geom_pair_filtered.numpy()
                 measured = capacity.measure(scene.model, pairs)
                 nconmax, njmax = nconmax or measured[0], njmax or measured[1]
             self.capacity = {"physics.nconmax": nconmax, "physics.njmax": njmax}
+            # so that the setting which an overflow of the sensors names makes room there too
+            option.contact_sensor_maxmatch = max(_MATCHES, nconmax)
             _check_memory(model, num_envs, nconmax, njmax, device)
             self._data = mujoco_warp.make_data(model, nworld=num_envs, nconmax=nconmax, njmax=njmax)
         data = {name: warp.to_torch(getattr(self._data, name)) for name in (*_STATE, "ctrl", "sensordata", "actuator_force")}
         self._overflow = warp.to_torch(self._data.overflow)
         self._captures: list[object] = []
         self._built = False
+        if device.type == "cuda" and settings.graph and (reason := doctor.graph_error(device)):
+            log.warning("physics.graph: %s; the step runs without a graph, several times slower", reason)
+            self.capturable = False
         super().__init__(
             scene,
             settings.decimation,
@@ -108,15 +129,17 @@ class WarpPhysics(TensorPhysics):
 
     @contextmanager
     def capture(self, stream: torch.cuda.Stream) -> Iterator[None]:
-        # Warp forgets a stream, and its capture, when a second wrapper of it is collected: this one is kept.
-        wrapper = warp.stream_from_torch(stream)
+        if stream.cuda_stream not in _WRAPPERS:
+            _WRAPPERS[stream.cuda_stream] = warp.stream_from_torch(stream)
+        wrapper = _WRAPPERS[stream.cuda_stream]
+        # no synchronization on entering: it would make the capture depend on a stream outside of it
         with warp.ScopedStream(wrapper, sync_enter=False):
             warp.capture_begin(stream=wrapper, external=True)
             try:
                 yield
             finally:
-                # what capture_end returns keeps the kernels' modules loaded
-                self._captures.append((wrapper, warp.capture_end(stream=wrapper)))
+                # what it returns keeps the kernels' modules loaded
+                self._captures.append(warp.capture_end(stream=wrapper))
 
     def _advance(self, substeps: int) -> None:
         if not self._built:
@@ -132,21 +155,55 @@ class WarpPhysics(TensorPhysics):
         log.info("building the physics kernels; the first time that takes a minute, then they are kept in %s", cache)
         # a step that is taken back: the kernels depend on the model's expanded fields, which now are known
         before = [tensor.clone() for tensor in self._state.values()]
-        started = time.perf_counter()
-        self._advance(1)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        log.info("built in %.1f s", time.perf_counter() - started)
+        progress = _Progress()
+        with warp.ScopedLogger(progress), warp.ScopedLogLevel(warp.LOG_INFO):
+            self._advance(1)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        log.info("built in %.1f s: %d compiled, %d from the cache", progress.seconds, progress.compiled, progress.cached)
         for tensor, value in zip(self._state.values(), before, strict=True):
             tensor.copy_(value)
 
     def _expanded(self, field: str) -> Tensor:
+        if self._captures:
+            raise RuntimeError(f"{field} is expanded after a capture, whose graph would never see it")
+        if field not in _PER_SIMULATION:
+            raise AttributeError(field)
         shared = getattr(self._model, field)
-        values = shared.numpy().repeat(self.num_envs // shared.shape[0], axis=0)
-        live = warp.array(values, dtype=shared.dtype, device=self._warp_device)
+        live = warp.array(shared.numpy().repeat(self.num_envs, axis=0), dtype=shared.dtype, device=self._warp_device)
         # kernels take row `world % rows`
         setattr(self._model, field, live)
         return warp.to_torch(live)
+
+
+class _Progress:
+    """Listens to Warp while kernels are loaded, and says now and then how far they are."""
+
+    def __init__(self) -> None:
+        self._started = self._said = time.perf_counter()
+        self.compiled = self.cached = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self._started
+
+    def info(self, message: str) -> None:
+        # "Module NAME HASH load on device 'cuda:0' took 812.02 ms  (compiled)"
+        self.compiled += "(compiled)" in message
+        self.cached += "(cached)" in message
+        if time.perf_counter() - self._said > _PROGRESS:
+            self._said = time.perf_counter()
+            log.info("  %d modules of kernels after %.0f s", self.compiled + self.cached, self.seconds)
+
+    def debug(self, message: str) -> None:
+        pass
+
+    def warning(self, message: str, category: type[Warning] | None = None, stacklevel: int = 1) -> None:
+        warnings.warn(message, category, stacklevel=stacklevel + 1)
+
+    def error(self, message: str) -> None:
+        log.error("%s", message)
 
 
 def _check_memory(model: mujoco.MjModel, num_envs: int, nconmax: int, njmax: int, device: torch.device) -> None:

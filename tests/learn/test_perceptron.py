@@ -77,7 +77,7 @@ def test_it_follows_the_parameters() -> None:
     fused, x = perceptron.fused(module), torch.randn(3, 4)
     before = fused(x).detach()
     with torch.no_grad():
-        module[0].weight.mul_(2.0)
+        module.get_parameter("0.weight").mul_(2.0)
     assert not torch.equal(fused(x), before)
     torch.testing.assert_close(fused(x), module(x), rtol=1e-5, atol=1e-6)
 

@@ -24,6 +24,7 @@ def envs() -> Iterator[tuple[Env, Env]]:
 
 
 def noise(rollout: Rollout) -> torch.Tensor:
+    assert rollout.std is not None
     return (rollout.actions - rollout.output) / rollout.std
 
 
@@ -93,3 +94,17 @@ def test_a_compiled_policy_does_the_same(envs: tuple[Env, Env]) -> None:
     one, two = eager.collect(policy, 0), compiled.collect(policy, 0)
     torch.testing.assert_close(two.actions[0], one.actions[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(two.obs["actor"][:3], one.obs["actor"][:3], rtol=1e-3, atol=1e-3)
+
+
+def test_a_graph_is_captured_anew_after_a_restore(envs: tuple[Env, Env], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps before the capture write into the rollout too, and find room there: a CPU that stands for a GPU."""
+    monkeypatch.setattr(Env, "captured", True)
+    monkeypatch.setattr("embodied_rl.env.CudaGraph", lambda function, device, physics: function)
+    env, other = envs
+    policy = policy_of(build_actor(env.obs, env.action_space, env.page.ppo))
+    collector, reference = LocalCollector(env, 2, seed=1), LocalCollector(other, 2, seed=1)
+    collector.collect(policy, 0)
+    collector.restore(collector.snapshot())
+    reference.collect(policy, 0)
+    again, expected = collector.collect(policy, 1), reference.collect(policy, 1)
+    assert torch.equal(again.actions, expected.actions) and torch.equal(again.rewards, expected.rewards)

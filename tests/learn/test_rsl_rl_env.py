@@ -120,6 +120,7 @@ def test_our_checkpoint_loads_in_theirs(env: Env, tmp_path: Path) -> None:
     assert torch.equal(their_actions(runner, obs), factory.load(run.path).policy(obs["actor"]))
     assert runner.current_learning_iteration == 1
     ours = trainer.learner
+    assert isinstance(ours, PPO)
     assert runner.alg.learning_rate == ours.learning_rate
     assert same_state(runner.alg.optimizer.state_dict()["state"], ours.optimizer.state_dict()["state"])
     steps = int(next(iter(ours.optimizer.state.values()))["step"])
@@ -208,6 +209,7 @@ def test_random_network_distillation_runs(page: Page, env: Env) -> None:
     }
     config["algorithm"]["rnd_cfg"] = rnd
     runner = OnPolicyRunner(RslRlEnv(env), config, None, "cpu")
+    assert runner.alg.rnd is not None
     predictor = copy.deepcopy(runner.alg.rnd.predictor.state_dict())
     runner.learn(2)
     assert (runner.alg.intrinsic_rewards > 0).all()

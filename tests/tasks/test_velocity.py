@@ -129,7 +129,7 @@ def test_the_gait_goes_on_for_a_while_after_the_command_to_stand():
     robots = Robots(command, 2)
     robots.update(done=True)
     assert command.moving(robots.view()).tolist() == [1.0, 1.0]
-    command.standing.fill_(1.0)
+    torch.as_tensor(command.standing).fill_(1.0)
     trace = []
     for step in range(8):
         robots.buffers["velocity.time_left"].fill_(0.0 if step == 0 else 1.0)
@@ -140,7 +140,7 @@ def test_the_gait_goes_on_for_a_while_after_the_command_to_stand():
     at_once = _command(standing=0.0)
     robots = Robots(at_once, 2)
     robots.update(done=True)
-    at_once.standing.fill_(1.0)
+    torch.as_tensor(at_once.standing).fill_(1.0)
     robots.buffers["velocity.time_left"].fill_(0.0)
     robots.update()
     assert at_once.moving(robots.view()).tolist() == [0.0, 0.0]
