@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     # OpenMP's threads spin for some 300,000 turns before they sleep; on a machine that is shared that takes the cores from
     # whoever has work.  Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # one of a job's processes speaks for all
+    logging.basicConfig(level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR, format="%(message)s")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # overrides may stand after options, which argparse cannot say of a list
@@ -32,16 +34,34 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
+    if "=" in getattr(options, "config", ""):  # an override where the page may be left out
+        default = parser.parse_args(["bench", options.what]).config
+        options.config, options.overrides = default, [options.config, *options.overrides]
     if not hasattr(options, "verb"):
         parser.print_help()
         return 2
     try:
-        return options.verb(options) or 0
+        code = options.verb(options) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        print(error, file=sys.stderr)
+        _tell(error)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `embodied-rl eval | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _tell(error: UserError) -> None:
+    """Once, if several processes of a job have the same to say."""
+    if "RANK" in os.environ:
+        from embodied_rl.learn.distributed import says
+
+        if not says(error):
+            return
+    print(error, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--iterations", type=int, metavar="K", help="iterations in all, resumed ones included")
     _where(train)
     train.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is written; default runs/CONFIG/TIME")
-    train.add_argument("--resume", metavar="RUN", help="go on from a run directory, a checkpoint, or `latest`")
+    train.add_argument("--resume", metavar="RUN", help="go on from a run, a checkpoint, `latest`, or `auto`: if there is one")
 
     play = _verb(verbs, "play", _play, "film a policy, or watch a page without one")
     play.add_argument("run", nargs="?", default="latest", metavar="RUN", help="run, checkpoint or `latest`; a page with --agent")
@@ -90,9 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "schema", _schema, "print the JSON schema of pages, for editors")
     _verb(verbs, "doctor", _doctor, "what works on this machine, and how to get the rest")
 
+    pool = _verb(verbs, "pool", _pool, "how a run's pool of simulators is")
+    pool.add_argument("what", choices=("status",), help="nodes, shards, throughput, waits")
+    pool.add_argument("run", nargs="?", default="latest", metavar="RUN")
+
     bench = _verb(verbs, "bench", _bench, "measure speed")
-    bench.add_argument("what", choices=("env", "learner", "train", "walk"), help="what is measured; see docs/performance.md")
-    _config(bench)
+    measures = ("env", "learner", "pool", "train", "walk")
+    bench.add_argument("what", choices=measures, help="what is measured; see docs/performance.md")
+    _config(bench, default="go2_flat")
     _where(bench)
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     return parser
@@ -104,8 +129,10 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser
     return parser
 
 
-def _config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a page's name (see `list`) or the path of one")
+def _config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    optional: dict[str, Any] = {"nargs": "?", "default": default} if default else {}
+    said = f"; default {default}" if default else ""
+    parser.add_argument("config", metavar="CONFIG", help=f"a page's name (see `list`) or the path of one{said}", **optional)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes: ppo.learning_rate=3e-4 env.num_envs=512")
 
 
@@ -127,10 +154,10 @@ def _train(options: argparse.Namespace) -> int:
     where = _chosen(options)
     if options.iterations is not None and options.iterations < 1:
         raise UserError(f"--iterations {options.iterations}: at least 1")
-    if options.resume and options.run_dir:
+    if options.resume not in (None, "auto") and options.run_dir:
         raise UserError("--run-dir: a resumed run goes on in its own directory; leave out one of --resume and --run-dir")
     if options.resume:
-        trainer = factory.resume(options.resume, options.config, options.overrides, **where)
+        trainer = factory.resume(options.resume, options.config, options.overrides, path=options.run_dir, **where)
     else:
         trainer = factory.start(factory.resolve(options.config, options.overrides, **where), options.run_dir)
     return _run(trainer, options.iterations)
@@ -141,17 +168,25 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
     from embodied_rl.learn.report import Report
 
     total = trainer.page.ppo.max_iterations if iterations is None else iterations
-    path = trainer.run.path
-    print(f"{trainer.page.name}: {trainer.page.env.num_envs} robots, {total} iterations, in {path}", flush=True)
-    with Report(path, total, trainer.iteration, trainer.page.ppo.logger) as report:
+    path, group, logger = trainer.run.path, trainer.group, trainer.page.ppo.logger
+    speaks = group.rank == 0
+    if speaks:
+        ranks = f" on {group.size} ranks" if group.size > 1 else ""
+        print(f"{trainer.page.name}: {trainer.num_envs} robots{ranks}, {total} iterations, in {path}", flush=True)
+    with Report(path, total, trainer.iteration, logger) if speaks else nullcontext() as report:
         for _ in trainer.train(total, report):
             pass
-    if trainer.stopped:
+    group.close()
+    if speaks and trainer.stopped:
         page = trainer.page.name if trainer.page.name in config_names() else path / "config.yaml"
         print(f"stopped after {trainer.iteration} iterations; go on with: embodied-rl train {page} --resume {path}")
-    else:
-        print(f"done: {trainer.env_steps:,} steps in {trainer.seconds:.0f} s; next: embodied-rl eval {path}")
-        print(f"      embodied-rl play {path} --video walk.mp4")
+    elif speaks:
+        done = f"done: {trainer.env_steps:,} steps in {trainer.seconds:.0f} s"
+        if trainer.page.env.source:  # another's environment, which we can neither measure nor draw
+            print(f"{done}; the policy: embodied_rl.load({str(path)!r}).policy")
+        else:
+            print(f"{done}; next: embodied-rl eval {path}")
+            print(f"      embodied-rl play {path} --video walk.mp4")
     return 0
 
 
@@ -250,14 +285,25 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.main()
 
 
+def _pool(options: argparse.Namespace) -> int:
+    from embodied_rl.learn.run import find_run
+    from embodied_rl.pools.status import read_status, shown
+
+    run, _ = find_run(options.run)
+    print("\n\n".join(map(shown, read_status(run.path))))
+    return 0
+
+
 def _bench(options: argparse.Namespace) -> int:
     from embodied_rl import bench, factory
     from embodied_rl.bench_learner import bench_learner
+    from embodied_rl.pools.bench import bench_pool
 
     where = _chosen(options)
     page = factory.resolve(options.config, options.overrides, **where)
-    measure = {"env": bench.bench_env, "learner": bench_learner, "train": bench.bench_train, "walk": bench.bench_walk}
-    result = measure[options.what](page)
+    measures = {"env": bench.bench_env, "learner": bench_learner, "pool": bench_pool}
+    measures |= {"train": bench.bench_train, "walk": bench.bench_walk}
+    result = measures[options.what](page)
     for name, value in result.items():
         print(f"{name:28s} {value:,.3f}" if isinstance(value, float) else f"{name:28s} {value}")
     _write_json(options.json, result)

@@ -1,12 +1,12 @@
-"""The only place that names engines: from a page to an environment, from a run to its policy."""
+"""From a page to a trainer, from a run to its policy."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,154 +15,39 @@ import torch
 from rsl_rl.models import MLPModel
 from torch import Tensor
 
-from embodied_rl import doctor
+from embodied_rl.build import as_it_is, compiler, device_of, make, make_vector, resolve
 from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
-from embodied_rl.env import ActionSpace, Env
+from embodied_rl.env import ActionSpace
 from embodied_rl.errors import UserError
 from embodied_rl.export import export
 from embodied_rl.learn import checkpoint
+from embodied_rl.learn.distributed import Group, env_ids, join, launchers, learning_rate_factor, rank_device
 from embodied_rl.learn.evaluate import FIRST_SEED, SEEDS, evaluate, evaluation_page
 from embodied_rl.learn.models import build_actor, policy_of
 from embodied_rl.learn.policy import Obs, Player
 from embodied_rl.learn.rollout import Collector, LocalCollector
-from embodied_rl.learn.run import Run, RunError, find_run
+from embodied_rl.learn.run import Run, RunError, find_run, runs_of
+from embodied_rl.learn.team import cores
 from embodied_rl.learn.train import Learner, Trainer
-from embodied_rl.mdp.bind import Terms, needed
-from embodied_rl.physics.native import NativePhysics
-from embodied_rl.physics.protocol import Physics
-from embodied_rl.robot import load_robot
-from embodied_rl.scene import Scene, build_scene
 
 log = logging.getLogger("embodied_rl")
-
-#: Iterations from which on compiling the update pays: it takes ten seconds and saves a fifth.
-_LONG = 600
-
-
-def make(
-    config: str | Path | Page,
-    overrides: Iterable[str] = (),
-    *,
-    num_envs: int | None = None,
-    device: str | None = None,
-    engine: str | None = None,
-    seed: int | None = None,
-    measure: Iterable[str] = (),
-) -> Env:
-    """An environment of a page; see `embodied_rl.make`.  `measure` adds to what the page's terms need (`joint_torque`)."""
-    page = resolve(config, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
-    robot = load_robot(page.robot)
-    needs = needed(page) | set(measure)
-    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs)
-    device_ = device_of(page)
-    compile_ = compiler(page, device_)
-    physics = _engine(page, scene, device_, compile_)
-    terms = Terms(page, scene, physics.device)
-    env_ids = torch.arange(page.env.num_envs, device=physics.device)
-    with torch.no_grad():
-        return Env(page, scene, physics, terms, env_ids, compile_)
-
-
-def device_of(page: Page) -> torch.device:
-    """Where the page's robots live.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    name, count = page.physics.device, torch.cuda.device_count()
-    if name == "auto":
-        return torch.device("cuda" if count and page.physics.engine != "native" else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        found = f"this machine has {count}" if count else doctor.cuda_error()
-        raise UserError(f"physics.device: {name}: {found}; take --device cpu")
-    return device
-
-
-def _engine(page: Page, scene: Scene, device: torch.device, compile_: Callable) -> Physics:
-    """The page's engine; an extra is imported when it is asked for."""
-    settings, num_envs = page.physics, page.env.num_envs
-    if settings.engine == "native":
-        return NativePhysics(scene, num_envs, settings.decimation, settings.num_threads, compile_)
-    try:
-        if settings.engine == "warp":
-            from embodied_rl.physics.warp import WarpPhysics
-
-            return WarpPhysics(scene, num_envs, settings, device, compile_)
-        from embodied_rl.physics.mjx import MjxPhysics
-
-        return MjxPhysics(scene, num_envs, settings.decimation, device, compile_)
-    except ImportError as error:
-        extra = {"warp": "cuda"}.get(settings.engine, settings.engine)
-        raise UserError(
-            f'physics.engine: {settings.engine}: {error}; pip install "embodied-rl[{extra}]", or take engine: native'
-        ) from None
-
-
-def resolve(
-    config: str | Path | Page,
-    overrides: Iterable[str] = (),
-    *,
-    num_envs: int | None = None,
-    device: str | None = None,
-    engine: str | None = None,
-    seed: int | None = None,
-) -> Page:
-    """The page with what the command line says about it.
-
-    Raises:
-        ConfigError: the page or an override is wrong, one line for each error.
-    """
-    if device is not None and device.startswith("cuda") and engine is None:
-        engine = "warp"  # C runs on the CPU
-    if device is None and engine is not None:
-        device = "auto"  # what a page says of another engine's device does not hold for this one
-    settings = {"env.num_envs": num_envs, "physics.engine": engine, "physics.device": device, "env.seed": seed}
-    given = [*overrides, *(f"{path}={value}" for path, value in settings.items() if value is not None)]
-    return override(config, given) if isinstance(config, Page) else load_page(str(config), given)
-
-
-def compiler(page: Page, device: torch.device) -> Callable:
-    """What wraps the parts of the step: torch.compile where the page wants it and a compiler is there."""
-    if page.env.compile is False:
-        return _as_it_is
-    error = doctor.cpp_error() if device.type == "cpu" else doctor.triton_error()
-    if error:
-        if page.env.compile is True:
-            raise UserError(f"env.compile: true: {error}; install one (g++), or set env.compile to auto or false")
-        log.warning("%s: the step runs without torch.compile, a little slower; `embodied-rl doctor` says more", error)
-        return _as_it_is
-    return lambda function: torch.compile(_copied(function), fullgraph=True, dynamic=False)
-
-
-def _copied(function: Callable) -> Callable:
-    """A function or bound method with code of its own: torch.compile counts variants by code, and gives up at the ninth.
-
-    Each environment compiles variants for its own shapes, so that a few of them in one process would be too many.
-    """
-    if isinstance(function, types.MethodType):
-        return types.MethodType(_copied(function.__func__), function.__self__)
-    if not isinstance(function, types.FunctionType):
-        return function
-    copied = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__)
-    copied.__defaults__, copied.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-    return copied
-
-
-def _as_it_is(function: Callable) -> Callable:
-    return function
 
 
 def start(page: Page, path: Path | None = None) -> Trainer:
     """A trainer in a fresh run directory, which is written before anything is built.
+
+    Where torchrun has started this process again after a failure, it goes on with the run that it began.
 
     Raises:
         UserError: the seed is one of evaluation's, there is no such device, or the directory holds a run already.
     """
     _check_seed(page)
     device_of(page)
-    return make_trainer(page, Run.create(page, path))
+    group = _join(page)
+    names = launchers(group)
+    page, run, candidates = group.lead(lambda: _create(page, path, names))
+    return _go_on(make_trainer(page, run, group), candidates)
 
 
 def resume(
@@ -170,6 +55,7 @@ def resume(
     config: str,
     overrides: Iterable[str] = (),
     *,
+    path: Path | None = None,
     num_envs: int | None = None,
     device: str | None = None,
     engine: str | None = None,
@@ -177,25 +63,89 @@ def resume(
 ) -> Trainer:
     """A trainer that goes on where a run stopped: on the run's own page, with what the command line changes.
 
-    The changed page is the run's from then on.
+    The changed page is the run's from then on.  The number of processes may be another one.
 
     A damaged newest checkpoint is passed over with a warning.
+
+    Args:
+        name: a run directory, a checkpoint in one, `latest`, or `auto`: the run in `path`, or the page's newest, or a new one.
+        config: the page's name or path.
+        overrides: see `embodied_rl.make`.
+        path: the directory that `auto` looks at.
+        num_envs: see `embodied_rl.make`.
+        device: see `embodied_rl.make`.
+        engine: see `embodied_rl.make`.
+        seed: see `embodied_rl.make`.
 
     Raises:
         UserError: there is no such run, it is of another page, or no checkpoint of it can be read.
     """
-    run, named = find_run(name)
-    before = page = run.page
-    if load_page(config).name != page.name:
-        raise UserError(f"--resume {run.path}: that run is of the page {page.name}, not of {config}")
-    page = resolve(page, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
-    _check_seed(page)
-    path, state = _newest(run, named, "cpu")
-    trainer = make_trainer(page, run)
-    trainer.resume(path, state)
-    if page != before:
+    fresh = load_page(config)
+    resolved = lambda page: resolve(page, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)  # noqa: E731
+    group = _join(resolved(fresh))
+    names = launchers(group)
+
+    def find() -> tuple[Page, Page, Run, list[Path]] | None:
+        if name == "auto":
+            known = runs_of(fresh.name) if path is None else [Run(path)]
+            run, named = next((run for run in known if (run.path / "config.yaml").is_file()), None), None
+            if run is None:
+                return None
+        else:
+            run, named = find_run(name)
+        before = run.page
+        if fresh.name != before.name:
+            raise UserError(f"--resume {run.path}: that run is of the page {before.name}, not of {config}")
+        page = resolved(before)
+        _check_seed(page)
+        run.lock()
+        run.launchers = names
+        # after a restart, what it had come to counts, and not where it once went on from
+        candidates = [named] if named and not run.begun_by(names) else run.newest_checkpoints()
+        if not candidates and name != "auto":
+            raise RunError(f"{run.path}: no checkpoint yet")
+        return before, page, run, candidates
+
+    found = group.lead(find)
+    if found is None:
+        return start(resolved(fresh), path)
+    before, page, run, candidates = found
+    trainer = _go_on(make_trainer(page, run, group), candidates)
+    if page != before and group.rank == 0:
         run.change(page)
     return trainer
+
+
+def _create(page: Page, path: Path | None, names: list[str]) -> tuple[Page, Run, list[Path]]:
+    """A fresh run, or the one that these launchers began; its page, and checkpoints to go on from."""
+    known = runs_of(page.name) if path is None else [Run(path)]
+    begun = next((run for run in known if run.begun_by(names)), None)
+    run = begun or Run.create(page, path)
+    run.lock()
+    run.launchers = names
+    if begun:
+        return begun.page, begun, begun.newest_checkpoints()
+    run.note_launchers()
+    return page, run, []
+
+
+def _go_on(trainer: Trainer, candidates: list[Path]) -> Trainer:
+    """The trainer at the first of some checkpoints that is whole; as it is where there are none."""
+    for path in candidates:
+        try:
+            state = trainer.group.lead(partial(checkpoint.read, path))
+            trainer.resume(path, state)
+            break
+        except checkpoint.DamagedError as error:
+            if path == candidates[-1]:
+                raise
+            log.warning("%s", error)
+    return trainer
+
+
+def _join(page: Page) -> Group:
+    """The processes that train the page."""
+    return join(page.distributed, lambda local_rank: rank_device(device_of(page), local_rank, page.distributed))
 
 
 def _check_seed(page: Page) -> None:
@@ -203,13 +153,44 @@ def _check_seed(page: Page) -> None:
         raise UserError(f"env.seed: {page.env.seed}: seeds from {FIRST_SEED} up are evaluation's; take a smaller one")
 
 
-def make_trainer(page: Page, run: Run) -> Trainer:
-    """Everything that trains the page."""
-    env = make(page)
+def _own_page(page: Page, group: Group) -> Page:
+    """The page as one of several ranks runs it: its device, its share of the cores, the job's learning rate."""
+    if group.size == 1:
+        return page
+    device = rank_device(device_of(page), group.local_rank, page.distributed)
+    pooled = page.pool.workers is not None
+    changes = [f"ppo.learning_rate={page.ppo.learning_rate * learning_rate_factor(page, group.size)}"]
+    if pooled or not page.env.source:
+        changes.append(f"{'pool' if pooled else 'physics'}.device={device}")
+    if page.physics.num_threads == 0 and group.local_size > 1 and not pooled:
+        changes.append(f"physics.num_threads={cores()}")
+    return override(page, changes)
+
+
+def make_trainer(page: Page, run: Run, group: Group | None = None) -> Trainer:
+    """Everything that trains the page, or one rank's part of it."""
+    group = group or Group()
+    collector, learner = group.together(lambda: _make_parts(page, group, run))
+    if group.size > 1:  # equal machines begin with equal networks, others do not
+        learner.load_state_dict(checkpoint.unpack(group.lead(lambda: checkpoint.pack(learner.state_dict()))))
+    return Trainer(page, collector, learner, run, group)
+
+
+def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]:
+    """This rank's robots, and its copy of the learner."""
+    ids = env_ids(page, group.rank, group.size)
+    page = _own_page(page, group)
+    rows = torch.arange(ids.start, ids.stop)
+    if page.pool.workers is not None and page.pool.address != "none":
+        return _make_pooled(page, group, run, rows)
+    env = make_vector(page, rows)
     symmetry = page.ppo.symmetry != "none"
-    wrap = compiler(page, env.device)
-    collector = LocalCollector(env, page.ppo.num_steps_per_env, page.env.seed, symmetry=symmetry, compiler=wrap)
-    learner = make_learner(page, collector, env.device)
+    # evaluated as in a pool, where the page speaks of one: to the same bits
+    chunk = page.pool.shard_size if page.pool.workers is not None or page.env.source else None
+    wrap = as_it_is if page.env.source else compiler(page, env.device)
+    steps, seed = page.ppo.num_steps_per_env, page.env.seed
+    collector = LocalCollector(env, steps, seed, symmetry=symmetry, compiler=wrap, chunk=chunk)
+    learner = make_learner(page, collector, env.device, group)
     if learner.critic_group not in env.final_obs:
         env.close()
         given = f"[{', '.join(page.env.final_obs_groups)}]"
@@ -217,11 +198,21 @@ def make_trainer(page: Page, run: Run) -> Trainer:
             f"env.final_obs_groups: {given}: training bootstraps time-outs from the last observation of "
             f"{learner.critic_group!r}; add it, or leave the key out"
         )
-    return Trainer(page, collector, learner, run)
+    return collector, learner
 
 
-def make_learner(page: Page, collector: Collector, device: torch.device | str = "cpu") -> Learner:
-    """The page's learner, for what the collector gives.
+def _make_pooled(page: Page, group: Group, run: Run, rows: Tensor) -> tuple[Collector, Learner]:
+    """A pool of this rank's robots, and its copy of the learner."""
+    from embodied_rl.pools import make_collector
+
+    of = f"_rank_{group.rank}" if group.size > 1 else ""
+    device = device_of(page)
+    collector = make_collector(page, rows, device=device, status=run.path / f"pool{of}.json", world_size=group.size)
+    return collector, make_learner(page, collector, device, group)
+
+
+def make_learner(page: Page, collector: Collector, device: torch.device | str = "cpu", group: Group | None = None) -> Learner:
+    """The page's learner, for what the collector gives, on its own or as one of a group's.
 
     Raises:
         UserError: `ppo.class_name` is none, or cannot learn the page.
@@ -230,12 +221,15 @@ def make_learner(page: Page, collector: Collector, device: torch.device | str = 
     torch.manual_seed(page.env.seed)
     learner = _class(settings.class_name)
     if issubclass(learner, rsl_rl.algorithms.PPO):
+        if group is not None and group.size > 1:
+            raise UserError(f"ppo.class_name: {settings.class_name}: it trains in one process; leave the key out, or torchrun")
         from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
 
         return RslRlPPO(learner, obs, collector.action_space, settings, collector.mirrors, collector.num_steps, device)
-    long = settings.compile is True or (settings.compile == "auto" and settings.max_iterations >= _LONG)
-    wrap = compiler(page, torch.device(device)) if long else _as_it_is
-    return learner(obs, collector.action_space, settings, collector.mirrors, page.env.seed, device, compiler=wrap)
+    # on the CPU the networks are one operation each, and what is left is not worth ten seconds of compiling
+    wrap = compiler(page, torch.device(device)) if torch.device(device).type == "cuda" else as_it_is
+    reduce = (group or Group()).sum
+    return learner(obs, collector.action_space, settings, collector.mirrors, page.env.seed, device, reduce=reduce, compiler=wrap)
 
 
 def _class(name: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embodied_rl import __version__, cli, factory
+from embodied_rl import __version__, bench_learner, cli, factory
 from embodied_rl.config import Page, config_names, load, override
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn import evaluate as protocol
@@ -28,6 +28,7 @@ FLAGS = {
     "check": "config overrides",
     "schema": "",
     "doctor": "",
+    "pool": "what run",
     "bench": "what config overrides --num-envs --device --engine --seed --json",
 }
 
@@ -234,3 +235,21 @@ def test_ctrl_c_before_the_first_iteration(monkeypatch: pytest.MonkeyPatch, caps
 def test_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "embodied_rl", "check", "go2_flatt"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embodied_rl", "list", "--terms"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+
+
+def test_the_page_of_a_benchmark_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    monkeypatch.setattr(bench_learner, "bench_learner", lambda page: measured.append((page.name, page.env.num_envs)) or {})
+    for arguments in ([], ["env.num_envs=8"], ["go1_flat"], ["go1_flat", "env.num_envs=8"]):
+        assert cli.main(["bench", "learner", *arguments]) == 0
+    assert [name for name, _ in measured] == ["go2_flat", "go2_flat", "go1_flat", "go1_flat"]
+    assert measured[1][1] == measured[3][1] == 8 != measured[0][1]

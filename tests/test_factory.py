@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import embodied_rl
-from embodied_rl import factory
+from embodied_rl import build, factory
 from embodied_rl.config import ConfigError, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn.run import Run
@@ -93,9 +93,9 @@ def test_the_step_is_compiled_where_it_can_be(monkeypatch: pytest.MonkeyPatch, c
         function: Callable = lambda: None  # noqa: E731
         return factory.compiler(load("go2_flat", [f"env.compile={setting}"]), torch.device("cpu"))(function) is not function
 
-    monkeypatch.setattr(factory.doctor, "cpp_error", lambda: None)
+    monkeypatch.setattr(build.doctor, "cpp_error", lambda: None)
     assert compiles("auto") and compiles("true") and not compiles("false")
-    monkeypatch.setattr(factory.doctor, "cpp_error", lambda: "no C++ compiler")
+    monkeypatch.setattr(build.doctor, "cpp_error", lambda: "no C++ compiler")
     with pytest.raises(UserError, match=r"env\.compile: true: no C"):
         compiles("true")
     assert not caplog.records

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from embodied_rl.config import yaml
+from embodied_rl.config.problems import did_you_mean, shown
 from embodied_rl.config.terms import EXTRAS, SECTIONS
 from embodied_rl.config.types import Fraction, NonNegative, Ordered, Positive, refuse
 
@@ -17,6 +18,7 @@ Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IntRange = Annotated[tuple[NaturalNumber, NaturalNumber], Ordered()]
 ClassName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Widths = Annotated[tuple[Count, ...], MinLen(1)]
+Source = Annotated[str, StringConstraints(pattern=r"^(gymnasium|dm_control|envpool|python):\S+$")]
 
 
 class Model(BaseModel):
@@ -26,6 +28,18 @@ class Model(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
 
+
+#: Kinds of environments of others, with an example of each.
+SOURCES = {
+    "gymnasium": "Ant-v5",
+    "dm_control": "walker-walk",
+    "envpool": "Go1JoystickFlatTerrain-v1",
+    "python": "my_module:make",
+}
+#: What a page with `env.source` has no say in: its environments bring it along.
+ROBOT_SECTIONS = ("terms", "robot", "scene", "terrain", *SECTIONS)
+#: What such a page may say of the physics.
+SOURCE_PHYSICS = ("num_threads", "max_unstable")
 
 #: What an engine lacks, by setting; checked before anything is imported.
 _LACKS = {"warp": {"solver": ("pgs",)}, "mjx": {"solver": ("pgs",), "integrator": ("implicit",)}}
@@ -48,6 +62,26 @@ class EnvSettings(Model):
     random_episode_phase: bool = Field(default=True, description="start the first episodes at random times")
     compile: Literal["auto", True, False] = Field(default="auto", description="torch.compile the step; auto: where it can")
     final_obs_groups: tuple[str, ...] = Field(default=("critic",), description="read before a reset, to bootstrap")
+    source: Source | None = Field(
+        default=None,
+        description="environments of others in place of a robot: gymnasium:Ant-v5, dm_control:walker-walk, "
+        "envpool:Go1JoystickFlatTerrain-v1, python:my_module:make",
+    )
+    source_options: dict[str, Any] = Field(default={}, description="keyword arguments of what makes an environment of the source")
+    groups: dict[str, tuple[str, ...]] = Field(
+        default={}, description="keys of the source's observation, by group; empty: all of it is the group actor"
+    )
+    reward_scale: Positive = Field(default=1.0, description="what the learner sees of a source's reward; reports show it whole")
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def is_a_source(cls, source: Any) -> Any:
+        """The kind of the source is known."""
+        kind, colon, name = source.partition(":") if isinstance(source, str) else ("", "", "")
+        if isinstance(source, str) and (kind not in SOURCES or not colon or not name or " " in name):
+            allowed = ", ".join(f"{one}:{example}" for one, example in SOURCES.items())
+            raise refuse(f"{shown(source)} is not KIND:NAME{did_you_mean(kind, SOURCES) if colon else ''} (like {allowed})")
+        return source
 
 
 class PhysicsSettings(Model):
@@ -112,6 +146,7 @@ class PPOSettings(Model):
     num_steps_per_env: Count = Field(default=24, description="control steps per robot and iteration")
     max_iterations: Count = 300
     save_interval: Count = Field(default=50, description="iterations between checkpoints")
+    keep_checkpoints: Count = Field(default=5, description="how many of the last ones are kept, beside the one of best reward")
     num_learning_epochs: Count = 5
     num_mini_batches: Count = 4
     clip_param: Positive = 0.2
@@ -142,10 +177,65 @@ class PPOSettings(Model):
     rnn_type: Literal["none", "gru", "lstm"] = Field(default="none", description="a recurrent network before the actor's MLP")
     rnn_hidden_dim: Count = 128
     rnn_num_layers: Count = 1
-    compile: Literal["auto", True, False] = Field(default="auto", description="torch.compile the update; auto: in long runs")
     bfloat16: bool = Field(default=False, description="networks of the update compute in bfloat16")
     symmetry: Literal["none", "augmentation", "mirror_loss"] = Field(default="none", description="use of left-right symmetry")
     mirror_loss_coeff: NonNegative = 0.0
+
+
+class PoolSettings(Model):
+    """Simulators in processes of their own, on this machine's cores or on other machines, through Ray."""
+
+    workers: NaturalNumber | None = Field(
+        default=None,
+        description="simulator processes; 0: one a node, one a core for environments in Python; null: no pool",
+    )
+    shard_size: Count = Field(default=64, description="environments that the policy answers at once and that move together")
+    mode: Literal["sync", "overlap", "async"] = Field(default="sync", description="what happens while the learner updates")
+    inference: Literal["local", "central"] = Field(default="local", description="where the policy is: in the workers or here")
+    address: str = Field(
+        default="local",
+        description="local: a Ray of its own on 127.0.0.1; HOST:PORT or auto: a cluster's; none: no Ray, this process steps "
+        "the environments itself, to the same bits",
+    )
+    device: Device = Field(default="auto", description="where the learner computes; auto: a GPU if there is one")
+    on_crash: Literal["replay", "mask", "raise"] = Field(
+        default="replay", description="a lost worker's part of a rollout: collected again to the bit, left out, or the end"
+    )
+    snapshot_interval: Count = Field(default=1, description="iterations between the snapshots that a replay begins with")
+    min_valid: Fraction = Field(default=0.5, description="a rollout with a smaller valid share is not learned from")
+    timeout_s: Positive = Field(default=300.0, description="a worker that is silent for so long is lost [s]")
+    start_timeout_s: Positive = Field(default=120.0, description="the same for one that is starting [s]")
+    deadline_share: Annotated[float, Gt(0), Le(1)] | None = Field(
+        default=None, description="once this share of the shards is in, stragglers are hurried; null: they are waited for"
+    )
+    deadline_factor: Annotated[float, Ge(1)] = Field(
+        default=1.5, description="times the time that share took, then stragglers give what they have"
+    )
+    grace_s: Positive = Field(default=5.0, description="a straggler that does not answer for so long is lost [s]")
+    max_restarts: NaturalNumber = Field(
+        default=3, description="restarts of one worker within restart_window_s before the run stops"
+    )
+    spares: NaturalNumber = Field(default=1, description="processes that wait, loaded, to take a lost worker's place at once")
+    restart_window_s: Positive = Field(default=300.0, description="see max_restarts [s]")
+    max_staleness: Count = Field(default=4, description="async: versions that a fragment may be behind before it is thrown away")
+    batch_share: Annotated[float, Gt(0), Le(1)] = Field(default=0.5, description="async: share of the shards in a rollout")
+    importance_clip: Annotated[float, Ge(1)] = Field(
+        default=2.0, description="overlap, async: bound of the ratio between the present policy and the one that acted"
+    )
+
+
+class DistributedSettings(Model):
+    """Several processes, started by torchrun; see docs/distributed.md."""
+
+    num_envs_scope: Literal["per_rank", "global"] = Field(
+        default="per_rank", description="whose env.num_envs are: each process's, or shared out among all"
+    )
+    learning_rate_rule: Literal["none", "sqrt", "linear"] = Field(
+        default="none",
+        description="ppo.learning_rate times the (root of the) number of processes, where env.num_envs are each one's",
+    )
+    backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl between GPUs, else gloo")
+    timeout_s: Positive = Field(default=300.0, description="a process that others wait for longer is taken for hung [s]")
 
 
 class VideoSettings(Model):
@@ -184,19 +274,21 @@ class Page(Model):
 
     name: str
     terms: tuple[str, ...] = ()
-    robot: str
+    robot: str = ""
     scene: SceneSettings = SceneSettings()
     env: EnvSettings = EnvSettings()
     physics: PhysicsSettings = PhysicsSettings()
     terrain: TerrainSettings = TerrainSettings()
-    actions: Entries
-    observations: dict[str, Entries]
+    actions: Entries = {}
+    observations: dict[str, Entries] = {}
     commands: Entries = {}
     rewards: Entries = {}
     terminations: Entries = {}
     events: Entries = {}
     curriculum: Entries = {}
     ppo: PPOSettings = PPOSettings()
+    distributed: DistributedSettings = DistributedSettings()
+    pool: PoolSettings = PoolSettings()
     video: VideoSettings = VideoSettings()
 
     @property
@@ -209,7 +301,11 @@ class Page(Model):
         mapping: dict[str, Any] = {}
         for section in type(self).model_fields:
             value = getattr(self, section)
-            if section == "observations":
+            if self.env.source and section in ROBOT_SECTIONS:
+                continue
+            if self.env.source and section == "physics":
+                mapping[section] = value.model_dump(include=set(SOURCE_PHYSICS))
+            elif section == "observations":
                 mapping[section] = {group: _entries(section, entries) for group, entries in value.items()}
             elif isinstance(value, dict):
                 mapping[section] = _entries(section, value)

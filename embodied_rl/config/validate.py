@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ValidationError, create_model
 
-from embodied_rl.config.page import Entry, Model, Page
+from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page
 from embodied_rl.config.problems import ConfigError, Problem, did_you_mean, quoted, shown
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
 from embodied_rl.config.yaml import Document, Keys, display, dotted
@@ -35,6 +35,12 @@ class _Head(Model):
     name: str
     terms: tuple[str, ...] = ()
     robot: str
+
+
+class _SourceHead(Model):
+    """The same of a page whose environments are others'."""
+
+    name: str
 
 
 def entry_model(signature: TermSignature) -> type[Model]:
@@ -74,6 +80,8 @@ class _Checker:
             if key not in Page.model_fields:
                 near = did_you_mean(key, Page.model_fields)
                 self.problem((key,), f"no such key{near or f'; allowed are {quoted(Page.model_fields)}'}")
+        if self.has_source():
+            return self.source_page()
         head = self.model(_Head, {key: one for key, one in self.value.items() if key in _Head.model_fields}, ())
         self.find_terms(self.value.get("terms", []))
         if isinstance(robot := self.value.get("robot"), str):
@@ -83,6 +91,63 @@ class _Checker:
         if self.problems or head is None:
             raise ConfigError(self.problems)
         return Page(**head.model_dump(), **parts)
+
+    def has_source(self) -> bool:
+        """Whether the page's environments are others'."""
+        env = self.value.get("env")
+        return isinstance(env, dict) and env.get("source") is not None
+
+    def source_page(self) -> Page:
+        """A page with `env.source`: what a robot's page says of it is absent."""
+        source = shown(self.value["env"]["source"])
+        why = f"not allowed with env.source ({source}), whose environments bring their own; leave it out"
+        for key in ROBOT_SECTIONS:
+            if key in self.value:
+                self.problem((key,), why)
+        physics = self.value.get("physics", {})
+        for key in physics if isinstance(physics, dict) else ():
+            if key in Page.model_fields["physics"].annotation.model_fields and key not in SOURCE_PHYSICS:  # type: ignore[union-attr]
+                self.problem(("physics", key), f"{why} (allowed are {quoted(SOURCE_PHYSICS)})")
+        head = self.model(_SourceHead, {"name": self.value.get("name")}, ())
+        parts = {name: self.section(name) for name in Page.model_fields if name not in (*_Head.model_fields, *ROBOT_SECTIONS)}
+        env = parts["env"]
+        if env and env.groups and "actor" not in env.groups:
+            self.problem(("env", "groups"), "the group 'actor' is missing: it is what the policy sees")
+        for group in (one for one in (env.final_obs_groups if env else ()) if one not in (env.groups or ("actor",))):
+            self.problem(("env", "final_obs_groups"), f"{shown(group)} is not a group of observations")
+        if parts["ppo"] and parts["ppo"].symmetry != "none":
+            self.problem(("ppo", "symmetry"), f"{shown(parts['ppo'].symmetry)} needs a robot with a mirror; take symmetry: none")
+        self.check_pool(parts)
+        if self.problems or head is None:
+            raise ConfigError(self.problems)
+        return Page(**head.model_dump(), **parts)
+
+    def check_pool(self, parts: Mapping[str, Any]) -> None:
+        """What the pool's mode needs of the rest of the page."""
+        pool, ppo, env, physics = (parts[name] for name in ("pool", "ppo", "env", "physics"))
+        if not (pool and ppo and env and physics) or pool.workers is None:
+            return
+        if physics.engine != "native":
+            self.problem(
+                ("physics", "engine"), f"{shown(physics.engine)} runs where the learner does; a pool needs engine: native"
+            )
+        if pool.mode != "sync":
+            learner = "embodied_rl.learn.ppo:PPO"
+            if ppo.class_name != learner:
+                self.problem(("pool", "mode"), f"{shown(pool.mode)} needs ppo.class_name: {learner}, which weighs stale actions")
+            if ppo.rnn_type != "none":
+                self.problem(("pool", "mode"), f"{shown(pool.mode)} is not there for recurrent policies; take mode: sync")
+            if ppo.normalize_advantage_per_mini_batch:
+                self.problem(("pool", "mode"), f"{shown(pool.mode)} needs ppo.normalize_advantage_per_mini_batch: false")
+            if pool.inference == "central":
+                self.problem(
+                    ("pool", "inference"), f"'central' is strictly on-policy; with mode: {pool.mode} take inference: local"
+                )
+        if pool.inference == "central" and pool.on_crash == "mask":
+            self.problem(("pool", "on_crash"), "'mask' is not there with inference: central; take replay or raise")
+        if env.source and env.source.startswith("envpool:") and pool.on_crash == "replay":
+            why = "'replay' needs environments that can be brought back to where they were, and EnvPool's cannot"
+            self.problem(("pool", "on_crash"), f"{why}; take mask or raise")
 
     def find_terms(self, own: Any) -> None:
         """Reads the shipped terms and the page's own."""
@@ -116,6 +181,8 @@ class _Checker:
         if name in SECTIONS:
             return self.entries(name, value, (name,))
         groups = self.value.get("observations")
+        if self.has_source():
+            groups = value.get("groups") or {} if name == "env" else {}
         if name == "env" and isinstance(groups, dict) and "critic" not in groups:
             value = {"final_obs_groups": ("actor",), **value}  # the critic sees what the policy sees
         return self.model(Page.model_fields[name].annotation, value, (name,))  # type: ignore[arg-type]
@@ -180,6 +247,12 @@ class _Checker:
         if ppo and ppo.symmetry == "mirror_loss" and ppo.mirror_loss_coeff == 0:
             self.problem(("ppo", "mirror_loss_coeff"), "0.0 is not allowed with symmetry: mirror_loss; more than 0")
 
+        if env and not env.source:
+            for key in ("source_options", "groups", "reward_scale"):
+                if getattr(env, key) != type(env).model_fields[key].default:
+                    self.problem(("env", key), "only allowed with env.source; leave it out")
+        self.check_pool(parts)
+
     def check_groups(self, groups: dict[str, Any], final: tuple[str, ...]) -> None:
         """The policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""
         if "actor" not in groups:
@@ -193,6 +266,8 @@ class _Checker:
 
 
 def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
@@ -230,7 +305,9 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return f"one of {quoted(arguments)}"
     if origin in (typing.Union, types.UnionType):
-        return f"{describe(arguments[0])} or null"
+        return " or ".join("null" if one is type(None) else describe(one) for one in arguments)
+    if origin is dict:
+        return "a mapping"
     if origin is tuple:
         count = "" if ... in arguments else f"{len(arguments)} "
         return f"a list of {count}{_plural(arguments[0])}"

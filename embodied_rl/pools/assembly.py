@@ -1,0 +1,111 @@
+"""Fragments into a rollout: every shard at its place, whoever sent it and whenever.
+
+Legend: T steps, N environments of the pool, n of a fragment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied_rl.learn.rollout import Rollout
+
+#: Arrays (T, n, ...) of a fragment that a rollout has under the same name.
+_PLAIN = ("actions", "output", "rewards", "terminated", "truncated", "valid")
+
+
+class Assembly:
+    """A rollout that stays at its address, and what is written into it.
+
+    Args:
+        fragment: the first one that came, for sizes and types.
+        num_steps: T.
+        num_envs: N.
+        final_groups: observation groups that are bootstrapped from.
+        device: where the learner wants it.
+    """
+
+    def __init__(
+        self, fragment: dict[str, Any], num_steps: int, num_envs: int, final_groups: Iterable[str], device: torch.device
+    ) -> None:
+        arrays = fragment["arrays"]
+        self.num_steps, self.num_envs, self._device = num_steps, num_envs, device
+        pinned = device.type == "cuda"
+
+        def space(*lead: int, like: np.ndarray, skip: int) -> Tensor:
+            kind = torch.from_numpy(np.empty(0, like.dtype)).dtype
+            return torch.zeros(*lead, *like.shape[skip:], dtype=kind, pin_memory=pinned)
+
+        whole = lambda name: space(num_steps, num_envs, like=arrays[name], skip=2)  # noqa: E731
+        groups = [name.partition(":")[2] for name in arrays if name.startswith("obs:")]
+        memory = [arrays[name] for name in arrays if name.startswith("memory:")]
+        self.rollout = Rollout(
+            obs={name: whole(f"obs:{name}") for name in groups},
+            **{name: whole(name) for name in _PLAIN},  # pyright: ignore[reportArgumentType]
+            std=torch.from_numpy(np.array(arrays["std"])) if "std" in arrays else None,
+            final_obs={name: whole(f"obs:{name}") for name in final_groups},
+            last_obs={name: space(num_envs, like=arrays[f"last_obs:{name}"], skip=1) for name in groups},
+            memory=tuple(space(part.shape[0], num_envs, part.shape[2], like=part, skip=3) for part in memory),
+        )
+        self._there: Rollout | None = None
+
+    def write(self, fragment: dict[str, Any], rows: slice, taken: slice = slice(None)) -> None:
+        """Put a fragment's environments (those of `taken`) in their rows.
+
+        Where it ends early, the state it ends in stands for what would have come: not valid and terminated, so that the last
+        valid transition is bootstrapped from V of that state and nothing is learned beyond it.
+        """
+        rollout, arrays, steps = self.rollout, fragment["arrays"], fragment["steps"]
+        for name in _PLAIN:
+            target = getattr(rollout, name).numpy()
+            target[:steps, rows] = arrays[name][:, taken]
+            target[steps:, rows] = name == "terminated"
+        for name, tensor in rollout.obs.items():
+            last = arrays[f"last_obs:{name}"][taken]
+            tensor.numpy()[:steps, rows] = arrays[f"obs:{name}"][:, taken]
+            tensor.numpy()[steps:, rows] = last
+            rollout.last_obs[name].numpy()[rows] = last
+        for index, tensor in enumerate(rollout.memory):
+            tensor.numpy()[:, rows] = arrays[f"memory:{index}"][:, taken]
+        at, env = arrays["final_rows"].T
+        first, end, _ = taken.indices(arrays["valid"].shape[1])
+        inside = (env >= first) & (env < end)
+        for name, tensor in rollout.final_obs.items():
+            tensor.numpy()[at[inside], env[inside] - first + rows.start] = arrays[f"final_obs:{name}"][inside]
+
+    def leave_out(self, rows: slice) -> None:
+        """Nothing came of these rows: no transition of them means anything."""
+        rollout = self.rollout
+        for name in _PLAIN:
+            getattr(rollout, name)[:, rows] = name == "terminated"
+        for target in rollout.obs.values():
+            target[:, rows] = 0.0
+        for target in rollout.last_obs.values():
+            target[rows] = 0.0
+        for target in rollout.memory:
+            target[:, rows] = 0.0
+
+    def done(self) -> Rollout:
+        """The rollout, where the learner wants it."""
+        if self._device.type != "cuda":
+            return self.rollout
+        if self._there is None:
+            self._there = _moved(self.rollout, self._device, None)
+        return _moved(self.rollout, self._device, self._there)
+
+
+def _moved(rollout: Rollout, device: torch.device, into: Rollout | None) -> Rollout:
+    def move(value: Any, target: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device) if target is None else target.copy_(value, non_blocking=True)
+        if isinstance(value, dict) and value and isinstance(next(iter(value.values())), Tensor):
+            return {name: move(one, None if target is None else target[name]) for name, one in value.items()}
+        if isinstance(value, tuple):
+            return tuple(move(one, None if target is None else target[index]) for index, one in enumerate(value))
+        return value
+
+    return Rollout(**{name: move(value, None if into is None else getattr(into, name)) for name, value in vars(rollout).items()})

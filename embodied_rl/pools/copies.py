@@ -1,0 +1,91 @@
+"""A policy far away: plain torch, so that a worker needs no learner, and its numbers as one array."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embodied_rl.learn.policy import Policy
+
+
+class FrozenNormalizer(nn.Module):
+    """(x - mean) / (std + eps), held while a rollout is collected.
+
+    Args:
+        size: how many numbers an observation has.
+        eps: see above.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(1, size))
+        self.register_buffer("std", torch.ones(1, size))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """(N, O) to (N, O)."""
+        return (obs - self.mean) / (self.std + self.eps)
+
+
+class _Held(nn.Module):
+    """A tensor that is called for."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self) -> Tensor:
+        return self.value  # type: ignore[return-value]
+
+
+def plain_copy(policy: Policy) -> Policy:
+    """A policy of the same arithmetic out of torch's own modules, on the CPU; it no longer learns."""
+    mean = getattr(policy.normalizer, "_mean", None)
+    normalizer: nn.Module = nn.Identity()
+    if isinstance(mean, Tensor):
+        normalizer = FrozenNormalizer(mean.shape[-1], float(policy.normalizer.eps))  # type: ignore[arg-type]
+    assert isinstance(policy.network, nn.Sequential)
+    # not `children`: it names a layer once that stands at several places, as activations do
+    network = nn.Sequential(*(copy.deepcopy(layer) for layer in policy.network))
+    memory = copy.deepcopy(policy.memory)
+    std = None if policy.std is None else _Held(policy.std.detach().clone().cpu())
+    copied = Policy(normalizer, network.cpu(), std, memory.cpu() if memory is not None else None)
+    for part in _modules(copied):
+        part.requires_grad_(False)
+    unpack(copied, pack(policy))
+    return copied
+
+
+def pack(policy: Policy) -> np.ndarray:
+    """Every number that the policy's answers depend on, float32 (W,)."""
+    tensors: list[Tensor] = list(policy.network.parameters())
+    if policy.memory is not None:
+        tensors += list(policy.memory.parameters())
+    for names in (("_mean", "_std"), ("mean", "std")):
+        if isinstance(policy.normalizer, FrozenNormalizer) == (names[0] == "mean"):
+            tensors += [tensor for name in names if isinstance(tensor := getattr(policy.normalizer, name, None), Tensor)]
+    if policy.std is not None:
+        tensors.append(policy.std)
+    return torch.cat([tensor.detach().flatten() for tensor in tensors]).float().cpu().numpy()
+
+
+@torch.no_grad()
+def unpack(policy: Policy, numbers: np.ndarray) -> None:
+    """Write them into a `plain_copy`."""
+    targets: list[Tensor] = []
+    for part in _modules(policy):
+        targets += [*part.parameters(), *part.buffers()]
+    given = torch.from_numpy(np.array(numbers))
+    for target, values in zip(targets, given.split([target.numel() for target in targets]), strict=True):
+        target.copy_(values.view_as(target))
+
+
+def _modules(policy: Policy) -> list[nn.Module]:
+    """The parts in the order of `pack`."""
+    parts = (policy.network, policy.memory, policy.normalizer, policy._std)
+    return [part for part in parts if isinstance(part, nn.Module)]

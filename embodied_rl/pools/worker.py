@@ -1,0 +1,192 @@
+"""What runs far away: environments, a copy of the policy, and a collector like the one that runs here.
+
+A worker imports no learner, no rsl_rl and no tensordict; it holds no truth of its own but the state of its environments.
+
+Legend: T steps, N environments of this worker, S of a shard.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied_rl.build import as_it_is, compiler, make_vector
+from embodied_rl.config import Page
+from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.rollout import LocalCollector, Rollout, VectorEnv
+from embodied_rl.pools.copies import unpack
+
+Arrays = dict[str, np.ndarray]
+
+
+class SimWorker:
+    """One process of simulators; an actor of Ray's, of which next to nothing in here knows.
+
+    Args:
+        path: where modules of the page's own are looked for, beside what is installed.
+    """
+
+    def __init__(self, path: list[str]) -> None:
+        sys.path += [folder for folder in path if folder not in sys.path]
+        torch.set_num_threads(1)
+        self._env: VectorEnv | None = None
+        self._policy: Policy | None = None
+        self._stop_at, self._doing = -1, ("waiting", -1, 0.0)
+        self._newest: dict[str, Any] | None = None
+
+    # ---------------------------------------------------------------------------------------------------------- a beginning
+
+    def build(self, page: Page, env_ids: np.ndarray) -> dict[str, Any]:
+        """Make the environments of these global ids; what they are like."""
+        self._doing = ("building", -1, time.time())
+        env = make_vector(page, torch.from_numpy(np.array(env_ids)))
+        wrap = as_it_is if page.env.source else compiler(page, env.device)
+        steps, size = page.ppo.num_steps_per_env, page.pool.shard_size
+        symmetry = page.ppo.symmetry != "none"
+        self._collector = LocalCollector(
+            env, steps, page.env.seed, symmetry=symmetry, compiler=wrap, chunk=size, interrupted=self._interrupted
+        )
+        self._env = env
+        self._doing = ("waiting", -1, time.time())
+        return {
+            "pid": os.getpid(),
+            "obs": {name: tuple(value.shape[1:]) for name, value in env.obs.items()},
+            "final_obs": list(env.final_obs),
+            "action_space": tuple(env.action_space),
+            "mirrors": {name: tuple(part.cpu().numpy() for part in pair) for name, pair in self._collector.mirrors.items()},
+        }
+
+    def meet(self, policy: Policy) -> None:
+        """Let this one act from now on."""
+        self._policy = policy
+
+    def fresh(self, steps: int) -> None:
+        """Begin new episodes everywhere, as environments that have lived so many steps."""
+        env = self._env
+        assert env is not None
+        env.buffers["age"].fill_(steps)
+        with torch.no_grad():
+            env.reset()
+
+    # ------------------------------------------------------------------------------------------------------------ fragments
+
+    def collect(self, weights: dict[str, Any], iteration: int, snapshot: bool = False) -> dict[str, Any]:
+        """Let the policy drive for T steps, or until told to stop.
+
+        Args:
+            weights: `version` and `numbers`; newer ones that `renew` brought go before.
+            iteration: the trainer's; curricula and `stop` go by it.
+            snapshot: whether to send the environments' state along.
+
+        Returns:
+            A fragment: arrays (T', N, ...), T' <= T steps done, and what is to be known of them.
+        """
+        if self._newest is not None and self._newest["version"] > weights["version"]:
+            weights = self._newest
+        assert self._policy is not None
+        started = time.perf_counter()
+        self._doing = ("collecting", iteration, time.time())
+        self._iteration = iteration
+        unpack(self._policy, weights["numbers"])
+        rollout = self._collector.collect(self._policy, iteration)
+        fragment = {
+            "version": weights["version"],
+            "iteration": iteration,
+            "steps": self._collector.num_done,
+            "arrays": to_arrays(rollout, self._collector.num_done),
+            "totals": rollout.totals,
+            "seconds": rollout.seconds | {"busy": time.perf_counter() - started},
+            "unstable": self._collector.drain_unstable(),
+            "snapshot": self.snapshot() if snapshot else None,
+            "pid": os.getpid(),
+            "node": _node(),
+        }
+        self._doing = ("waiting", iteration, time.time())
+        return fragment
+
+    def snapshot(self) -> Arrays:
+        """The state of every environment, (N, ...)."""
+        return {name: value.cpu().numpy() for name, value in self._collector.snapshot().items()}
+
+    def restore(self, state: Arrays) -> None:
+        """The inverse of `snapshot`."""
+        self._doing = ("restoring", -1, time.time())
+        with torch.no_grad():
+            self._collector.restore({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+
+    # -------------------------------------------------------------------------------------------- the policy is elsewhere
+
+    def look(self) -> Arrays:
+        """Present observations by group, and `age`, (N,): for a policy that is not here."""
+        env = self._env
+        assert env is not None
+        return {name: value.numpy().copy() for name, value in env.obs.items()} | {"age": env.buffers["age"].numpy().copy()}
+
+    def act(self, actions: np.ndarray) -> Arrays:
+        """One step; `look` and what the step led to, `final:GROUP` among it."""
+        env = self._env
+        assert env is not None
+        with torch.no_grad():
+            env.advance(torch.from_numpy(np.array(actions)))
+        step = env.result
+        led_to = {name: getattr(step, name) for name in ("rewards", "terminated", "truncated", "valid")}
+        led_to |= {f"final:{name}": value for name, value in step.final_obs.items()}
+        return self.look() | {name: value.numpy().copy() for name, value in led_to.items()}
+
+    def drain(self) -> tuple[dict[str, float], list[dict], float]:
+        """Totals, failed environments, and seconds in the simulator."""
+        env = self._env
+        assert env is not None
+        return env.drain_totals(), env.drain_unstable(), env.physics_seconds
+
+    def advance_curricula(self, iteration: int) -> None:
+        """See `VectorEnv`."""
+        assert self._env is not None
+        self._env.advance_curricula(iteration)
+
+    # ----------------------------------------------------------------------------------- asked while something else goes on
+
+    def stop(self, iteration: int) -> None:
+        """End this iteration's rollout before its next step."""
+        self._stop_at = max(self._stop_at, iteration)
+
+    def renew(self, weights: dict[str, Any]) -> None:
+        """Take these weights for the rollouts that begin from now on."""
+        self._newest = weights
+
+    def where(self) -> str:
+        """What it is at, in words."""
+        kind, iteration, since = self._doing
+        step = f", step {self._collector.num_done}" if kind == "collecting" else ""
+        busy = getattr(self._env, "busy_with", lambda: "")()
+        return f"{kind} iteration {iteration}{step} for {time.time() - since:.0f} s{busy and f', in {busy}'}"
+
+    def _interrupted(self) -> bool:
+        return self._stop_at >= self._iteration
+
+
+def _node() -> str:
+    """Id of the node that this process was put on in the end; empty outside Ray."""
+    ray = sys.modules.get("ray")
+    return ray.get_runtime_context().get_node_id() if ray is not None and ray.is_initialized() else ""
+
+
+def to_arrays(rollout: Rollout, steps: int) -> Arrays:
+    """A rollout's first steps as NumPy arrays, `final_obs` where an episode was truncated alone."""
+    where = rollout.truncated[:steps].nonzero()
+    tensors: dict[str, Tensor] = {"final_rows": where}
+    for name in ("actions", "output", "rewards", "terminated", "truncated", "valid"):
+        tensors[name] = getattr(rollout, name)[:steps]
+    tensors |= {f"obs:{name}": value[:steps] for name, value in rollout.obs.items()}
+    tensors |= {f"last_obs:{name}": value for name, value in rollout.last_obs.items()}
+    tensors |= {f"final_obs:{name}": value[where[:, 0], where[:, 1]] for name, value in rollout.final_obs.items()}
+    tensors |= {f"memory:{index}": part for index, part in enumerate(rollout.memory)}
+    if rollout.std is not None:
+        tensors["std"] = rollout.std
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}

@@ -1,0 +1,1 @@
+"""Environments of others: Gymnasium, dm_control, EnvPool, and what a user brings along."""

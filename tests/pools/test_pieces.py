@@ -1,0 +1,197 @@
+"""The parts of a pool that need no Ray: copies of policies, fragments put together, and the odds of stale actions."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from embodied_rl.config import ConfigError, load
+from embodied_rl.config.page import PPOSettings
+from embodied_rl.env import ActionSpace
+from embodied_rl.learn.advantages import gae, vtrace
+from embodied_rl.learn.models import build_actor, policy_of
+from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.ppo import PPO
+from embodied_rl.learn.rollout import Rollout
+from embodied_rl.pools.assembly import Assembly
+from embodied_rl.pools.copies import pack, plain_copy, unpack
+from embodied_rl.pools.stale import weigh
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("rnn_type", ["none", "lstm"])
+def test_a_copy_answers_to_the_bit_and_needs_no_learner(discrete: bool, rnn_type: str) -> None:
+    page = PPOSettings.model_validate({"actor_hidden_dims": (16, 8, 8), "rnn_type": rnn_type, "rnn_hidden_dim": 4})
+    obs = torch.randn(32, 5)
+    actor = build_actor({"actor": obs}, ActionSpace(3, discrete=discrete), page)
+    policy = policy_of(actor)
+    copied = plain_copy(policy)
+    for parameter in actor.parameters():
+        parameter.data.add_(0.1)  # it has learned since
+    actor.obs_normalizer.update(obs)  # pyright: ignore
+    unpack(copied, pack(policy))
+    there = pickle.loads(pickle.dumps(copied))
+    memory, far = policy.start(32, "cpu"), there.start(32, "cpu")
+    for _ in range(2):
+        (one, memory), (other, far) = policy(obs, memory), there(obs, far)
+        assert torch.equal(one.output, other.output)
+    stds = [std for std in (there.std, policy.std) if std is not None]
+    assert len(stds) == 2 * (not discrete) and (discrete or torch.equal(*stds))
+    assert b"rsl_rl" not in pickle.dumps(copied)
+    assert np.array_equal(pack(copied), pack(policy))
+
+
+def fragment(steps: int, envs: int, seed: int, done: int | None = None) -> dict[str, Any]:
+    """A fragment of which `done` steps were taken."""
+    draw = np.random.default_rng(seed)
+    done = steps if done is None else done
+    normal = lambda *shape: draw.normal(size=shape).astype(np.float32)  # noqa: E731
+    truncated = draw.random((done, envs)) < 0.3
+    where = np.argwhere(truncated)
+    arrays = {
+        "final_rows": where,
+        "actions": normal(done, envs, 2),
+        "output": normal(done, envs, 2),
+        "rewards": normal(done, envs),
+        "terminated": np.zeros((done, envs), bool),
+        "truncated": truncated,
+        "valid": np.ones((done, envs), bool),
+        "obs:actor": normal(done, envs, 3),
+        "last_obs:actor": normal(envs, 3),
+        "final_obs:actor": normal(len(where), 3),
+        "std": np.array([0.5, 0.5], np.float32),
+    }
+    return {"arrays": arrays, "steps": done}
+
+
+def test_fragments_come_in_any_order_and_any_cut() -> None:
+    parts = {(0, 2): fragment(4, 2, 1), (2, 5): fragment(4, 3, 2)}
+    rollouts = []
+    for order in (list(parts), list(parts)[::-1]):
+        assembly = Assembly(parts[order[0]], 4, 5, ["actor"], torch.device("cpu"))
+        for rows in order:
+            assembly.write(parts[rows], slice(*rows))
+        rollouts.append(assembly.rollout)
+    for name in ("actions", "rewards", "truncated"):
+        expected = np.concatenate([part["arrays"][name] for part in parts.values()], axis=1)
+        assert all(np.array_equal(getattr(rollout, name).numpy(), expected) for rollout in rollouts)
+    first = parts[0, 2]["arrays"]
+    for (step, env), value in zip(first["final_rows"].tolist(), first["final_obs:actor"], strict=True):
+        assert np.array_equal(rollouts[0].final_obs["actor"][step, env].numpy(), value)
+    taken = Assembly(parts[2, 5], 4, 2, ["actor"], torch.device("cpu"))
+    taken.write(parts[2, 5], slice(0, 2), slice(1, 3))
+    assert torch.equal(taken.rollout.actions, rollouts[0].actions[:, 3:])
+    mask = taken.rollout.truncated
+    assert torch.equal(taken.rollout.final_obs["actor"][mask], rollouts[0].final_obs["actor"][:, 3:][mask])
+
+
+def test_a_cut_is_bootstrapped_and_nothing_is_learned_beyond_it() -> None:
+    """A fragment of 2 of 4 steps: the learner's returns are those of a rollout of 2 steps, by its own arithmetic."""
+    page = PPOSettings.model_validate(
+        {"num_steps_per_env": 4, "actor_hidden_dims": (4,), "critic_hidden_dims": (4,), "gamma": 0.9, "lam": 0.8}
+    )
+    cut = fragment(4, 1, 5, done=2)
+    cut["arrays"]["truncated"][:] = False
+    cut["arrays"]["final_rows"], cut["arrays"]["final_obs:actor"] = np.zeros((0, 2), int), np.zeros((0, 3), np.float32)
+    assembly = Assembly(cut, 4, 1, ["actor"], torch.device("cpu"))
+    assembly.write(cut, slice(0, 1))
+    rollout = assembly.rollout
+    assert rollout.valid[:, 0].tolist() == [True, True, False, False] == [not end for end in rollout.terminated[:, 0].tolist()]
+    torch.manual_seed(0)
+    learner = PPO({"actor": torch.zeros(1, 3)}, ActionSpace(2), page, {}, seed=1)
+    learner._prepare(rollout)
+    found = learner._batch.columns(learner._batch._table)["return"][:2, 0]
+    value = lambda obs: float(learner._values(torch.as_tensor(obs)[None]).detach())  # noqa: E731
+    obs, rewards, last = cut["arrays"]["obs:actor"][:, 0], cut["arrays"]["rewards"][:, 0], cut["arrays"]["last_obs:actor"][0]
+    # delta_1 = r_1 + 0.9 V(last) - V(s_1);  delta_0 = r_0 + 0.9 V(s_1) - V(s_0);  A_0 = delta_0 + 0.9 0.8 delta_1
+    second = float(rewards[1]) + 0.9 * value(last) - value(obs[1])
+    first = float(rewards[0]) + 0.9 * value(obs[1]) - value(obs[0]) + 0.72 * second
+    assert found.tolist() == pytest.approx([first + value(obs[0]), second + value(obs[1])], abs=1e-5)
+
+
+def test_vtrace_by_hand_and_without_staleness_gae() -> None:
+    """r = 1, 2; V = 0.5, 1.0, last 2.0; gamma 0.9, lambda 0.8; pi / mu = 0.5 and 3."""
+    column = lambda *values: torch.tensor(values)[:, None]  # noqa: E731
+    rewards, values, last, ratio = column(1.0, 2.0), column(0.5, 1.0), torch.tensor([2.0]), column(0.5, 3.0)
+    done = torch.zeros(2, 1, dtype=torch.bool)
+    advantages, targets = vtrace(rewards, values, done, last, ratio, 0.9, 0.8)
+    # A_1 = 2 + 0.9 2 - 1 = 2.8;  v_1 - V = min(1, 3) 2.8;  A_0 = 1 + 0.9 1 - 0.5 + 0.72 2.8 = 3.416;  v_0 - V = 0.5 3.416
+    assert advantages[:, 0].tolist() == pytest.approx([3.416, 2.8])
+    assert targets[:, 0].tolist() == pytest.approx([0.5 + 1.708, 3.8])
+    draw = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(7, 5, generator=draw), torch.randn(7, 5, generator=draw)
+    done, last = torch.rand(7, 5, generator=draw) < 0.2, torch.randn(5, generator=draw)
+    advantages, targets = vtrace(rewards, values, done, last, torch.ones(7, 5), 0.97, 0.9)
+    expected = gae(rewards, values, done, last, 0.97, 0.9)
+    torch.testing.assert_close(advantages, expected)
+    torch.testing.assert_close(targets, expected + values)
+
+
+def gaussian_policy(weight: float, std: float) -> Policy:
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, weight)
+    return Policy(nn.Identity(), nn.Sequential(layer).requires_grad_(False), lambda: torch.tensor([std]))
+
+
+def test_the_odds_of_what_another_policy_did() -> None:
+    """mu = N(o, 1), pi = N(2 o, 0.5), o = 1, a = 1.5: log pi - log mu = -0.5 + log 2 + 0.125."""
+    one = torch.ones(1, 2)
+    given = {"obs": {"actor": one[..., None]}, "output": one[..., None].clone(), "actions": 1.5 * one[..., None]}
+    flags = dict.fromkeys(("terminated", "truncated"), one < 0)
+    rollout = Rollout(
+        **given, **flags, std=torch.ones(1), rewards=one, valid=torch.tensor([[True, False]]), final_obs={}, last_obs={}
+    )
+    policy, acted = gaussian_policy(2.0, 0.5), np.array([1.0], np.float32)
+    weighed = weigh(rollout, policy, [(slice(0, 2), acted)], torch.tensor([1.0, 3.0]), clip=2.0)
+    expected = math.exp(-0.5 * (0.5 / 0.5) ** 2 + math.log(2.0) + 0.5 * 0.5**2)
+    assert weighed.ratio is not None and weighed.ratio[0].tolist() == pytest.approx([expected, 1.0])
+    assert weighed.output[0, :, 0].tolist() == [2.0, 2.0] and weighed.std is not None and weighed.std.tolist() == [0.5]
+    assert weighed.totals["pool_mean/staleness"] == 1.0 and weighed.totals["pool_mean/clipped"] == 0.0
+    weighed = weigh(weighed, gaussian_policy(1.5, 0.1), [(slice(0, 2), np.array([0.5], np.float32))], torch.ones(2), clip=2.0)
+    assert weighed.ratio is not None and weighed.ratio[0, 0] == 2.0 and weighed.totals["pool_mean/clipped"] == 1.0
+    fresh = weigh(weighed, policy, [(slice(0, 2), acted)], torch.zeros(2), clip=2.0)
+    assert fresh.ratio is not None and (fresh.ratio == 1.0).all()
+
+
+def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
+    """The advantages that the surrogate sees are those of V-trace, normalized, times the ratio."""
+    page = PPOSettings.model_validate({"num_steps_per_env": 4, "actor_hidden_dims": (4,), "critic_hidden_dims": (4,)})
+    whole = fragment(4, 2, 3)
+    assembly = Assembly(whole, 4, 2, ["actor"], torch.device("cpu"))
+    assembly.write(whole, slice(0, 2))
+    torch.manual_seed(0)
+    learner = PPO({"actor": torch.zeros(1, 3)}, ActionSpace(2), page, {}, seed=1)
+    seen = {}
+    for ratio in (None, torch.ones(4, 2), torch.full((4, 2), 0.5)):
+        assembly.rollout.ratio = ratio
+        learner._prepare(assembly.rollout)
+        columns = learner._batch.columns(learner._batch._table)
+        seen[ratio is None, None if ratio is None else float(ratio[0, 0])] = columns["advantage"].clone()
+    torch.testing.assert_close(seen[True, None], seen[False, 1.0])
+    halved = seen[False, 0.5]
+    assert float(halved.std()) == pytest.approx(0.5, abs=1e-3) and not torch.allclose(halved, 0.5 * seen[False, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["pool.mode=overlap", "ppo.rnn_type=gru"], 'pool.mode: "overlap" is not there for recurrent policies'),
+        (["pool.mode=async", "ppo.class_name=rsl_rl.algorithms:PPO"], "which weighs stale actions"),
+        (["pool.inference=central", "pool.on_crash=mask"], "pool.on_crash: 'mask' is not there with inference: central"),
+        (["physics.engine=mjx"], "a pool needs engine: native"),
+        (["env.source=gymnasium:Ant-v5"], "not allowed with env.source"),
+        (["env.reward_scale=2.0"], "env.reward_scale: only allowed with env.source"),
+        (["pool.workers=-1"], "pool.workers: -1 is not allowed: at least 0"),
+        (["pool.mode=asink"], "did you mean 'async'?"),
+    ],
+)
+def test_what_a_pool_cannot_do_is_said_when_the_page_is_checked(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("pool_go2_flat", overrides)
+    assert said in str(caught.value)

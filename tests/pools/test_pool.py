@@ -1,0 +1,633 @@
+"""Pools on a Ray cluster of two nodes on this machine: the same bits as in this process, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from embodied_rl.build import make_vector
+from embodied_rl.config import Page, load
+from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.rollout import LocalCollector, Rollout
+
+ray = pytest.importorskip("ray", reason='needs Ray: pip install "embodied-rl[ray]"')
+
+from embodied_rl.pools import make_collector  # noqa: E402
+from embodied_rl.pools.cluster import Connection  # noqa: E402
+from embodied_rl.pools.crew import Worker  # noqa: E402
+from embodied_rl.pools.errors import PoolError  # noqa: E402
+from embodied_rl.pools.pool import SimPool  # noqa: E402
+from embodied_rl.pools.status import read_status, shown  # noqa: E402
+
+# Read when Ray starts: a death is noticed soon, simulators are no background work, and nobody is told of any of it.
+SETTINGS = {
+    "RAY_health_check_initial_delay_ms": "500",
+    "RAY_health_check_period_ms": "300",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+ENVS, SHARD, STEPS = 32, 8, 10
+SMALL = [
+    *("env.compile=false", f"env.num_envs={ENVS}", "env.episode_s=0.3", "physics.num_threads=1", f"pool.shard_size={SHARD}"),
+    *(f"ppo.num_steps_per_env={STEPS}", "pool.timeout_s=60.0", "pool.workers=2", "pool.spares=0", "ppo.init_std=0.5"),
+]
+#: An environment that does as a file says when it is asked to step, once.
+TRAPPED = """
+import os, time
+import gymnasium
+import numpy as np
+
+class Trapped(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def __init__(self, trap, always=False, pause=0.0):
+        self.trap, self.always, self.pause = trap, always, pause
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed, self.steps, self.state = seed, 0, self.np_random.normal(size=3)
+        return self.state, {}
+
+    def step(self, action):
+        self.steps += 1
+        self.state = 0.9 * self.state + np.resize(action, 3) + 0.1 * self.np_random.normal(size=3)
+        if os.path.exists(self.trap):
+            kind = open(self.trap).read()
+            if not self.always:
+                try:
+                    os.remove(self.trap)
+                except FileNotFoundError:
+                    kind = ""
+            if kind == "raise":
+                raise RuntimeError("the gripper is stuck")
+            if kind == "nan":
+                return self.state * np.nan, 1.0, False, False, {}
+            if kind == "hang":
+                time.sleep(1000.0)
+            if kind == "die":
+                os._exit(1)
+            if kind == "slow":
+                time.sleep(0.2)
+        return self.state, float(-np.abs(self.state).sum()), False, self.steps >= 25, {}
+
+def make(**options):
+    return Trapped(**options)
+"""
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """Ray on two nodes; this process is its driver."""
+    from ray.cluster_utils import Cluster
+
+    before = dict(os.environ)
+    os.environ.update(SETTINGS)
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 120 << 20})
+    started.add_node(num_cpus=4, object_store_memory=120 << 20)
+    connection = Connection(str(started.address))
+    yield started
+    connection.close()
+    started.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def page(*overrides: str, name: str = "go2_flat") -> Page:
+    return load(name, [*SMALL, *overrides])
+
+
+def policy(task: Page, seed: int = 3) -> Policy:
+    """A policy of the page's sizes in plain torch."""
+    env = make_vector(task, torch.arange(1))
+    torch.manual_seed(seed)
+    size, space = env.obs["actor"].shape[1], env.action_space
+    network = torch.nn.Sequential(torch.nn.Linear(size, 16), torch.nn.ELU(), torch.nn.Linear(16, space.size))
+    std = torch.full((space.size,), 0.5)
+    env.close()
+    return Policy(torch.nn.Identity(), network.requires_grad_(False), None if space.discrete else lambda: std)
+
+
+def local(task: Page) -> LocalCollector:
+    """What collects the same in this process."""
+    env = make_vector(task, torch.arange(task.env.num_envs))
+    return LocalCollector(env, task.ppo.num_steps_per_env, task.env.seed, chunk=task.pool.shard_size)
+
+
+def tensors(rollout: Rollout) -> dict[str, torch.Tensor]:
+    """Copies of all that means something in a rollout, by name."""
+    found = {name: value for name, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
+    for part in ("obs", "last_obs"):
+        found |= {f"{part}.{name}": value for name, value in getattr(rollout, part).items()}
+    found |= {f"final_obs.{name}": value[rollout.truncated] for name, value in rollout.final_obs.items()}
+    return {name: value.clone() for name, value in found.items()}
+
+
+def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+    """Names under which two rollouts differ in any bit."""
+    return sorted(name for name in {*one, *other} if not torch.equal(one.get(name, torch.empty(0)), other[name]))
+
+
+@pytest.fixture(scope="module")
+def pool(cluster: Any) -> Iterator[SimPool]:
+    """Two workers, one on each node, with go2_flat's robots as they were built."""
+    made = SimPool(page())
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def beginning(pool: SimPool) -> dict[str, torch.Tensor]:
+    return pool.snapshot()
+
+
+@pytest.fixture
+def again(pool: SimPool, beginning: dict[str, torch.Tensor]) -> Iterator[SimPool]:
+    """The same pool at its beginning, with the page's settings."""
+    pool._settings = pool.crew._settings = pool.page.pool
+    for worker in pool.crew.workers:
+        worker.starts.clear()
+    pool.restore(beginning)
+    yield pool
+    pool._settings = pool.crew._settings = pool.page.pool
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[dict[str, torch.Tensor]]:
+    """Three rollouts in this process."""
+    task = page()
+    collector, acting = local(task), policy(task)
+    return [tensors(collector.collect(acting, iteration)) for iteration in range(3)]
+
+
+def change(pool: SimPool, **settings: Any) -> None:
+    pool._settings = pool.crew._settings = pool.page.pool.model_copy(update=settings)
+
+
+def kill(worker: Worker, number: signal.Signals = signal.SIGKILL) -> None:
+    os.kill(worker.pid, number)
+
+
+def in_a_while(seconds: float, action: Callable[[], Any]) -> None:
+    """Do something while a rollout is collected."""
+    threading.Timer(seconds, action).start()
+
+
+# ------------------------------------------------------------------------------------------------------------- the same bits
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_number_of_workers_changes_no_bit(cluster: Any, expected: list[dict[str, torch.Tensor]], workers: int) -> None:
+    """Observations, rewards, actions and all else, of a policy and of a fixed tape of actions."""
+    task = page(f"pool.workers={workers}")
+    made = SimPool(task)
+    try:
+        acting = policy(task)
+        assert [worker.rows for worker in made.crew.workers][-1].stop == ENVS and len(made.crew.workers) == workers
+        for iteration in range(2):
+            assert differences(tensors(made.collect(acting, iteration)), expected[iteration]) == []
+        assert expected[1]["truncated"].any()
+        tape = policy(task)
+        for parameter in tape.network.parameters():
+            parameter.zero_()  # its actions are noise alone, a function of global id and age
+        collector = local(task)
+        for iteration in range(2):
+            collector.collect(acting, iteration)
+        assert differences(tensors(made.collect(tape, 2)), tensors(collector.collect(tape, 2))) == []
+    finally:
+        made.close()
+
+
+def test_what_a_rollout_says_beside_its_tensors(again: SimPool, tmp_path: Path) -> None:
+    task = page()
+    collector, acting = local(task), policy(task)
+    again._status = tmp_path / "pool.json"
+    for iteration in range(2):
+        here, there = collector.collect(acting, iteration), again.collect(acting, iteration)
+    for name, value in here.totals.items():
+        assert there.totals[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    assert there.totals["pool/restarts"] == there.totals["pool/masked_steps"] == 0.0
+    assert set(there.seconds) == {"physics", "env", "policy", "slowest", "transfer"} and min(there.seconds.values()) >= 0.0
+    (status,) = read_status(tmp_path)
+    assert [worker["shards"] for worker in status["workers"]] == [[0, 1], [2, 3]]
+    assert len({worker["node"] for worker in status["workers"]}) == 2 and status["iteration"] == 1
+    assert f"{ENVS} environments" in shown(status)
+    again._status = None
+
+
+def test_a_worker_knows_no_learner(again: SimPool) -> None:
+    again.collect(policy(page()), 0)
+    loaded = ray.get(again.crew.workers[0].actor.__ray_call__.remote(lambda self: sorted(sys.modules)))
+    assert "embodied_rl.pools.worker" in loaded
+    assert not {"rsl_rl", "tensordict", "tensorboard"}.intersection(loaded)
+
+
+def test_snapshots_fit_any_number_of_workers(again: SimPool, expected: list[dict[str, torch.Tensor]]) -> None:
+    acting = policy(page())
+    again.collect(acting, 0)
+    state = again.snapshot()
+    collector = local(page())
+    collector.collect(acting, 0)
+    assert {name: value.shape for name, value in collector.snapshot().items()} == {n: v.shape for n, v in state.items()}
+    here = local(page())
+    here.restore(state)
+    assert differences(tensors(here.collect(acting, 1)), expected[1]) == []
+    with pytest.raises(ValueError, match="the snapshot is of another page"):
+        again.restore({name: value for name, value in state.items() if name != "age"})
+
+
+@pytest.mark.slow
+def test_the_policy_may_be_elsewhere(cluster: Any, expected: list[dict[str, torch.Tensor]]) -> None:
+    """Central inference gives the same bits, also where a worker is lost on the way."""
+    task = page("pool.inference=central")
+    collector = make_collector(task, torch.arange(ENVS))
+    assert isinstance(collector, LocalCollector)
+    acting: Policy = policy(task)
+    crew = collector._env.crew  # pyright: ignore[reportAttributeAccessIssue]
+    assert differences(tensors(collector.collect(acting, 0)), expected[0]) == []
+    in_a_while(0.1, lambda: kill(crew.workers[1]))
+    second = collector.collect(acting, 1)
+    assert differences(tensors(second), expected[1]) == []
+    third = collector.collect(acting, 2)
+    assert third.totals["pool/restarts"] == 1.0
+    assert differences(tensors(third), expected[2]) == []
+    collector._env.close()
+
+
+# -------------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_a_killed_worker_collects_its_part_again(again: SimPool, expected: list[dict[str, torch.Tensor]]) -> None:
+    acting = policy(page())
+    assert differences(tensors(again.collect(acting, 0)), expected[0]) == []
+    in_a_while(0.05, lambda: kill(again.crew.workers[0]))
+    second = again.collect(acting, 1)
+    assert differences(tensors(second), expected[1]) == []
+    assert second.totals["pool/restarts"] + again._counts["restarts"] == 1.0
+    assert differences(tensors(again.collect(acting, 2)), expected[2]) == []
+
+
+@pytest.mark.slow
+def test_a_replay_begins_with_the_newest_snapshot(again: SimPool, expected: list[dict[str, torch.Tensor]]) -> None:
+    change(again, snapshot_interval=4)
+    acting = policy(page())
+    again.collect(acting, 0)
+    again.collect(acting, 1)
+    kill(again.crew.workers[1])
+    third = again.collect(acting, 2)
+    assert differences(tensors(third), expected[2]) == []
+    assert third.totals["pool/replayed_fragments"] == 2.0
+
+
+@pytest.mark.slow
+def test_a_worker_lost_between_rollouts_is_asked_again(again: SimPool) -> None:
+    acting = policy(page())
+    again.collect(acting, 0)
+    state = again.snapshot()
+    kill(again.crew.workers[0])
+    assert all(torch.equal(value, state[name]) for name, value in again.snapshot().items())
+
+
+@pytest.mark.slow
+def test_a_lost_part_may_be_left_out(again: SimPool, expected: list[dict[str, torch.Tensor]]) -> None:
+    change(again, on_crash="mask")
+    acting = policy(page())
+    again.collect(acting, 0)
+    kill(again.crew.workers[0])
+    second = again.collect(acting, 1)
+    lost, kept = again.crew.workers[0].rows, again.crew.workers[1].rows
+    assert not second.valid[:, lost].any() and second.terminated[:, lost].all()
+    assert second.valid[:, kept].all() and torch.equal(second.obs["actor"][:, kept], expected[1]["obs.actor"][:, kept])
+    assert second.totals["pool/masked_steps"] == STEPS * (lost.stop - lost.start) == second.totals["steps"]
+    third = again.collect(acting, 2)
+    assert third.valid.all()  # it is back, in new episodes
+    assert torch.equal(third.obs["actor"][:, kept], expected[2]["obs.actor"][:, kept])
+    assert not torch.equal(third.obs["actor"][0, lost], expected[0]["obs.actor"][0, lost])
+    # both lost: what is left is too little, and the second is waited for
+    for worker in again.crew.workers:
+        kill(worker)
+    fourth = again.collect(acting, 3)
+    assert float(fourth.valid.float().mean()) == 0.5
+
+
+@pytest.mark.slow
+def test_a_lost_worker_may_be_the_end(again: SimPool) -> None:
+    change(again, on_crash="raise")
+    again.collect(policy(page()), 0)
+    kill(again.crew.workers[1])
+    with pytest.raises(PoolError) as caught:
+        again.collect(policy(page()), 1)
+    said = str(caught.value)
+    assert "worker 1 (pid" in said and "environments 16 to 31" in said and "pool.on_crash: raise" in said and "\n" not in said
+    change(again)
+    again._requests[1].clear()
+    again._requests[0].clear()
+    again.crew.replace(again.crew.workers[1], "the test is over")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_again_and_again_ends_the_run(again: SimPool) -> None:
+    change(again, max_restarts=1)
+    acting = policy(page())
+    for iteration in range(2):
+        again.collect(acting, iteration)
+        kill(again.crew.workers[0])
+        if iteration:
+            with pytest.raises(PoolError, match=r"environments 0 to 15\), env.seed 1: lost 2 times within 300 s.*max_restarts"):
+                again.collect(acting, 2)
+    again.crew.workers[0].starts.clear()
+    change(again)
+    again._requests[1].clear()
+    again._requests[0].clear()
+    again.crew.replace(again.crew.workers[0], "the test is over")
+
+
+def test_an_answer_to_another_question_is_thrown_away(again: SimPool) -> None:
+    acting = policy(page())
+    again.collect(acting, 0)
+    again._publish(acting)
+    for worker in again.crew.workers:
+        again._send(worker, 1)
+    request = again._requests[0][0]
+    older = ray.get(request.ref) | {"version": again._version - 1}
+    request.ref = ray.put(older)
+    rollout = again._gather(1)
+    assert rollout.totals["pool/late_fragments"] == 1.0 and again._got[0] is not None
+    assert again._got[0]["version"] == again._version
+
+
+def test_no_cluster_at_the_address() -> None:
+    code = "from embodied_rl.pools.cluster import Connection\nConnection('127.0.0.1:1')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "PoolError: pool.address: 127.0.0.1:1: no Ray cluster answers" in done.stderr.splitlines()[-1]
+
+
+# --------------------------------------------------------------------------------------------------- environments of others
+
+
+@pytest.fixture
+def trapped(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SimPool]]:
+    """Makes pools of environments that go wrong once the file `trap` is written."""
+    pytest.importorskip("gymnasium")
+    (tmp_path / "trapped.py").write_text(TRAPPED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made: list[SimPool] = []
+
+    def make(*overrides: str, **options: Any) -> SimPool:
+        path = tmp_path / "page.yaml"
+        options = {"trap": str(tmp_path / "trap")} | options
+        path.write_text(
+            json.dumps(
+                {
+                    "env": {"source": "python:trapped:make", "source_options": options, "num_envs": 8},
+                    "ppo": {"num_steps_per_env": 20, "gamma": 0.9},
+                    "physics": {"max_unstable": 1.0},
+                    "pool": {"workers": 2, "shard_size": 4, "spares": 0},
+                }
+            )
+        )
+        pool = SimPool(load(path, overrides))
+        made.append(pool)
+        return pool
+
+    yield make
+    for pool in made:
+        pool.close()
+    sys.modules.pop("trapped", None)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("raise", "RuntimeError: the gripper is stuck"), ("nan", "not finite")])
+def test_an_environment_that_fails_is_left_out_alone(trapped: Any, tmp_path: Path, kind: str, said: str) -> None:
+    pool = trapped()
+    acting = policy(pool.page)
+    pool.collect(acting, 0)
+    (tmp_path / "trap").write_text(kind)
+    rollout = pool.collect(acting, 1)
+    assert int((~rollout.valid).sum()) == 1 == rollout.totals["unstable"]
+    step, row = (~rollout.valid).nonzero()[0].tolist()
+    assert rollout.terminated[step, row] and rollout.rewards[step, row] == 0.0
+    assert all(value.isfinite().all() for value in rollout.obs.values())
+    (dump,) = pool.drain_unstable()
+    assert dump["row"] == row and said in dump["error"] and dump["actions"].shape[1] == 2
+    assert pool.collect(acting, 2).valid.all()
+
+
+@pytest.mark.slow
+def test_a_death_in_an_environment_is_replayed(trapped: Any, tmp_path: Path) -> None:
+    """From seeds and actions alone: what it lives through afterwards is what it would have."""
+    pool = trapped()
+    acting = policy(pool.page)
+    here = local(pool.page)
+    for iteration in range(3):
+        if iteration:
+            (tmp_path / "trap").write_text("die")
+        there = tensors(pool.collect(acting, iteration))
+        (tmp_path / "trap").unlink(missing_ok=True)
+        assert differences(there, tensors(here.collect(acting, iteration))) == []
+    assert sum(worker.restarts for worker in pool.crew.workers) >= 1
+
+
+def test_a_straggler_gives_what_it_has(trapped: Any, tmp_path: Path) -> None:
+    """It is cut by the clock alone; what it did counts, and the next rollout goes on where it stopped."""
+    pool = trapped("pool.deadline_share=0.5", "pool.deadline_factor=1.5", always=True)
+    acting = policy(pool.page)
+    pool.collect(acting, 0)
+    slow = pool.crew.workers[1]
+    # one worker's environments are slow
+    change(pool, deadline_share=0.5, deadline_factor=1.5)
+    ray.get(slow.actor.__ray_call__.remote(_slow_down))
+    before = time.perf_counter()
+    rollout = pool.collect(acting, 1)
+    assert time.perf_counter() - before < 3.0  # 20 steps of 4 environments of 0.1 s would be 8
+    done = int(rollout.valid[:, slow.rows].all(1).sum())
+    assert 0 < done < 20 and rollout.valid[:, pool.crew.workers[0].rows].all()
+    assert not rollout.valid[done:, slow.rows].any() and rollout.terminated[done:, slow.rows].all()
+    assert torch.equal(rollout.obs["actor"][done, slow.rows], rollout.last_obs["actor"][slow.rows])
+    assert rollout.totals["pool/cut_steps"] == (20 - done) * 4
+    stopped_at = rollout.last_obs["actor"][slow.rows].clone()
+    third = pool.collect(acting, 2)
+    assert torch.equal(third.obs["actor"][0, slow.rows], stopped_at)
+
+
+def _slow_down(worker: Any) -> None:
+    """Let every step of a worker's environments take 0.1 s each."""
+    for env in worker._env._batch._envs:
+        step = env.unwrapped.step
+        env.unwrapped.step = lambda action, step=step: (time.sleep(0.1), step(action))[1]
+
+
+@pytest.mark.slow
+def test_one_that_hangs_is_given_up_and_named(trapped: Any, tmp_path: Path) -> None:
+    pool = trapped("pool.timeout_s=4.0", "pool.max_restarts=0")
+    acting = policy(pool.page)
+    pool.collect(acting, 0)
+    (tmp_path / "trap").write_text("hang")
+    with pytest.raises(PoolError) as caught:
+        pool.collect(acting, 1)
+    said = str(caught.value)
+    assert "no answer for 4." in said and "in python:trapped:make: environment " in said and "of the episode of seed " in said
+
+
+@pytest.mark.slow
+def test_one_that_fails_at_every_step_ends_the_run_by_name(trapped: Any, tmp_path: Path) -> None:
+    pool = trapped(always=True)
+    acting = policy(pool.page)
+    pool.collect(acting, 0)
+    (tmp_path / "trap").write_text("raise")
+    with pytest.raises(PoolError, match=r"environment \d+, step 1 of the episode of seed \d+: failed 5 times .*gripper is stuck"):
+        pool.collect(acting, 1)
+
+
+# --------------------------------------------------------------------------------------------------------------------- modes
+
+
+def test_overlap_is_one_version_behind_and_says_so(again: SimPool, expected: list[dict[str, torch.Tensor]]) -> None:
+    change(again, mode="overlap")
+    acting, task = policy(page()), page()
+    first = tensors(again.collect(acting, 0))
+    assert (first.pop("ratio") == 1.0).all()
+    assert differences(first, expected[0]) == []
+    # the next is under way, with the policy as it was
+    for parameter in acting.network.parameters():
+        parameter.add_(0.01)
+    second = again.collect(acting, 1)
+    old = policy(task)
+    assert torch.equal(second.obs["actor"], expected[1]["obs.actor"]) and torch.equal(second.actions, expected[1]["actions"])
+    assert second.totals["pool_mean/staleness"] == ENVS * STEPS and second.ratio is not None
+    mu = old.distribution(expected[1]["output"]).log_prob(second.actions)
+    now = acting(second.obs["actor"])[0].log_prob(second.actions)
+    torch.testing.assert_close(second.ratio, (now - mu).exp().clamp(max=2.0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second.output, acting(second.obs["actor"])[0].output)
+    # a worker is lost with a fragment in flight: the same again
+    kill(again.crew.workers[0])
+    third = again.collect(acting, 2)
+    assert third.valid.all() and third.totals["pool_mean/staleness"] == ENVS * STEPS
+    for worker in again.crew.workers:
+        again._settle(worker)
+        again._requests[worker.index].clear()
+
+
+def test_async_waits_for_nobody(trapped: Any) -> None:
+    pool = trapped("pool.mode=async", "pool.batch_share=0.5")
+    acting = policy(pool.page)
+    pool.collect(acting, 0)
+    ray.get(pool.crew.workers[1].actor.__ray_call__.remote(_slow_down), timeout=60)
+    before, seen = time.perf_counter(), []
+    for iteration in range(1, 8):
+        rollout = pool.collect(acting, iteration)
+        seen.append(rollout.totals["pool_mean/staleness"] / max(rollout.totals["steps"], 1.0))
+        assert rollout.rewards.shape == (20, 4) and rollout.ratio is not None and (rollout.ratio <= 2.0).all()
+    assert time.perf_counter() - before < 7.0  # the slow one alone would take 8 s for each
+    assert 0.0 < max(seen) <= 4.0
+    kill(pool.crew.workers[0])
+    assert pool.collect(acting, 8).valid.all()
+
+
+# ------------------------------------------------------------------------------------------------------------ long and rough
+
+
+@pytest.mark.slow
+def test_a_stopped_process_is_given_up(again: SimPool, expected: list[dict[str, torch.Tensor]]) -> None:
+    change(again, timeout_s=4.0)
+    acting = policy(page())
+    again.collect(acting, 0)
+    kill(again.crew.workers[0], signal.SIGSTOP)
+    second = again.collect(acting, 1)
+    assert differences(tensors(second), expected[1]) == [] and second.totals["pool/restarts"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_node_is_lost(again: SimPool, cluster: Any, expected: list[dict[str, torch.Tensor]]) -> None:
+    """Before its result, and after it: its shards go on elsewhere, from the same state."""
+    acting = policy(page())
+    again.collect(acting, 0)
+    homes = {node.node_id: node for node in cluster.worker_nodes}
+    worker = next(worker for worker in again.crew.workers if worker.node in homes)  # the head holds Ray itself
+    node = homes[worker.node]
+    in_a_while(0.05, lambda: node.kill_raylet())
+    second = again.collect(acting, 1)
+    assert differences(tensors(second), expected[1]) == []
+    third = again.collect(acting, 2)
+    assert differences(tensors(third), expected[2]) == [] and worker.node != node.node_id
+    cluster.remove_node(node)
+    cluster.add_node(num_cpus=4, object_store_memory=120 << 20)
+
+
+@pytest.mark.slow
+def test_nothing_piles_up(again: SimPool) -> None:
+    """The object store and the memory of driver and workers are flat over 200 iterations."""
+    acting = policy(page())
+    used = []
+    for iteration in range(200):
+        again.collect(acting, iteration)
+        if iteration in (40, 199):
+            pids = [os.getpid(), *(worker.pid for worker in again.crew.workers)]
+            memory = sum(4096 * int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+            store = ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0.0)
+            used.append((memory, store))
+    assert used[1][0] - used[0][0] < 12 << 20 and used[1][1] - used[0][1] < 4 << 20
+
+
+@pytest.mark.slow
+def test_a_dead_driver_leaves_nobody_behind(cluster: Any) -> None:
+    code = f"""
+import time, torch
+from embodied_rl.config import load
+from embodied_rl.pools.pool import SimPool
+pool = SimPool(load("go2_flat", {[*SMALL, f"pool.address={cluster.address}"]!r}))
+print(*(worker.pid for worker in pool.crew.workers), flush=True)
+time.sleep(100)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20.0
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "an actor outlived its driver"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_one_command_starts_and_ends_its_own_ray(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "embodied_rl", "train", "pool_go2_flat", *SMALL, "--iterations", "2"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [*command, "--run-dir", str(folder)], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    (status,) = read_status(folder)
+    assert [node["address"] for node in status["nodes"]] == ["127.0.0.1"] and status["iteration"] == 1
+    assert not any(Path(f"/proc/{worker['pid']}").exists() for worker in status["workers"])
+    assert np.isfinite(status["steps_per_s"])
+
+
+def test_a_pool_beside_this_process(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from embodied_rl.pools import bench
+
+    monkeypatch.setattr(bench, "_SIZE", [])
+    monkeypatch.setattr(bench, "_ROUNDS", 2)
+    monkeypatch.setattr(bench, "_ROLLOUTS", 1)
+    result = bench.bench_pool(page(f"pool.address={cluster.address}"))
+    assert set(result) == {
+        *("num_envs", "workers", "local_steps_per_s", "pool_steps_per_s", "ratio", "put_ms", "return_ms", "wait_share"),
+    }
+    assert (result["num_envs"], result["workers"]) == (ENVS, 2)
+    assert result["ratio"] > 0.0 and 0.0 <= result["wait_share"] < 1.0

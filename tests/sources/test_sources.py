@@ -1,0 +1,256 @@
+"""Environments of others: their spaces, their seeds, and what brings them back to where they were."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import embodied_rl
+from embodied_rl.build import make_vector
+from embodied_rl.config import Page, load
+from embodied_rl.errors import UserError
+from embodied_rl.learn.rollout import LocalCollector
+from embodied_rl.sources.env import SourceEnv
+
+gymnasium = pytest.importorskip("gymnasium", reason='needs Gymnasium: pip install "embodied-rl[gym]"')
+spaces = gymnasium.spaces
+
+OWN = """
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+class Own(gymnasium.Env):
+    def __init__(self, kind="box"):
+        self.kind = kind
+        camera = spaces.Box(0, 255, (2, 2), np.uint8)
+        self.observation_space = spaces.Dict({"gear": spaces.Discrete(3), "camera": camera, "arm": spaces.Box(-1, 1, (2,))})
+        self.action_space = {
+            "box": spaces.Box(np.array([0.0, -np.inf]), np.array([4.0, np.inf]), dtype=np.float64),
+            "discrete": spaces.Discrete(3, start=5),
+            "multi": spaces.MultiDiscrete([2, 2]),
+        }[kind]
+
+    def observe(self):
+        return {"gear": self.told % 3, "camera": np.arange(4, dtype=np.uint8).reshape(2, 2), "arm": np.full(2, 0.5)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.told = 1
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action) or self.kind == "box"
+        self.last = action
+        return self.observe(), float(np.sum(action)), False, False, {}
+
+def make(**options):
+    return Own(**options)
+
+def broken():
+    raise OSError("no licence")
+"""
+
+
+def source(name: str, tmp_path: Path, **env: Any) -> Page:
+    (tmp_path / "page.yaml").write_text(json.dumps({"env": {"source": name, "num_envs": 6} | env}))
+    return load(tmp_path / "page.yaml", ["pool.on_crash=mask"])
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SourceEnv]:
+    (tmp_path / "own_envs.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("own_envs", None)
+
+    def make(kind: str = "box", **env: Any) -> SourceEnv:
+        page = source("python:own_envs:make", tmp_path, source_options={"kind": kind}, **env)
+        return make_vector(page, torch.arange(2))  # type: ignore[return-value]
+
+    return make
+
+
+def actions(env: SourceEnv, generator: torch.Generator) -> torch.Tensor:
+    space = env.action_space
+    if space.discrete:
+        return torch.randint(space.size, (env.num_envs,), generator=generator)
+    return torch.randn(env.num_envs, space.size, generator=generator)
+
+
+def lived(env: SourceEnv, steps: int, seed: int = 0) -> list[torch.Tensor]:
+    """Observations, rewards and ends of some steps under a fixed tape."""
+    generator, seen = torch.Generator().manual_seed(seed), []
+    for _ in range(steps):
+        env.advance(actions(env, generator))
+        step = env.result
+        seen += [*(value.clone() for value in env.obs.values()), step.rewards.clone(), step.terminated.clone()]
+    return seen
+
+
+KINDS = [
+    "gymnasium:CartPole-v1",
+    "gymnasium:Pendulum-v1",
+    "gymnasium:Ant-v5",
+    "gymnasium:LunarLander-v3",
+    "dm_control:walker-walk",
+    "envpool:CartPole-v1",
+]
+
+
+def made(name: str, tmp_path: Path, ids: torch.Tensor | None = None) -> SourceEnv:
+    """Skips the test where the source is not installed."""
+    try:
+        return make_vector(source(name, tmp_path), torch.arange(6) if ids is None else ids)  # type: ignore[return-value]
+    except UserError as error:
+        if "pip install" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_an_environment_lives_through_is_a_function_of_its_global_id(name: str, tmp_path: Path) -> None:
+    whole = made(name, tmp_path)
+    draw = torch.Generator().manual_seed(1)
+    tape = [actions(whole, draw) for _ in range(60)]
+    parts = [made(name, tmp_path, torch.arange(0, 2)), made(name, tmp_path, torch.arange(2, 6))]
+    ends = 0
+    for given in tape:
+        whole.advance(given)
+        for part, rows in zip(parts, (slice(0, 2), slice(2, 6)), strict=True):
+            part.advance(given[rows])
+            assert all(torch.equal(part.obs[group], value[rows]) for group, value in whole.obs.items())
+            assert torch.equal(part.result.rewards, whole.result.rewards[rows])
+        ends += int(whole.result.terminated.sum())
+    assert len(torch.unique(whole.obs["actor"], dim=0)) == 6  # and no other's
+    assert ends or "CartPole" not in name
+
+
+@pytest.mark.parametrize("name", KINDS[:-1])
+def test_seeds_and_actions_bring_an_environment_back(name: str, tmp_path: Path) -> None:
+    env = made(name, tmp_path)
+    lived(env, 45)
+    rows = torch.tensor([1, 4, 5])
+    state = env.snapshot(rows)
+    assert state["actions"].shape[1] == {"CartPole-v1": 500, "Pendulum-v1": 200}.get(name.split(":")[1], 1000)
+    other = made(name, tmp_path, torch.arange(6)[rows])
+    other.restore(torch.arange(3), state)
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(30):
+        given = actions(env, generator)
+        env.advance(given)
+        other.advance(given[rows])
+        assert all(torch.equal(other.obs[group], value[rows]) for group, value in env.obs.items())
+    assert {name: value.shape for name, value in other.snapshot(torch.arange(3)).items()} == {
+        n: v.shape for n, v in state.items()
+    }
+
+
+def test_envpools_cannot_be_brought_back_and_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    env = made("envpool:CartPole-v1", tmp_path)
+    lived(env, 5)
+    env.restore(torch.arange(6), env.snapshot(torch.arange(6)))
+    assert "6 environments cannot be brought back and begin anew" in caplog.text
+
+
+def test_ends_and_totals(tmp_path: Path) -> None:
+    env = made("gymnasium:CartPole-v1", tmp_path)
+    seen: list[int] = []
+    for _ in range(120):
+        before = {name: value.clone() for name, value in env.obs.items()}
+        env.advance(torch.zeros(6, dtype=torch.int64))  # always to the left: it falls
+        done = env.result.terminated
+        seen += [int(done.sum())]
+        # the last observation is kept, and the next episode has begun
+        assert (env.final_obs["actor"][done, 2].abs() > 0.2).all() and (env.obs["actor"][done].abs() < 0.05).all()
+        assert not torch.equal(before["actor"], env.obs["actor"])
+    totals = env.drain_totals()
+    assert totals["steps"] == 720.0 and totals["episodes"] == totals["falls"] == sum(seen) > 60
+    assert totals["reward/total"] == totals["episode_length"] and env.drain_totals()["steps"] == 0.0
+
+
+def test_a_time_limit_truncates(tmp_path: Path) -> None:
+    env = made("gymnasium:Pendulum-v1", tmp_path)
+    for step in range(1, 201):
+        env.advance(torch.zeros(6, 1))
+        assert env.result.truncated.all() == (step == 200) and not env.result.terminated.any()
+
+
+def test_spaces_become_groups_and_boxes(own: Callable[..., SourceEnv]) -> None:
+    env = own()
+    # in the order of the keys: arm 2, camera 4, gear 3 choices
+    assert env.obs["actor"][0].tolist() == [0.5, 0.5, 0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 0.0]
+    env.advance(torch.tensor([[-1.0, 7.0], [3.0, -2.0]]))
+    inner = [one.unwrapped.last.tolist() for one in env._batch._envs]  # pyright: ignore[reportAttributeAccessIssue]
+    # +-1 are the bounds, beyond them is clipped; what has no bounds is passed on
+    assert inner == [[0.0, 7.0], [4.0, -2.0]]
+    assert env.result.rewards.tolist() == [7.0, 2.0]
+
+
+def test_groups_choose_among_keys_and_rewards_are_scaled_for_the_learner_alone(own: Callable[..., SourceEnv]) -> None:
+    groups = {"actor": ["arm"], "critic": ["gear", "arm"]}
+    env = own(groups=groups, reward_scale=0.5)
+    assert env.obs["critic"][0].tolist() == [0.0, 1.0, 0.0, 0.5, 0.5] and env.obs["actor"].shape == (2, 2)
+    assert list(env.final_obs) == ["critic"]
+    env.advance(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
+    assert env.result.rewards.tolist() == [2.5, 2.5] and env.buffers["episode_reward"].tolist() == [5.0, 5.0]
+
+
+def test_choices_may_begin_anywhere(own: Callable[..., SourceEnv]) -> None:
+    env = own("discrete")
+    env.advance(torch.tensor([0, 2]))
+    assert env.action_space == (3, True) and env.result.rewards.tolist() == [5.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "said"),
+    [
+        ("gymnasium:Antt-v5", {}, "env.source: gymnasium:Antt-v5: Gymnasium knows no such environment; did you mean 'Ant-v5'?"),
+        ("python:own_envs:maker", {}, "write python:MODULE:FUNCTION"),
+        ("python:nowhere:make", {}, "No module named 'nowhere'"),
+        ("python:own_envs:make", {"source_options": {"kind": "multi"}}, "actions of the kind MultiDiscrete"),
+        ("python:own_envs:make", {"groups": {"actor": ["armm"]}}, "'armm' is no key of the observations; did you mean 'arm'?"),
+        ("gymnasium:CartPole-v1", {"groups": {"actor": ["arm"]}}, "have no keys to choose from"),
+    ],
+)
+def test_what_cannot_be_had(own: Any, tmp_path: Path, name: str, env: dict, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_vector(source(name, tmp_path, **env), torch.arange(2))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_such_a_page_has_no_robot_to_show(tmp_path: Path) -> None:
+    source("gymnasium:CartPole-v1", tmp_path)
+    with pytest.raises(UserError, match="is another's environment, with no robot of ours; train it"):
+        embodied_rl.make(tmp_path / "page.yaml")
+
+
+def test_a_pole_is_balanced_through_the_trainer(tmp_path: Path) -> None:
+    """The whole way: page, source, collector, learner, checkpoint, resume."""
+    from embodied_rl import factory
+
+    task = load(
+        _written(tmp_path),
+        ["env.num_envs=16", "ppo.learning_rate=3e-3", "ppo.schedule=fixed", "ppo.gamma=0.98", "ppo.init_std=1.0"],
+    )
+    trainer = factory.start(task, tmp_path / "run")
+    lengths = [metrics.get("Train/mean_episode_length", 0.0) for metrics in trainer.train(14)]
+    assert lengths[0] < 40.0 and max(lengths[-4:]) > 90.0
+    again = factory.resume(str(tmp_path / "run"), str(tmp_path / "page.yaml"))
+    collector = again.collector
+    assert isinstance(collector, LocalCollector)
+    assert torch.equal(collector._env.obs["actor"], trainer.collector._env.obs["actor"])  # pyright: ignore
+    assert np.isfinite(lengths).all()
+
+
+def _written(tmp_path: Path) -> Path:
+    path = tmp_path / "page.yaml"
+    ppo = {"num_steps_per_env": 64, "num_learning_epochs": 8, "actor_hidden_dims": [32], "critic_hidden_dims": [32]}
+    path.write_text(json.dumps({"env": {"source": "gymnasium:CartPole-v1"}, "ppo": ppo, "pool": {"shard_size": 8}}))
+    return path
