@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(ENGINES): $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cuda,mjx]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cuda,mjx,ray]"
 	@touch $@
 
 train: $(STAMP)  ## train go2_flat

@@ -30,9 +30,12 @@ LAYERS = (
     ("graph",),
     ("env",),
     ("learn", "view", "gymnasium_env"),
+    ("sources",),
+    ("build",),
     ("pools", "export"),
     ("factory",),
-    ("bench", "bench_learner"),
+    ("bench",),
+    ("bench_learner",),
     ("embodied_rl",),
     ("cli",),
     ("__main__",),
@@ -41,7 +44,7 @@ RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
 
 # Engines and task families are named in one place only.
 ENGINES = ("physics.native", "physics.warp", "physics.mjx")
-ONLY_FROM = {engine: {"factory"} for engine in ENGINES} | {"tasks": {"factory"}, "cli": {"__main__"}}
+ONLY_FROM = {engine: {"build"} for engine in ENGINES} | {"tasks": {"build"}, "sources": {"build"}, "cli": {"__main__"}}
 
 # What a unit may not import from elsewhere, not even inside a function.
 FOREIGN = {

@@ -35,7 +35,11 @@ def _make(name: str, changes: list[str]) -> Env:
     return embodied_rl.make(name, ["env.compile=false", *quiet, *clock, *changes], num_envs=COUNT)
 
 
-@pytest.fixture(scope="module", params=[*config_names(), "everything"])
+#: A pool's pages are another's environments, or a page of these in other processes.
+PAGES = [name for name in config_names() if not name.startswith("pool_")]
+
+
+@pytest.fixture(scope="module", params=[*PAGES, "everything"])
 def env(request) -> Iterator[Env]:
     everything = request.param == "everything"
     env = _make("go2_flat" if everything else request.param, EVERYTHING if everything else [])

@@ -1,67 +1,310 @@
-"""Checkpoints: written whole or not at all, and read without running code.
+"""Checkpoints: written whole or not at all, read without running code, by one process or many.
 
-The file is rsl_rl's layout (`actor_state_dict`, `critic_state_dict`, `optimizer_state_dict`, `iter`, `infos`), which its
-runner loads, with the environments' state and the run's counters beside it.
+    checkpoints/model_000050.pt            the learner and the list of shards; written last, so that it stands for the whole
+    checkpoints/envs_000050_0_of_2.pt      the robots of rank 0, by global env id
+    checkpoints/envs_000050_1_of_2.pt
+
+The first is rsl_rl's layout (`actor_state_dict`, `critic_state_dict`, `optimizer_state_dict`, `iter`, `infos`), which its runner
+loads, with `shards` beside it: the manifest, name, hash and env ids of each.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
+import math
 import os
 import pickle
+import re
+import uuid
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from embodied_rl.errors import UserError
+from embodied_rl.learn.distributed import Group
+
+log = logging.getLogger("embodied_rl")
 
 _KEYS = {"actor_state_dict": dict, "critic_state_dict": dict, "optimizer_state_dict": dict, "iter": int}
 
 
 class CheckpointError(UserError):
-    """The file is no checkpoint of this package or rsl_rl; one line."""
+    """The file is no checkpoint of this package or rsl_rl, or cannot be written; one line."""
 
 
-def save(path: Path, state: dict) -> None:
-    """Write to a temporary file, sync it, rename it: a crash leaves the old file or the new one."""
+class DamagedError(CheckpointError):
+    """It cannot be read as it is; the one before it may."""
+
+
+def save(path: Path, state: dict) -> str:
+    """Write to a temporary file, sync it, rename it: a crash leaves the old file or the new one.
+
+    Returns:
+        The SHA-256 of what was written.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there is still there.
+    """
+    data = pack(state)
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):  # a full disk needs the room
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: not written ({error.strerror})") from error
+    return hashlib.sha256(data).hexdigest()
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict:
-    """The checkpoint; only tensors and plain values are unpickled, so that a file from a stranger runs no code.
+    """The learner's part of a checkpoint; only tensors and plain values are unpickled, so that a stranger's file runs no code.
 
     Raises:
         CheckpointError: truncated, empty, malicious, or something else altogether.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        raise DamagedError(f"{path}: no such checkpoint")
+    state = _load(path, path.read_bytes(), device)
+    missing = [key for key, kind in _KEYS.items() if not isinstance(state, dict) or not isinstance(state.get(key), kind)]
+    if missing:
+        raise DamagedError(f"{path}: not a checkpoint: {', '.join(missing)} missing")
+    return state
+
+
+def pack(state: dict) -> bytes:
+    """What `save` writes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> dict:
+    """The inverse of `pack`, on the CPU."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _load(path: Path, data: bytes, device: torch.device | str = "cpu") -> Any:
     try:
         # torch.load passes over the check sums, and would read flipped bits as weights
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location=device, weights_only=True)
+            return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except pickle.UnpicklingError:
-        raise CheckpointError(
+        raise DamagedError(
             f"{path}: refused: it holds more than tensors and plain values, so reading it could run code"
         ) from None
     except Exception as error:  # what a damaged file makes the readers raise is anyone's guess
-        reason = "empty" if path.stat().st_size == 0 else "truncated or damaged"
-        raise CheckpointError(f"{path}: {reason} ({type(error).__name__}); use an earlier checkpoint of the run") from None
-    missing = [key for key, kind in _KEYS.items() if not isinstance(state, dict) or not isinstance(state.get(key), kind)]
-    if missing:
-        raise CheckpointError(f"{path}: not a checkpoint: {', '.join(missing)} missing")
-    return state
+        reason = "truncated or damaged" if data else "empty"
+        raise DamagedError(f"{path}: {reason} ({type(error).__name__}); use an earlier checkpoint of the run") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Checkpoints:
+    """The checkpoints of a run, which all ranks write and read together.
+
+    Args:
+        folder: where they lie; ranks that do not see rank 0's send it their part.
+        group: the processes that train.
+        keep: how many of the last ones are kept, beside the one of best reward.
+    """
+
+    def __init__(self, folder: Path, group: Group, keep: int = 5) -> None:
+        self.folder, self._group, self._keep = folder, group, keep
+        self._visible = self._is_visible()
+        self._rewards: dict[int, float] = {}
+
+    def path(self, iteration: int) -> Path:
+        """Where the checkpoint after so many iterations lies."""
+        return self.folder / f"model_{iteration:06d}.pt"
+
+    def begin(self, iteration: int) -> None:
+        """Clear the way for a run that goes on from here.
+
+        What a killed process left half written is removed.  Checkpoints of later iterations, of a future that was given up or
+        damaged, move to `superseded`, so that the newest one is always of this run.
+        """
+        self._group.lead(lambda: self._begin(iteration))
+
+    def save(self, learner: dict, envs: dict[str, Tensor], first: int, mean_reward: float = math.nan) -> Path:
+        """Write one; every rank calls it.
+
+        Args:
+            learner: its state in rsl_rl's layout, with `iter` and `infos`; rank 0's is written.
+            envs: this rank's robots, each (N, ...).
+            first: the global id of the first of them.
+            mean_reward: of the episodes since the checkpoint before; the best one's is kept longest.
+
+        Raises:
+            CheckpointError: it cannot be written; those before are untouched.
+        """
+        iteration, group = int(learner["iter"]), self._group
+        path, name = self.path(iteration), f"envs_{iteration:06d}_{group.rank}_of_{group.size}.pt"
+        part = {"name": name, "first": first, "envs": envs}
+        try:
+            if self._visible:
+                shards = group.gather(group.together(lambda: self._write(part)))
+            else:
+                if group.rank:
+                    group.send(pack(part), 0)
+                shards = group.lead(lambda: self._write_all(part))
+            infos = (learner.get("infos") or {}) | {"mean_reward": mean_reward}
+            group.lead(lambda: self._commit(path, learner | {"infos": infos, "shards": shards}))
+        except CheckpointError:
+            group.lead(lambda: self._discard(iteration))
+            raise
+        return path
+
+    def read_envs(self, path: Path, state: dict, env_ids: range) -> list[tuple[int, dict[str, Tensor]]]:
+        """The saved robots among `env_ids`, as (first global id, each (n, ...)); shards that are gone are left out.
+
+        Args:
+            path: of the checkpoint; every rank asks, each for its own robots.
+            state: what `read` gave of it.
+            env_ids: global ids.
+
+        Raises:
+            CheckpointError: a shard is damaged.
+        """
+        shards = list(state.get("shards") or [])
+        if self._visible:
+            return self._group.together(lambda: list(self._parts(path, shards, env_ids)))
+        wanted = self._group.gather(env_ids)
+        if self._group.rank:
+            found = self._group.receive(0)
+        else:  # rank by rank, so that no more than one part is in memory
+            found = self._packed_parts(path, shards, wanted[0])
+            for rank in range(1, self._group.size):
+                self._group.send(self._packed_parts(path, shards, wanted[rank]), rank)
+
+        def opened() -> list[tuple[int, dict[str, Tensor]]]:
+            if isinstance(found, CheckpointError):
+                raise found
+            return [(first, unpack(envs)) for first, envs in found]
+
+        return self._group.together(opened)
+
+    def _is_visible(self) -> bool:
+        """Whether every rank sees rank 0's folder."""
+        if self._group.size == 1:
+            return True
+        token = self._group.lead(lambda: uuid.uuid4().hex)
+        file = self.folder / f".{token}"
+        with suppress(OSError):  # a full disk holds an empty file more, or the ranks send
+            if self._group.rank == 0:
+                file.touch()
+        self._group.gather(None)
+        visible = all(self._group.gather(file.exists()))
+        if self._group.rank == 0:
+            file.unlink(missing_ok=True)
+        return visible
+
+    def _write(self, part: dict) -> dict:
+        """Write a shard; its line in the manifest."""
+        digest = save(self.folder / part["name"], {"first": part["first"], "envs": part["envs"]})
+        count = len(next(iter(part["envs"].values())))
+        return {"name": part["name"], "sha256": digest, "first": part["first"], "count": count}
+
+    def _write_all(self, own: dict) -> list[dict]:
+        """Write rank 0's shard and those that the others send; all are received, come what may."""
+        shards, failure = [], None
+        for rank in range(self._group.size):
+            part = unpack(self._group.receive(rank)) if rank else own
+            try:
+                if failure is None:
+                    shards.append(self._write(part))
+            except CheckpointError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        return shards
+
+    def _commit(self, path: Path, state: dict) -> None:
+        """Write what stands for the whole, and only then let go of older ones."""
+        save(path, state)
+        self._rewards[int(state["iter"])] = float(state["infos"]["mean_reward"])
+        # no number where no episode has ended
+        best = max(
+            self._rewards, key=lambda iteration: (-math.inf if math.isnan(r := self._rewards[iteration]) else r, iteration)
+        )
+        for iteration in sorted(self._rewards)[: -self._keep]:
+            if iteration != best:
+                with suppress(OSError):
+                    self.path(iteration).unlink(missing_ok=True)  # first: what is left is no checkpoint
+                    del self._rewards[iteration]
+                    self._discard(iteration)
+
+    def _discard(self, iteration: int) -> None:
+        """Remove the shards of a checkpoint that does not stand."""
+        if not self.path(iteration).exists():
+            for shard in self.folder.glob(f"envs_{iteration:06d}_*.pt"):
+                shard.unlink(missing_ok=True)
+
+    def _begin(self, iteration: int) -> None:
+        for leftover in self.folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+        models = {of: path for path in self.folder.glob("model_*.pt") if (of := _iteration_of(path)) is not None}
+        for shard in self.folder.glob("envs_*.pt"):
+            if (found := re.match(r"envs_(\d+)_", shard.name)) and int(found[1]) not in models:
+                shard.unlink(missing_ok=True)
+        for of, path in models.items():
+            if of > iteration:
+                aside = self.folder / "superseded"
+                aside.mkdir(exist_ok=True)
+                for file in (path, *self.folder.glob(f"envs_{of:06d}_*.pt")):
+                    file.replace(aside / file.name)
+                log.warning("%s: of a later iteration than this run goes on from; moved to %s", path, aside)
+            else:
+                with suppress(CheckpointError):
+                    state = read(path)
+                    if "shards" in state:  # a stranger's file is not ours to remove
+                        self._rewards[of] = float(state["infos"]["mean_reward"])
+
+    def _parts(self, path: Path, shards: list[dict], env_ids: range) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """What shards hold of some robots."""
+        for shard in shards:
+            first, count = int(shard["first"]), int(shard["count"])
+            begin, end = max(first, env_ids.start), min(first + count, env_ids.stop)
+            file = path.parent / Path(shard["name"]).name
+            if begin < end and file.is_file():
+                data = file.read_bytes()
+                if hashlib.sha256(data).hexdigest() != shard["sha256"]:
+                    raise DamagedError(
+                        f"{file}: damaged (another hash than {path.name} says); use an earlier checkpoint of the run, or remove "
+                        "the file, and its robots start fresh"
+                    )
+                envs = _load(file, data)["envs"]
+                yield begin, {name: value[begin - first : end - first].clone() for name, value in envs.items()}
+
+    def _packed_parts(self, path: Path, shards: list[dict], env_ids: range) -> list[tuple[int, bytes]] | CheckpointError:
+        try:
+            return [(first, pack(envs)) for first, envs in self._parts(path, shards, env_ids)]
+        except CheckpointError as error:
+            return error
+
+
+def _iteration_of(path: Path) -> int | None:
+    found = re.fullmatch(r"model_(\d+)\.pt", path.name)
+    return int(found[1]) if found else None

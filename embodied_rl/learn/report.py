@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -31,34 +33,84 @@ class Report:
     def __init__(
         self, path: Path, iterations: int, start: int, logger: str = "tensorboard", console: Console | None = None
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         if logger == "wandb":
             _mirror_to_wandb(path)
-        self._writer = SummaryWriter(str(path), purge_step=start + 1 if start else None)
         self._path, self._iterations = path, iterations
+        self._writer: Any = None
+        self._lost = False
+        self._excepthook = threading.excepthook
+        self._open(start + 1)
         self._console = console or Console()
         self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
 
     def __enter__(self) -> Report:
+        threading.excepthook = self._on_thread_error
         if self._live:
             self._live.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._writer.close()
+        self._close()
+        threading.excepthook = self._excepthook
         if self._live:
             self._live.__exit__(None, None, None)
 
     def show(self, iteration: int, metrics: dict[str, float], seconds_left: float) -> None:
-        """After an iteration, counted from 1."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, iteration)
-        if self._live:
-            self._live.update(self._panel(iteration, metrics, seconds_left))
-        else:
-            self._console.print(self._line(iteration, metrics, seconds_left), highlight=False, soft_wrap=True)
-            self._console.file.flush()  # a log file is read while the run goes
+        """After an iteration, counted from 1.  Where there is no room on the disk, the run matters more than its record."""
+        try:
+            if self._writer is not None:
+                for name, value in metrics.items():
+                    self._writer.add_scalar(name, value, iteration)
+        except OSError as error:
+            self._lose(error)
+        try:
+            if self._live:
+                self._live.update(self._panel(iteration, metrics, seconds_left))
+            else:
+                self._console.print(self._line(iteration, metrics, seconds_left), highlight=False, soft_wrap=True)
+                self._console.file.flush()  # a log file is read while the run goes
+        except OSError as error:
+            log.warning("progress not shown (%s)", error.strerror)
+
+    def flush(self, iteration: int) -> None:
+        """Have everything up to an iteration on the disk: what a checkpoint does not repeat must not be lost with the process."""
+        try:
+            if self._writer is not None:
+                self._writer.flush()
+        except OSError as error:
+            self._lose(error)
+        if self._writer is None:
+            self._open(iteration + 1)
+
+    def _open(self, first: int) -> None:
+        """Begin to write, from an iteration on; TensorBoard forgets what was written of it and later ones before."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            self._writer = SummaryWriter(str(self._path), purge_step=first)
+            self._writer.flush()
+            self._lost = False
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        if not self._lost:
+            log.warning("%s: no TensorBoard events for now (%s); tried again at every checkpoint", self._path, error.strerror)
+        self._lost = True
+        self._close()
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        except OSError:
+            pass
+
+    def _on_thread_error(self, arguments: Any) -> None:
+        """The thread that writes events dies of a full disk; `show` hears of it and says so in one line."""
+        if not isinstance(arguments.exc_value, OSError):
+            self._excepthook(arguments)
 
     def _line(self, iteration: int, m: dict[str, float], seconds_left: float) -> str:
         parts = [f"{iteration}/{self._iterations}", f"eta {_clock(seconds_left)}", f"{m['Perf/total_fps']:.0f} steps/s"]

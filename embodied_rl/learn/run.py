@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import platform
 import re
@@ -10,13 +12,19 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
+from embodied_rl.learn import checkpoint
+
+log = logging.getLogger("embodied_rl")
 
 RUNS = Path("runs")
+#: Seconds to wait for another process that trains in the same directory: one that was orphaned saves and ends meanwhile.
+_LOCK_S = 60.0
 _PACKAGES = ("torch", "numpy", "mujoco", "rsl-rl-lib", "tensordict", "embodied-rl")
 
 
@@ -34,6 +42,13 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.launchers: list[str] = []
+        """What started the processes that train here, by names that survive a restart."""
+        self._lock: IO[str] | None = None
+
+    def __reduce__(self) -> tuple:
+        """Other ranks get the directory, and not the lock on it."""
+        return Run, (self.path,)
 
     @classmethod
     def create(cls, page: Page, path: Path | None = None) -> Run:
@@ -80,9 +95,84 @@ class Run:
         found = self.checkpoints.glob("model_*.pt")
         return sorted((p for p in found if re.fullmatch(r"model_\d+\.pt", p.name)), reverse=True)
 
+    def best_checkpoint(self) -> Path:
+        """The one before which episodes brought the most reward.
+
+        Raises:
+            RunError: there is none that knows.
+        """
+        rewards: dict[Path, float] = {}
+        for path in self.newest_checkpoints():
+            try:
+                reward = (checkpoint.read(path).get("infos") or {}).get("mean_reward", math.nan)
+            except checkpoint.CheckpointError as error:
+                log.warning("%s", error)
+                continue
+            if not math.isnan(reward):
+                rewards[path] = reward
+        if not rewards:
+            raise RunError(f"{self.path}/best: no checkpoint yet that knows its reward")
+        return max(rewards, key=lambda path: rewards[path])
+
+    def lock(self, seconds: float = _LOCK_S) -> None:
+        """Keep other processes from training in this directory, as long as this object lives.
+
+        Raises:
+            RunError: another one trains in it, and still does after so many seconds.
+        """
+        if os.name != "posix":
+            return
+        import fcntl
+
+        file, told, deadline = (self.path / "lock").open("a+"), False, time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                if time.monotonic() > deadline:
+                    raise RunError(f"{self.path}: {owner} trains in it; end that first, or name another --run-dir") from None
+                if not told:
+                    log.warning("%s: %s trains in it; waiting up to %.0f s for its end", self.path, owner, seconds)
+                told = True
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                return
+        try:
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {platform.node()}")
+            file.flush()
+        except OSError:  # a full disk
+            pass
+        self._lock = file
+
+    def note_launchers(self) -> None:
+        """Note who trains in this directory, so that `begun_by` finds it after a restart."""
+        if self.launchers:
+            try:
+                (self.path / "launchers.txt").write_text("\n".join(self.launchers) + "\n")
+            except OSError as error:
+                log.warning("%s: launchers.txt not written (%s): a restart will begin a new run", self.path, error.strerror)
+
+    def begun_by(self, names: list[str]) -> bool:
+        """Whether one of these launchers began, or resumed, this run."""
+        try:
+            known = (self.path / "launchers.txt").read_text().splitlines()
+        except OSError:
+            return False
+        return not set(known).isdisjoint(names)
+
+
+def runs_of(page_name: str) -> list[Run]:
+    """The runs of a page, the one begun last first."""
+    found = sorted((RUNS / page_name).glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [Run(path.parent) for path in found]
+
 
 def find_run(name: str | Path) -> tuple[Run, Path | None]:
-    """A run directory, a checkpoint in one, or `latest`; and the checkpoint where one was named.
+    """A run directory, a checkpoint in one, `latest`, or RUN/best; and the checkpoint where one was named.
 
     Raises:
         RunError: there is none.
@@ -93,6 +183,9 @@ def find_run(name: str | Path) -> tuple[Run, Path | None]:
             raise RunError(f"latest: no run under {RUNS.resolve()}; start one with `embodied-rl train go2_flat`")
         return Run(runs[-1].parent), None
     path = Path(name)
+    if path.name == "best" and (path.parent / "config.yaml").is_file():
+        run = Run(path.parent)
+        return run, run.best_checkpoint()
     if path.is_file():
         run = Run(path.parent.parent)
         if not (run.path / "config.yaml").is_file():

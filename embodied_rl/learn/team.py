@@ -22,7 +22,7 @@ class Team:
     """
 
     def __init__(self) -> None:
-        size = os.cpu_count() or 1
+        size = cores()
         self._pool = ThreadPoolExecutor(size, "embodied_rl", _alone) if size > 1 else None
 
     def map(self, function: Callable[[T], R], arguments: Iterable[T]) -> list[R]:
@@ -36,6 +36,11 @@ class Team:
                 return function(argument)
 
         return list(self._pool.map(run, arguments))
+
+
+def cores() -> int:
+    """This process's share of the machine's cores, where torchrun has started several."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextmanager

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,7 +16,8 @@ import torch
 from embodied_rl import factory
 from embodied_rl.config import load
 from embodied_rl.learn import checkpoint
-from embodied_rl.learn.checkpoint import CheckpointError
+from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints
+from embodied_rl.learn.distributed import Group
 from embodied_rl.learn.run import RunError
 
 SMALL = [
@@ -71,6 +77,10 @@ def run(finished: Path, tmp_path: Path) -> Path:
     for path in (finished / "config.yaml", *finished.glob("checkpoints/*.pt")):
         (folder / path.relative_to(finished)).write_bytes(path.read_bytes())
     return folder
+
+
+def listing(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 def test_what_is_saved_is_read(tmp_path: Path) -> None:
@@ -161,20 +171,146 @@ def test_tensors_that_are_no_checkpoint(tmp_path: Path, content: object, said: s
     assert refusal(tmp_path / "model.pt") == f"not a checkpoint: {said}"
 
 
-def test_a_crash_while_saving_leaves_the_old_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_file_and_no_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = run / "checkpoints" / "model_000003.pt"
-    before = path.read_bytes()
+    before, names = path.read_bytes(), listing(run)
 
-    def crash(content: object, file: object) -> None:
-        file.write(b"half a check")  # pyright: ignore[reportAttributeAccessIssue]
-        raise OSError("disk full")
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(torch, "save", crash)
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError) as caught:
+        patch.setattr(os, "fsync", full)
         checkpoint.save(path, state())
-    assert path.read_bytes() == before
-    assert len(list((run / "checkpoints").iterdir())) == 4  # what was half written lies there ...
-    assert factory.load(run).checkpoint == path  # ... and passes for no checkpoint
+    assert str(caught.value) == f"{path}: not written (No space left on device)"
+    assert path.read_bytes() == before and listing(run) == names
+    assert factory.load(run).checkpoint == path
+
+
+def test_what_a_crash_leaves_behind_passes_for_no_checkpoint_and_is_removed(run: Path) -> None:
+    """Killed between any two steps of writing the fourth: half a shard, a shard, half a learner."""
+    folder = run / "checkpoints"
+    half = (folder / "envs_000003_0_of_1.pt").read_bytes()[:700]
+    (folder / "envs_000004_1_of_2.tmp").write_bytes(half)
+    (folder / "envs_000004_0_of_2.pt").write_bytes(half)
+    (folder / "model_000004.tmp").write_bytes((folder / "model_000003.pt").read_bytes()[:1000])
+    assert factory.load(run).iteration == 3
+    trainer = factory.resume(str(run), "go2_flat")
+    assert trainer.iteration == 3
+    list(trainer.train(3))
+    assert listing(run) == [*(f"envs_00000{n}_0_of_1.pt" for n in (1, 2, 3)), *(f"model_00000{n}.pt" for n in (1, 2, 3))]
+
+
+TORN = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from embodied_rl.learn.checkpoint import Checkpoints, read
+from embodied_rl.learn.distributed import Group
+
+folder = Path(sys.argv[1])
+
+def content(iteration):
+    envs = {"state": torch.full((64, 400), float(iteration))}
+    layer = {"weight": torch.full((300, 100), float(iteration))}
+    learner = {f"{name}_state_dict": layer for name in ("actor", "critic", "optimizer")}
+    return learner | {"iter": iteration, "infos": {}}, envs
+
+def whole():
+    \"\"\"The iteration of the newest checkpoint, all of whose parts are of that iteration.\"\"\"
+    checkpoints = Checkpoints(folder, Group())
+    path = max(folder.glob("model_*.pt"), default=None)
+    if path is None:
+        return 0
+    state = read(path)
+    ((_, envs),) = checkpoints.read_envs(path, state, range(64))
+    assert envs["state"].unique().tolist() == state["critic_state_dict"]["weight"].unique().tolist() == [float(state["iter"])]
+    return state["iter"]
+
+torn = before = 0
+random.seed(1)
+for _ in range(int(sys.argv[2])):
+    child = os.fork()
+    if child == 0:
+        checkpoints, iteration = Checkpoints(folder, Group(), keep=2), before
+        checkpoints.begin(iteration)
+        while True:
+            iteration += 1
+            checkpoints.save(*content(iteration), first=0)
+    # in the course of the next one, or of one of those after it
+    target = before + random.randint(1, 3)
+    while not list(folder.glob(f"*_{target:06d}*")):
+        time.sleep(0.0005)
+    time.sleep(random.uniform(0.0, 0.004))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    orphans = {path.name[5:11] for path in folder.glob("envs_*.pt")} - {path.name[6:12] for path in folder.glob("model_*.pt")}
+    torn += bool(orphans or list(folder.glob("*.tmp")))
+    now = whole()
+    assert now >= before
+    before = now
+print(torn, before)
+"""
+
+
+def test_no_kill_at_whatever_moment_leaves_a_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
+    """50 processes that do nothing but save are killed; what is found is whole, and no older than what was found before."""
+    done = subprocess.run([sys.executable, "-c", TORN, str(tmp_path), "50"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    torn, iteration = map(int, done.stdout.split())
+    assert torn >= 10 and iteration >= 50  # many died in the middle of it
+
+
+def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, Group(), keep=2)
+    foreign = tmp_path / "model_000001.pt"
+    torch.save(state(), foreign)
+    checkpoints.begin(1)
+    envs = {"state": torch.zeros(3, 1)}
+
+    def save(iteration: int, reward: float) -> list[str]:
+        checkpoints.save(state() | {"iter": iteration}, envs, 0, reward)
+        models = [path.name for path in tmp_path.glob("model_*.pt") if path != foreign]
+        shards = [path.name for path in tmp_path.glob("envs_*.pt")]
+        assert {name[6:12] for name in models} == {name[5:11] for name in shards}
+        return sorted(str(int(name[6:12])) for name in models)
+
+    assert save(2, float("nan")) == ["2"]
+    assert save(3, 5.0) == ["2", "3"]
+    assert save(4, 1.0) == ["3", "4"]
+    assert save(5, float("nan")) == ["3", "4", "5"]
+    assert save(6, 2.0) == ["3", "5", "6"]
+    checkpoints = Checkpoints(tmp_path, Group(), keep=2)  # another process
+    checkpoints.begin(6)
+    assert save(7, 6.0) == ["6", "7"]
+    assert save(8, 0.0) == ["7", "8"]
+    assert save(9, 0.0) == ["7", "8", "9"]
+    assert foreign.exists()
+
+
+def test_the_best_by_name(run: Path) -> None:
+    for iteration, reward in ((1, 3.0), (2, 4.0), (3, float("nan"))):
+        path = run / "checkpoints" / f"model_{iteration:06d}.pt"
+        content = checkpoint.read(path)
+        content["infos"]["mean_reward"] = reward
+        checkpoint.save(path, content)
+    assert factory.load(run / "best").iteration == 2
+    (run / "checkpoints" / "model_000002.pt").write_bytes(b"")
+    assert factory.load(f"{run}/best").iteration == 1
+    (run / "checkpoints" / "model_000001.pt").unlink()
+    with pytest.raises(RunError, match=r"/best: no checkpoint yet that knows its reward$"):
+        factory.load(run / "best")
+
+
+def test_a_future_that_was_given_up_does_not_come_back(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever goes on from the first checkpoint and is killed before the next one goes on from the first again."""
+    trainer = factory.resume(str(run / "checkpoints" / "model_000001.pt"), "go2_flat", ["ppo.save_interval=10"])
+    for _ in trainer.train(5):
+        break
+    assert factory.resume(str(run), "go2_flat").iteration == 1
+    aside = run / "checkpoints" / "superseded"
+    assert sorted(path.name for path in aside.glob("model_*")) == ["model_000002.pt", "model_000003.pt"]
+    assert len(list(aside.glob("envs_*"))) == 2
+    assert f"moved to {aside}" in caplog.text
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,14 +337,54 @@ def test_a_damaged_checkpoint_that_was_named_is_refused(run: Path) -> None:
 
 
 def test_a_run_without_a_whole_checkpoint(run: Path) -> None:
-    for path in (run / "checkpoints").iterdir():
+    for path in (run / "checkpoints").glob("model_*"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model_000001\.pt: empty"):
         factory.load(run)
     for path in (run / "checkpoints").iterdir():
         path.unlink()
-    with pytest.raises(RunError, match="no checkpoint yet"):
-        factory.load(run)
+    for read in (lambda: factory.load(run), lambda: factory.resume(str(run), "go2_flat")):
+        with pytest.raises(RunError, match="no checkpoint yet"):
+            read()
+
+
+def test_a_damaged_shard_sends_a_run_to_the_checkpoint_before(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shard = run / "checkpoints" / "envs_000003_0_of_1.pt"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert factory.resume(str(run), "go2_flat").iteration == 2
+    assert caplog.messages[0].startswith(f"{shard}: damaged (another hash than model_000003.pt says); use an earlier checkpoint")
+    assert factory.load(run).iteration == 3  # its policy is as good as ever
+    with pytest.raises(CheckpointError, match="remove the file, and its robots start fresh"):
+        factory.resume(str(run / "checkpoints" / "model_000003.pt"), "go2_flat")
+    shard.unlink()
+    caplog.clear()
+    trainer = factory.resume(str(run), "go2_flat")
+    assert trainer.iteration == 3
+    assert caplog.messages == [f"{run}/checkpoints/model_000003.pt: holds no state of 4 of 4 robots; they start fresh"]
+
+
+def test_no_shard_may_run_code(run: Path) -> None:
+    shard, trace = run / "checkpoints" / "envs_000003_0_of_1.pt", run / "trace"
+    torch.save({"first": 0, "envs": Malice(trace)}, shard)
+    model = run / "checkpoints" / "model_000003.pt"
+    content = checkpoint.read(model)
+    content["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    checkpoint.save(model, content)
+    with pytest.raises(CheckpointError, match="could run code"):
+        factory.resume(str(model), "go2_flat")
+    assert not trace.exists()
+
+
+def test_a_shard_is_looked_for_beside_its_checkpoint_and_nowhere_else(run: Path) -> None:
+    model = run / "checkpoints" / "model_000003.pt"
+    (run / "envs_000003_0_of_1.pt").write_bytes((run / "checkpoints" / "envs_000003_0_of_1.pt").read_bytes())
+    (run / "checkpoints" / "envs_000003_0_of_1.pt").unlink()
+    content = checkpoint.read(model)
+    content["shards"][0]["name"] = "../envs_000003_0_of_1.pt"
+    checkpoint.save(model, content)
+    assert Checkpoints(run / "checkpoints", Group()).read_envs(model, content, range(4)) == []
 
 
 def test_an_actor_of_another_page(run: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from embodied_rl.config import load
-from embodied_rl.learn.run import Run, RunError, find_run
+from embodied_rl.learn.run import Run, RunError, find_run, runs_of
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +77,51 @@ def test_no_run(here: Path, name: str) -> None:
     with pytest.raises(RunError) as caught:
         find_run(name)
     assert str(caught.value).startswith(f"{name}: no ") and "\n" not in str(caught.value)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from embodied_rl.learn.run import Run
+run = Run(Path(sys.argv[1]))
+run.lock()
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_one_process_trains_in_a_directory(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One that ends in time is waited for; one that does not is named."""
+    run = Run.create(load("go2_flat"), here / "run")
+    command = [sys.executable, "-c", HOLD, str(run.path), "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
+        with pytest.raises(RunError) as caught:
+            run.lock(seconds=0.0)
+        assert str(caught.value).startswith(f"{run.path}: pid {holder.pid} on ") and "; end that first, or name" in str(
+            caught.value
+        )
+        caplog.clear()
+        holder.kill()
+    run.lock(seconds=0.0)
+    run.lock(seconds=0.0)  # a process does not stand in its own way
+    assert not caplog.messages
+
+
+def test_a_restart_finds_the_run_that_its_launcher_began(here: Path) -> None:
+    first, second = (Run.create(load("go2_flat"), Path("runs") / "go2_flat" / name) for name in "ab")
+    for run, names in ((first, ["one 12 345", "two 6 78"]), (second, ["one 99 999"])):
+        run.launchers = names
+        run.note_launchers()
+    found = [run.path.name for run in runs_of("go2_flat") if run.begun_by(["one 12 345", "three 1 1"])]
+    assert found == ["a"]  # one of two machines is still the same
+    assert not first.begun_by([]) and not Run(here / "nowhere").begun_by(["one 12 345"])
+    assert runs_of("go1_flat") == []
+
+
+def test_other_ranks_get_the_directory_alone(here: Path) -> None:
+    run = Run.create(load("go2_flat"), here / "run")
+    run.lock()
+    copy = pickle.loads(pickle.dumps(run))
+    assert copy.path == run.path and copy._lock is None

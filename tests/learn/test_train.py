@@ -51,7 +51,16 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+    """The checkpoints; each has its robots beside it."""
+    models = sorted(path.name for path in (folder / "checkpoints").glob("model_*"))
+    shards = sorted(path.name for path in (folder / "checkpoints").glob("envs_*"))
+    assert shards == [f"envs_{name[6:12]}_0_of_1.pt" for name in models]
+    return models
+
+
+def robots(folder: Path, iteration: int) -> dict[str, torch.Tensor]:
+    """Their saved states."""
+    return torch.load(folder / "checkpoints" / f"envs_{iteration:06d}_0_of_1.pt", weights_only=True)["envs"]
 
 
 def equal(one: object, other: object) -> bool:
@@ -78,21 +87,21 @@ def test_half_a_run_and_the_rest_are_the_whole(tmp_path: Path) -> None:
     states = [checkpoint.read(tmp_path / run / "checkpoints" / "model_000020.pt") for run in ("whole", "half")]
     for state in states:
         state["infos"].pop("seconds")
-    assert equal(*states)
+    assert equal(*states)  # the hashes of the robots' states among it
     assert any(metrics["Train/fall_rate"] for metrics in history if "Train/fall_rate" in metrics)
 
 
 @pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
 def test_what_a_recurrent_policy_remembers_outlives_the_process(tmp_path: Path, rnn_type: str) -> None:
-    recurrent = page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=8")
+    recurrent = page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=8", "ppo.symmetry=none")
     whole = factory.start(recurrent, tmp_path / "whole")
     history = train(whole, 4)
     halves = train(factory.start(recurrent, tmp_path / "half"), 2)
     halves += train(factory.resume(str(tmp_path / "half"), "go2_flat"), 4)
     assert halves == history
-    states = [checkpoint.read(tmp_path / run / "checkpoints" / "model_000004.pt") for run in ("whole", "half")]
-    assert equal(states[0]["envs"], states[1]["envs"])
-    assert states[0]["envs"]["policy.memory.0"].abs().max() > 0.0
+    states = [robots(tmp_path / run, 4) for run in ("whole", "half")]
+    assert equal(*states)
+    assert states[0]["policy.memory.0"].abs().max() > 0.0
     run = factory.load(tmp_path / "whole")
     obs = torch.randn(3, run.actor.obs_dim)
     first, second = run.policy(obs), run.policy(obs)
@@ -334,12 +343,52 @@ def test_a_resumed_run_goes_by_the_page_it_was_started_with(tmp_path: Path) -> N
     assert (resumed.page.ppo.gamma, resumed.page.ppo.lam, resumed.page.env.num_envs) == (0.9, 0.8, ENVS)
 
 
-def test_other_robots_start_fresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("rnn_type", ["none", "gru"])
+def test_of_more_robots_the_new_ones_start_fresh(tmp_path: Path, caplog: pytest.LogCaptureFixture, rnn_type: str) -> None:
+    train(factory.start(page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=4", "ppo.symmetry=none"), tmp_path / "run"), 1)
+    saved = robots(tmp_path / "run", 1)
+    trainer = factory.resume(str(tmp_path / "run"), "go2_flat", num_envs=ENVS + 4)
+    assert caplog.messages == [f"{tmp_path}/run/checkpoints/model_000001.pt: holds no state of 4 of 20 robots; they start fresh"]
+    state = trainer.collector.snapshot()
+    assert all(torch.equal(value[:ENVS], saved[name]) for name, value in state.items())
+    assert state["age"].tolist() == [8] * ENVS + [0] * 4
+    train(trainer, 2)
+    assert trainer.env_steps == 8 * (ENVS + ENVS + 4)
+    remembered = robots(tmp_path / "run", 2).get("policy.memory.0")
+    assert rnn_type == "none" or (remembered is not None and len(remembered) == ENVS + 4)
+
+
+def test_fewer_robots_are_the_first_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(factory.start(page(), tmp_path / "run"), 1)
     trainer = factory.resume(str(tmp_path / "run"), "go2_flat", num_envs=8)
-    assert "holds no state of 8 environments; they start fresh" in caplog.text
+    saved = robots(tmp_path / "run", 1)
+    assert all(torch.equal(value, saved[name][:8]) for name, value in trainer.collector.snapshot().items())
+    assert not caplog.messages
     train(trainer, 2)
     assert trainer.env_steps == 8 * (ENVS + 8)
+
+
+def test_a_run_goes_on_without_room_for_checkpoints_until_it_needs_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, fsync, full = factory.start(page("ppo.save_interval=2"), tmp_path / "run"), os.fsync, False
+
+    def sync(handle: int) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(checkpoint.CheckpointError, match=r"envs_000007_0_of_1.pt: not written \(No space left on device\)"):
+        for _ in trainer.train(7):
+            full = trainer.iteration not in (1, 4, 5)
+    assert trainer.iteration == 7 and names(tmp_path / "run") == ["model_000002.pt", "model_000006.pt"]
+    assert [message.partition("; ")[2] for message in caplog.messages] == [
+        "the run goes on, and its last checkpoint is that of iteration 2"
+    ]
+    full = False
+    assert train(factory.resume(str(tmp_path / "run"), "go2_flat"), 7)
+    assert names(tmp_path / "run") == ["model_000002.pt", "model_000006.pt", "model_000007.pt"]
 
 
 @pytest.mark.parametrize(
