@@ -90,8 +90,9 @@ def test_the_physics_alone_is_captured_like_the_environment(gpu: ModuleType, mon
         return args[0]
 
     monkeypatch.setattr("embodied_rl.graph.CudaGraph", graph)
+    pytest.importorskip("mujoco_warp")
     with torch.no_grad():
-        env: Any = factory.make("go2_flat", ["env.compile=false"], num_envs=2)
+        env: Any = factory.make("go2_flat", ["env.compile=false"], num_envs=2, engine="warp", device="cpu")
         tape = gpu.Tape(env, lambda obs: 0.0 * obs["actor"][:, :12])
         env.restore(torch.arange(2), tape.state)
         monkeypatch.setattr(type(env), "captured", True)
