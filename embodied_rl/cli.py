@@ -304,6 +304,8 @@ def _bench(options: argparse.Namespace) -> int:
     measures = {"env": bench.bench_env, "learner": bench_learner, "pool": bench_pool}
     measures |= {"train": bench.bench_train, "walk": bench.bench_walk}
     result = measures[options.what](page)
+    if os.environ.get("RANK", "0") != "0":  # started by torchrun: the first speaks for all
+        return 0
     for name, value in result.items():
         print(f"{name:28s} {value:,.3f}" if isinstance(value, float) else f"{name:28s} {value}")
     _write_json(options.json, result)

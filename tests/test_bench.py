@@ -9,14 +9,15 @@ import torch
 from embodied_rl import bench, bench_learner, factory
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
+from embodied_rl.learn.distributed import Group
 from embodied_rl.learn.run import Run
 
 
 class Trainer:
     """Yields metrics far from walking until it is told to stop."""
 
-    def __init__(self, page: Page, run: Run) -> None:
-        self.iteration, self.stopped = 0, False
+    def __init__(self, page: Page, run: Run, group: Group) -> None:
+        self.iteration, self.stopped, self.group = 0, False, group
 
     def train(self, iterations: int) -> Iterator[dict[str, float]]:
         for self.iteration in range(1, iterations + 1):

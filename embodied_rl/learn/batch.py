@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -16,30 +18,36 @@ class Batch:
 
     def __init__(self, widths: dict[str, int], *, sequences: bool) -> None:
         self._widths, self._sequences = widths, sequences
-        self._table = torch.zeros(0, 0, 0)
+        self.table = torch.zeros(0, 0, 0)
+        """(T, N, columns)."""
 
     @property
     def num_rows(self) -> int:
         """How many there are to be taken."""
-        steps, envs, _ = self._table.shape
+        steps, envs, _ = self.table.shape
         return envs if self._sequences else steps * envs
 
     def allocate(self, steps: int, envs: int, like: Tensor) -> bool:
         """Room for a rollout; whether it has a new address: for one of the same size it stays."""
         width = sum(width or 1 for width in self._widths.values())
-        if self._table.shape == (steps, envs, width):
+        if self.table.shape == (steps, envs, width):
             return False
-        self._table = like.new_empty(steps, envs, width)
+        self.table = like.new_empty(steps, envs, width)
         return True
 
     def write(self, rows: slice, values: dict[str, Tensor]) -> None:
         """Fill every column of some transitions, counted through steps and envs, from tensors (B, width) or (B,)."""
-        for name, column in self.columns(self._table.flatten(0, 1)[rows]).items():
+        for name, column in self.columns(self.table.flatten(0, 1)[rows]).items():
             column.copy_(values[name])
 
     def take(self, rows: Tensor) -> Tensor:
         """The rows, int64 (B,), of the table: (B, columns), or (T, B, columns) of sequences."""
-        return self._table.index_select(1, rows) if self._sequences else self._table.flatten(0, 1).index_select(0, rows)
+        return self.table.index_select(1, rows) if self._sequences else self.table.flatten(0, 1).index_select(0, rows)
+
+    def first_columns(self) -> dict[str, int]:
+        """Where each name's columns begin."""
+        starts = itertools.accumulate((width or 1 for width in self._widths.values()), initial=0)
+        return dict(zip(self._widths, starts, strict=False))
 
     def columns(self, table: Tensor) -> dict[str, Tensor]:
         """The columns of taken rows by name, (..., width) or (...)."""

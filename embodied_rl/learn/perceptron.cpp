@@ -1,11 +1,13 @@
-// A multilayer perceptron with ELU between its layers, float32: forward, and gradients of the weights.
+// Multilayer perceptrons with ELU between their layers, float32: forward, gradients of the weights, and a minibatch of PPO.
 //
-// What BLAS cannot do for it: bias, activation and their derivatives happen while a block is still in registers, and rows are
-// taken in tiles that stay in the second-level cache.  One thread; the caller shares rows among threads.
+// What BLAS cannot do for them: bias, activation and their derivatives happen while a block is still in registers, and rows are
+// taken in tiles that stay in the second-level cache, from the table they are gathered from to the gradients they are added to.
+// One thread; the caller shares rows among threads.
 //
 // Widths are padded with zeros to whole vectors, so that no kernel has a tail.  Legend: R rows, K inputs, N outputs of a layer.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -99,10 +101,97 @@ void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t row, int64
 int64_t padded(int64_t n) { return (n + VECTOR - 1) / VECTOR * VECTOR; }
 
 constexpr int64_t TILE = 192;  // rows; a whole number of ROWS
+constexpr int MOST_LAYERS = 16, MOST_ACTIONS = 256;
+
+// A network at work on tiles: its weights as the products want them, and what its layers were given.
+struct Network {
+  int layers;
+  const int64_t* widths;
+  float *inputs[MOST_LAYERS];                                         // of each layer, padded rows
+  float *forth[MOST_LAYERS], *bias[MOST_LAYERS], *back[MOST_LAYERS];  // W^T, b and W, padded
+  float *dweight[MOST_LAYERS], *dbias[MOST_LAYERS];                   // sums over tiles, padded
+
+  int64_t last() const { return padded(widths[layers]); }
+
+  int64_t widest() const {
+    int64_t most = 0;
+    for (int l = 0; l < layers; l++) most = std::max(most, padded(widths[l + 1]));
+    return most;
+  }
+
+  // Room for the inputs of so many rows; what is left of the memory.
+  float* make_room(int64_t rows, float* memory) {
+    for (int l = 0; l < layers; l++) inputs[l] = memory, memory += rows * padded(widths[l]);
+    return memory;
+  }
+
+  // Where `prepare` has left the weights.
+  void read(float* prepared) {
+    for (int l = 0; l < layers; l++) {
+      int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
+      forth[l] = prepared, bias[l] = forth[l] + K * N, back[l] = bias[l] + N, prepared = back[l] + N * K;
+    }
+  }
+
+  // Room for the gradient, zero; what is left of the memory.
+  float* make_gradient(float* memory) {
+    for (int l = 0; l < layers; l++) {
+      int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
+      dweight[l] = memory, dbias[l] = memory + N * K, memory = dbias[l] + N;
+      std::memset(dweight[l], 0, sizeof(float) * (N * K + N));
+    }
+    return memory;
+  }
+
+  // A row of the first layer's input.
+  void give(int64_t row, const float* x) {
+    float* to = inputs[0] + row * padded(widths[0]);
+    std::memcpy(to, x, sizeof(float) * widths[0]);
+    std::memset(to + widths[0], 0, sizeof(float) * (padded(widths[0]) - widths[0]));
+  }
+
+  // y, (count, last()), of the rows of inputs from `at` on.
+  void forward(int64_t count, int64_t at, float* y) {
+    for (int l = 0; l < layers; l++) {
+      int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
+      const float* a = inputs[l] + at * K;
+      if (l + 1 < layers)
+        product<After::ELU>(count, N, widths[l], a, K, 1, forth[l], N, bias[l], inputs[l + 1] + at * N, N, nullptr);
+      else
+        product<After::STORE>(count, N, widths[l], a, K, 1, forth[l], N, bias[l], y, N, nullptr);
+    }
+  }
+
+  // Adds the gradient of the same rows; d: dL/dy, (count, last()), and `spare` are overwritten, both as wide as the widest layer.
+  void backward(int64_t count, int64_t at, float* d, float* spare) {
+    for (int l = layers - 1; l >= 0; l--) {
+      int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
+      const float* a = inputs[l] + at * K;
+      product<After::ADD>(widths[l + 1], K, count, d, 1, N, a, K, nullptr, dweight[l], K, nullptr);  // dW += d^T a
+      for (int64_t i = 0; i < count; i++)
+        for (int64_t n = 0; n < N; n += VECTOR) store(dbias[l] + n, load(dbias[l] + n) + load(d + i * N + n));
+      if (l > 0) {  // d = (d W) elu'
+        product<After::ELU_GRADIENT>(count, K, widths[l + 1], d, N, 1, back[l], K, nullptr, spare, K, a);
+        std::swap(d, spare);
+      }
+    }
+  }
+
+  // The sums, without padding.
+  void finish(float* const* dweights, float* const* dbiases) const {
+    for (int l = 0; l < layers; l++) {
+      int64_t K = widths[l], N = widths[l + 1];
+      for (int64_t n = 0; n < N; n++) std::memcpy(dweights[l] + n * K, dweight[l] + n * padded(K), sizeof(float) * K);
+      std::memcpy(dbiases[l], dbias[l], sizeof(float) * N);
+    }
+  }
+};
 
 }  // namespace
 
 extern "C" {
+
+int64_t tile() { return TILE; }
 
 // Floats that `forward` leaves in `kept` for `backward`: inputs of every layer, padded.
 int64_t kept_size(int64_t rows, int layers, const int64_t* widths) {
@@ -111,93 +200,184 @@ int64_t kept_size(int64_t rows, int layers, const int64_t* widths) {
   return total;
 }
 
-// Floats of scratch memory that either needs.
-int64_t scratch_size(int layers, const int64_t* widths) {
-  int64_t total = 0, widest = 0;
-  for (int l = 0; l < layers; l++) {
-    total += 2 * padded(widths[l]) * padded(widths[l + 1]) + padded(widths[l + 1]);
-    widest = std::max(widest, padded(widths[l + 1]));
-  }
-  return total + 2 * TILE * widest;
+// Floats that `prepare` fills.
+int64_t prepared_size(int layers, const int64_t* widths) {
+  int64_t total = 0;
+  for (int l = 0; l < layers; l++) total += 2 * padded(widths[l]) * padded(widths[l + 1]) + padded(widths[l + 1]);
+  return total;
 }
 
-// Leaves y and what `backward` needs.  x: (rows, widths[0]), rows `ldx` apart; weights[l]: (widths[l + 1], widths[l]); y: (rows, widths[layers]).
-void forward(int64_t rows, int layers, const int64_t* widths, const float* x, int64_t ldx, const float* const* weights,
-             const float* const* biases, float* y, float* kept, float* scratch) {
-  const float *right[16], *bias[16];
-  float* free = scratch;
-  for (int l = 0; l < layers; l++) {  // W^T, padded
-    int64_t K = widths[l], N = widths[l + 1], ld = padded(N);
-    float* w = free;
-    std::memset(w, 0, sizeof(float) * padded(K) * ld);
-    for (int64_t n = 0; n < N; n++)
-      for (int64_t k = 0; k < K; k++) w[k * ld + n] = weights[l][n * K + k];
-    float* b = w + padded(K) * ld;
-    std::memset(b, 0, sizeof(float) * ld);
-    std::memcpy(b, biases[l], sizeof(float) * N);
-    right[l] = w, bias[l] = b, free = b + ld;
+// Leaves the weights as the products want them: W^T, b and W of each layer, padded.
+void prepare(int layers, const int64_t* widths, const float* const* weights, const float* const* biases, float* prepared) {
+  Network network{layers, widths};
+  network.read(prepared);
+  std::memset(prepared, 0, sizeof(float) * prepared_size(layers, widths));
+  for (int l = 0; l < layers; l++) {
+    int64_t K = widths[l], N = widths[l + 1];
+    for (int64_t k = 0; k < K; k++)
+      for (int64_t n = 0; n < N; n++) network.forth[l][k * padded(N) + n] = weights[l][n * K + k];
+    std::memcpy(network.bias[l], biases[l], sizeof(float) * N);
+    for (int64_t n = 0; n < N; n++) std::memcpy(network.back[l] + n * padded(K), weights[l] + n * K, sizeof(float) * K);
   }
-  float* inputs[16];
-  for (int l = 0; l < layers; l++) inputs[l] = kept, kept += rows * padded(widths[l]);
-  int64_t last = padded(widths[layers]), in = padded(widths[0]);
+}
+
+// Floats of scratch memory that `forward` or `backward` needs.
+int64_t scratch_size(int layers, const int64_t* widths) {
+  return prepared_size(layers, widths) + 2 * TILE * Network{layers, widths}.widest();
+}
+
+// Leaves y and, where there is room for all rows, what `backward` needs; else `kept` is as long as for a tile.
+// x: (rows, widths[0]), rows `ldx` apart; y: (rows, widths[layers]).
+void forward(int64_t rows, int layers, const int64_t* widths, const float* x, int64_t ldx, float* prepared, float* y,
+             float* kept, int64_t kept_rows, float* scratch) {
+  Network network{layers, widths};
+  float* out = scratch;
+  network.read(prepared);
+  network.make_room(kept_rows, kept);
+  int64_t last = network.last(), width = widths[layers];
   for (int64_t r = 0; r < rows; r += TILE) {
-    int64_t count = std::min(TILE, rows - r);
-    for (int64_t i = r; i < r + count; i++) {
-      std::memcpy(inputs[0] + i * in, x + i * ldx, sizeof(float) * widths[0]);
-      std::memset(inputs[0] + i * in + widths[0], 0, sizeof(float) * (in - widths[0]));
-    }
-    for (int l = 0; l < layers; l++) {
-      int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
-      const float* a = inputs[l] + r * K;
-      if (l + 1 < layers)
-        product<After::ELU>(count, N, widths[l], a, K, 1, right[l], N, bias[l], inputs[l + 1] + r * N, N, nullptr);
-      else
-        product<After::STORE>(count, N, widths[l], a, K, 1, right[l], N, bias[l], free, N, nullptr);
-    }
-    for (int64_t i = 0; i < count; i++)
-      std::memcpy(y + (r + i) * widths[layers], free + i * last, sizeof(float) * widths[layers]);
+    int64_t count = std::min(TILE, rows - r), at = kept_rows < rows ? 0 : r;
+    for (int64_t i = 0; i < count; i++) network.give(at + i, x + (r + i) * ldx);
+    network.forward(count, at, out);
+    for (int64_t i = 0; i < count; i++) std::memcpy(y + (r + i) * width, out + i * last, sizeof(float) * width);
   }
 }
 
 // dy: (rows, widths[layers]); dweights[l], dbiases[l]: of the shapes of weights and biases, overwritten.
-void backward(int64_t rows, int layers, const int64_t* widths, const float* dy, const float* const* weights, const float* kept,
+void backward(int64_t rows, int layers, const int64_t* widths, const float* dy, float* prepared, float* kept,
               float* const* dweights, float* const* dbiases, float* scratch) {
-  const float* inputs[16];
-  float *right[16], *gradient[16], *bias[16];
-  for (int l = 0; l < layers; l++) inputs[l] = kept, kept += rows * padded(widths[l]);
-  float* free = scratch;
-  int64_t widest = 0;
-  for (int l = 0; l < layers; l++) {
-    int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
-    right[l] = free, gradient[l] = right[l] + N * K, bias[l] = gradient[l] + N * K, free = bias[l] + N;
-    std::memset(right[l], 0, sizeof(float) * (2 * N * K + N));
-    for (int64_t n = 0; n < widths[l + 1]; n++)
-      std::memcpy(right[l] + n * K, weights[l] + n * widths[l], sizeof(float) * widths[l]);
-    widest = std::max(widest, N);
-  }
-  float *d = free, *before = free + TILE * widest;
+  Network network{layers, widths};
+  network.read(prepared);
+  network.make_room(rows, kept);
+  float *d = network.make_gradient(scratch), *spare = d + TILE * network.widest();
+  int64_t last = network.last(), width = widths[layers];
   for (int64_t r = 0; r < rows; r += TILE) {
-    int64_t count = std::min(TILE, rows - r), last = widths[layers];
+    int64_t count = std::min(TILE, rows - r);
     for (int64_t i = 0; i < count; i++) {
-      std::memcpy(d + i * padded(last), dy + (r + i) * last, sizeof(float) * last);
-      std::memset(d + i * padded(last) + last, 0, sizeof(float) * (padded(last) - last));
+      std::memcpy(d + i * last, dy + (r + i) * width, sizeof(float) * width);
+      std::memset(d + i * last + width, 0, sizeof(float) * (last - width));
     }
-    for (int l = layers - 1; l >= 0; l--) {
-      int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
-      const float* a = inputs[l] + r * K;
-      product<After::ADD>(widths[l + 1], K, count, d, 1, N, a, K, nullptr, gradient[l], K, nullptr);  // dW += d^T a
-      for (int64_t i = 0; i < count; i++)
-        for (int64_t n = 0; n < N; n += VECTOR) store(bias[l] + n, load(bias[l] + n) + load(d + i * N + n));
-      if (l > 0) {  // d = (d W) elu'
-        product<After::ELU_GRADIENT>(count, K, widths[l + 1], d, N, 1, right[l], K, nullptr, before, K, a);
-        std::swap(d, before);
+    network.backward(count, r, d, spare);
+  }
+  network.finish(dweights, dbiases);
+}
+
+// A minibatch of PPO with a Gaussian policy: where everything stands.  Columns are counted in a row of the table.
+struct Minibatch {
+  const float* table;
+  int64_t columns;  // of a row of it
+  int64_t actor[2], critic[2];  // observations, and mirrored ones
+  int64_t action, output, log_prob, value, target, advantage, weight;
+  int64_t copies, actions;        // 2: each transition also mirrored; A
+  const int64_t* mirror;          // of actions: what comes from where, and its sign, (A,)
+  const float* sign;
+  const float *std, *old_std;     // (A,)
+  const float *scale, *entropy;   // mean and deviation of the advantages; c_H
+  float clip, value_coef;
+  int64_t clip_value;
+};
+
+// Floats of scratch memory that `learn` needs.
+int64_t learn_size(int actor_layers, const int64_t* actor_widths, int critic_layers, const int64_t* critic_widths) {
+  int64_t total = 0;
+  const int layers[2] = {actor_layers, critic_layers};
+  const int64_t* widths[2] = {actor_widths, critic_widths};
+  for (int n = 0; n < 2; n++) total += kept_size(TILE, layers[n], widths[n]) + scratch_size(layers[n], widths[n]);
+  return total;
+}
+
+// Sums over `count` rows of the table of the gradient of PPO's loss, and of what `PPO._losses` sums beside it, in its order:
+// the two are one formula in two languages, and a test holds them together.
+void learn(const Minibatch* batch, const int64_t* rows, int64_t count, int actor_layers, const int64_t* actor_widths,
+           float* actor_prepared, int critic_layers, const int64_t* critic_widths, float* critic_prepared,
+           float* const* actor_dweights, float* const* actor_dbiases, float* const* critic_dweights, float* const* critic_dbiases,
+           float* dstd, float* sums, float* scratch) {
+  const Minibatch& b = *batch;
+  Network actor{actor_layers, actor_widths}, critic{critic_layers, critic_widths};
+  actor.read(actor_prepared);
+  critic.read(critic_prepared);
+  float* free = critic.make_room(TILE, actor.make_room(TILE, scratch));
+  free = critic.make_gradient(actor.make_gradient(free));
+  float *mean = free, *spare_actor = mean + TILE * actor.widest();
+  float *value = spare_actor + TILE * actor.widest(), *spare_critic = value + TILE * critic.widest();
+
+  const int64_t A = b.actions;
+  // what is the same in every state: log sigma + log(2 pi) / 2, the entropy, KL's part of the deviations; summed over actions
+  double log_norm = 0.0, entropy_each = 0.0, kl_each = 0.0;
+  for (int64_t a = 0; a < A; a++) {
+    double log_std = std::log((double)b.std[a]), ratio = b.old_std[a] / (double)b.std[a];
+    log_norm += log_std + 0.5 * std::log(2.0 * M_PI);
+    entropy_each += log_std + 0.5 + 0.5 * std::log(2.0 * M_PI);
+    kl_each += 0.5 * ratio * ratio - std::log(ratio) - 0.5;
+  }
+  double slopes[MOST_ACTIONS] = {};  // dL/dsigma
+  double weights = 0.0, surrogate = 0.0, value_loss = 0.0, kl = 0.0, outside = 0.0;
+  const float low = 1.0f - b.clip, high = 1.0f + b.clip, share = 1.0f / (float)b.copies;
+
+  for (int64_t copy = 0; copy < b.copies; copy++)
+    for (int64_t r = 0; r < count; r += TILE) {
+      const int64_t n = std::min(TILE, count - r);
+      for (int64_t i = 0; i < n; i++) {
+        const float* row = b.table + rows[r + i] * b.columns;
+        actor.give(i, row + b.actor[copy]);
+        critic.give(i, row + b.critic[copy]);
       }
+      actor.forward(n, 0, mean);
+      critic.forward(n, 0, value);
+      for (int64_t i = 0; i < n; i++) {
+        const float* row = b.table + rows[r + i] * b.columns;
+        const float *action = row + b.action, *old_mean = row + b.output, weight = row[b.weight];
+        float *mu = mean + i * actor.last(), *v = value + i * critic.last();
+        const float advantage = (row[b.advantage] - b.scale[0]) / b.scale[1];
+        // log pi(a|s), and r = pi(a|s) / pi_old(a|s)
+        float distance = 0.0f, apart = 0.0f, z[MOST_ACTIONS];
+        for (int64_t a = 0; a < A; a++) {
+          const float acted = copy ? action[b.mirror[a]] * b.sign[a] : action[a], inverse = 1.0f / b.std[a];
+          if (!copy) {
+            const float shift = (old_mean[a] - mu[a]) * inverse;
+            apart += shift * shift;
+          }
+          z[a] = (acted - mu[a]) * inverse;
+          distance += z[a] * z[a];
+        }
+        const float ratio = std::exp(-0.5f * distance - (float)log_norm - row[b.log_prob]);
+        const float clipped = ratio < low ? low : ratio > high ? high : ratio;
+        // L_clip = max(-A r, -A clip(r)); what is not finite stays so
+        const float free_loss = -advantage * ratio, clipped_loss = -advantage * clipped;
+        const bool moves = (ratio >= low && ratio <= high) || !(free_loss <= clipped_loss);
+        surrogate += (free_loss <= clipped_loss ? clipped_loss : free_loss) * weight * share;
+        const float dlog = moves ? -advantage * ratio * weight * share : 0.0f;
+        for (int64_t a = 0; a < A; a++) {
+          mu[a] = dlog * z[a] / b.std[a];                         // d log pi / d mu = (a - mu) / sigma^2
+          slopes[a] += dlog * (z[a] * z[a] - 1.0f) / b.std[a];  // d log pi / d sigma = (a - mu)^2 / sigma^3 - 1 / sigma
+        }
+        for (int64_t a = A; a < actor.last(); a++) mu[a] = 0.0f;
+        // L_V = (V - R)^2, or the larger of it and that of the clipped value
+        float error = v[0] - row[b.target], square = error * error, slope = 2.0f * error;
+        if (b.clip_value) {
+          const float step = v[0] - row[b.value], bounded = step < -b.clip ? -b.clip : step > b.clip ? b.clip : step;
+          const float other = row[b.value] + bounded - row[b.target];
+          if (square < other * other) {
+            square = other * other;
+            if (bounded != step) slope = 0.0f;
+          }
+        }
+        value_loss += square * weight * share;
+        v[0] = b.value_coef * slope * weight * share;
+        for (int64_t a = 1; a < critic.last(); a++) v[a] = 0.0f;
+        outside += std::fabs(ratio - 1.0f) > b.clip ? weight * share : 0.0f;
+        if (!copy) {
+          weights += weight;
+          kl += (0.5f * apart + kl_each) * weight;
+        }
+      }
+      actor.backward(n, 0, mean, spare_actor);
+      critic.backward(n, 0, value, spare_critic);
     }
-  }
-  for (int l = 0; l < layers; l++) {
-    int64_t K = widths[l], N = widths[l + 1];
-    for (int64_t n = 0; n < N; n++) std::memcpy(dweights[l] + n * K, gradient[l] + n * padded(K), sizeof(float) * K);
-    std::memcpy(dbiases[l], bias[l], sizeof(float) * N);
-  }
+  for (int64_t a = 0; a < A; a++) dstd[a] = (float)(slopes[a] - *b.entropy * weights / b.std[a]);  // - c_H H
+  actor.finish(actor_dweights, actor_dbiases);
+  critic.finish(critic_dweights, critic_dbiases);
+  const double all[] = {weights, surrogate, value_loss, entropy_each * weights, kl, outside, 0.0};
+  for (int i = 0; i < 7; i++) sums[i] = (float)all[i];
 }
 }

@@ -32,80 +32,101 @@ _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 _MOST_LAYERS = 16
 
 
-def fused(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
+def fused(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """The network as one operation, where this machine can build it; else the network itself.
 
     The result takes float32 (..., inputs) on the CPU whose gradient nobody asks for, and is within rounding of the network's.
     """
-    layers = [module for module in network if isinstance(module, nn.Linear)]
-    between = [module for module in network if not isinstance(module, nn.Linear)]
-    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    alternate = [isinstance(module, nn.Linear) for module in network] == [index % 2 == 0 for index in range(len(network))]
-    elus = all(isinstance(module, nn.ELU) and module.alpha == 1.0 for module in between)
-    singles = all(p is not None and p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
-    if not (alternate and elus and singles and len(between) + 1 == len(layers) <= _MOST_LAYERS):
-        return network
-    library = _library()
+    layers, library = layers_of(network), None
+    if layers:
+        library = load_library()
     if library is None:
         return network
-    widths = (ctypes.c_int64 * (len(layers) + 1))(layers[0].in_features, *(layer.out_features for layer in layers))
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    widths = widths_of(layers)
 
     def call(x: Tensor) -> Tensor:
         assert x.dtype == torch.float32 and not x.requires_grad
-        y = _Perceptron.apply(library, widths, x.flatten(0, -2), *parameters)
+        y = _Perceptron.apply(library, widths, torch.is_grad_enabled(), x.flatten(0, -2), *parameters)
         return y.view(*x.shape[:-1], layers[-1].out_features)
 
     return call
+
+
+def layers_of(network: nn.Module) -> list[nn.Linear]:
+    """The layers of a network that `perceptron.cpp` computes; none, of one that it does not."""
+    modules = list(network) if isinstance(network, nn.Sequential) else []
+    layers = [module for module in modules if isinstance(module, nn.Linear)]
+    between = [module for module in modules if not isinstance(module, nn.Linear)]
+    alternate = [isinstance(module, nn.Linear) for module in modules] == [index % 2 == 0 for index in range(len(modules))]
+    elus = all(isinstance(module, nn.ELU) and module.alpha == 1.0 for module in between)
+    parameters = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
+    singles = all(p is not None and p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+    return layers if alternate and elus and singles and len(between) + 1 == len(layers) <= _MOST_LAYERS else []
+
+
+def widths_of(layers: list[nn.Linear]) -> ctypes.Array:
+    """Inputs of the first layer, and outputs of each."""
+    return (ctypes.c_int64 * (len(layers) + 1))(layers[0].in_features, *(layer.out_features for layer in layers))
 
 
 class _Perceptron(torch.autograd.Function):
     """y of x (R, K) under parameters (W_1, b_1, W_2, ...)."""
 
     @staticmethod
-    def forward(ctx: Any, library: ctypes.CDLL, widths: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, library: ctypes.CDLL, widths: Any, learns: bool, x: Tensor, *parameters: Tensor) -> Tensor:
         x = x if x.stride(-1) == 1 else x.contiguous()
-        layers, rows = len(widths) - 1, ctypes.c_int64(len(x))
-        y = x.new_empty(len(x), widths[layers])
-        kept = x.new_empty(library.kept_size(rows, layers, widths))
+        layers, rows = len(widths) - 1, len(x)
+        # what nobody asks the gradient of need not leave the cache
+        room = ctypes.c_int64(rows if learns else min(rows, library.tile()))
+        y, kept = x.new_empty(rows, widths[layers]), x.new_empty(library.kept_size(room, layers, widths))
         scratch = x.new_empty(library.scratch_size(layers, widths))
-        weights, biases = _addresses(parameters[0::2]), _addresses(parameters[1::2])
+        prepared = prepare(library, widths, parameters[0::2], parameters[1::2])
         library.forward(
-            rows,
+            ctypes.c_int64(rows),
             layers,
             widths,
-            _address(x),
+            address(x),
             ctypes.c_int64(x.stride(0)),
-            weights,
-            biases,
-            _address(y),
-            _address(kept),
-            _address(scratch),
+            address(prepared),
+            address(y),
+            address(kept),
+            room,
+            address(scratch),
         )
         ctx.library, ctx.widths = library, widths
-        ctx.save_for_backward(kept, scratch, *parameters)
+        ctx.save_for_backward(kept, scratch, prepared, *parameters)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        kept, scratch, *parameters = ctx.saved_tensors
+        kept, scratch, prepared, *parameters = ctx.saved_tensors
         dy, layers = gradients[0].contiguous(), len(ctx.widths) - 1
         results = [torch.empty_like(parameter) for parameter in parameters]
         ctx.library.backward(
             ctypes.c_int64(len(dy)),
             layers,
             ctx.widths,
-            _address(dy),
-            _addresses(parameters[0::2]),
-            _address(kept),
-            _addresses(results[0::2]),
-            _addresses(results[1::2]),
-            _address(scratch),
+            address(dy),
+            address(prepared),
+            address(kept),
+            addresses(results[0::2]),
+            addresses(results[1::2]),
+            address(scratch),
         )
-        return None, None, None, *results
+        return None, None, None, None, *results
+
+
+def prepare(library: ctypes.CDLL, widths: ctypes.Array, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """A network's present weights as its products want them."""
+    layers = len(widths) - 1
+    prepared = weights[0].new_empty(library.prepared_size(layers, widths))
+    library.prepare(layers, widths, addresses(weights), addresses(biases), address(prepared))
+    return prepared
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """The compiled source; None, with a line in the log, where it cannot be had."""
     error = "Windows' compiler has no vector types" if sys.platform == "win32" else doctor.cpp_error()
     if error is None:
@@ -114,7 +135,8 @@ def _library() -> ctypes.CDLL | None:
         except (OSError, subprocess.SubprocessError) as reason:
             error = f"perceptron.cpp does not build: {str(reason).partition(chr(10))[0]}"
         else:
-            library.kept_size.restype = library.scratch_size.restype = ctypes.c_int64
+            for name in ("tile", "kept_size", "prepared_size", "scratch_size", "learn_size"):
+                getattr(library, name).restype = ctypes.c_int64
             return library
     log.warning("%s: the networks are computed layer by layer, a little slower; `embodied-rl doctor` says more", error)
     return None
@@ -137,9 +159,11 @@ def _build() -> Path:
     return path
 
 
-def _address(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
+    """Of an element, counted through the memory."""
+    return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
 
 
-def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
+def addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
+    """Of the first elements."""
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))

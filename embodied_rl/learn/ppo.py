@@ -28,7 +28,8 @@ from embodied_rl.env import ActionSpace
 from embodied_rl.graph import CudaGraph
 from embodied_rl.learn.advantages import Reduce, gae, moments, vtrace
 from embodied_rl.learn.batch import Batch
-from embodied_rl.learn.models import build_actor, build_critic, policy_of
+from embodied_rl.learn.gradients import Gradients, Terms, fused_gradients
+from embodied_rl.learn.models import build_actor, build_critic, policy_of, standard_deviation
 from embodied_rl.learn.normalizer import learn_statistics
 from embodied_rl.learn.perceptron import fused
 from embodied_rl.learn.policy import Obs, remember
@@ -82,8 +83,10 @@ class PPO:
         self.critic = build_critic(obs, page).to(device)
         self.critic_group = self.critic.obs_groups[0]
         self.policy = policy_of(self.actor)
-        build = fused if self.device.type == "cpu" and not page.bfloat16 else lambda network: network
-        self._actor_network, self._critic_network = build(self.actor.mlp), build(self.critic.mlp)
+        self._team = Team() if self.device.type == "cpu" else None
+        networks = self.actor.mlp, self.critic.mlp
+        fuses = self._team is not None and not page.bfloat16
+        self._actor_network, self._critic_network = map(fused, networks) if fuses else networks
         self._discrete, self._recurrent = space.discrete, isinstance(self.actor, RNNModel)
         self._parameters = parameters = list(chain(self.actor.parameters(), self.critic.parameters()))
         sizes = [parameter.numel() for parameter in parameters]
@@ -98,14 +101,14 @@ class PPO:
         self.optimizer.found_inf = self._found_inf = torch.zeros((), dtype=torch.float32, device=device)  # pyright: ignore[reportAttributeAccessIssue]
         self._entropy_coef = torch.zeros((), device=device)
         self._stopped = torch.zeros((), dtype=torch.bool, device=device)
-        self._totals = torch.zeros(len(_TOTALS), device=device)
+        self._totals, self._one = torch.zeros(len(_TOTALS), device=device), torch.ones(1, device=device)
         # what a minibatch's advantages are standardized by, mean and deviation; standing so, they stay as they are
         self._advantage_scale = torch.tensor([0.0, 1.0], device=device)
         self._batch = Batch(self._widths(obs, space), sequences=self._recurrent)
         self._old_std: Tensor | None = None
         self._memory: tuple[Tensor, ...] = ()
         self._losses, self._gae = compiler(self._losses), compiler(gae)
-        self._team = Team() if self.device.type == "cpu" else None
+        self._fused = self._fuse()
         self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
         self._rows: dict[int, Tensor] = {}
         self._captures = graph and self.device.type == "cuda"
@@ -139,7 +142,26 @@ class PPO:
 
     def _gradients(self, size: int) -> None:
         """The first half: the gradient and `_SUMS` of this process's rows, summed over them, into the bucket."""
-        torch.sum(torch.stack(self._share(self._part, self._rows[size])), dim=0, out=self._bucket)
+        if self._fused is not None and self._old_std is not None:
+            self._fused(self._batch, self._rows[size], self._old_std, self._bucket)
+        else:
+            torch.sum(torch.stack(self._share(self._part, self._rows[size])), dim=0, out=self._bucket)
+
+    def _fuse(self) -> Gradients | None:
+        """What computes `_losses` and its gradient in one pass, where that is possible."""
+        page = self.page
+        if self._team is None or self._discrete or self._recurrent or page.bfloat16 or page.symmetry == "mirror_loss":
+            return None
+        terms = Terms(
+            std=partial(standard_deviation, self.actor),
+            mirror=self._mirrors["actions"] if page.symmetry == "augmentation" else None,
+            advantage_scale=self._advantage_scale,
+            entropy_coef=self._entropy_coef,
+            clip_param=page.clip_param,
+            value_loss_coef=page.value_loss_coef,
+            clip_value=page.use_clipped_value_loss,
+        )
+        return fused_gradients((self.actor.mlp, self.critic.mlp), self._parameters, terms, self._team)
 
     def _part(self, rows: Tensor) -> Tensor:
         """The same of some rows."""
@@ -209,12 +231,12 @@ class PPO:
     def _apply(self, size: int) -> None:
         """The second half: means of the sums of all processes, and a step of the optimizer, unless something is off."""
         page = self.page
-        means = self._sums / self._sums[0].clamp(min=1.0)
-        gradient = self._gradient.div_(self._sums[0].clamp(min=1.0))
-        actor, critic = gradient[: self._actor_size], gradient[self._actor_size :]
-        actor_norm, critic_norm = actor.norm(), critic.norm()
-        actor.mul_((page.max_grad_norm / (actor_norm + 1e-6)).clamp(max=1.0))
-        critic.mul_((page.max_grad_norm / (critic_norm + 1e-6)).clamp(max=1.0))
+        share = 1.0 / self._sums[0].clamp(min=1.0)
+        means, networks = self._sums * share, self._gradient.split((self._actor_size, len(self._gradient) - self._actor_size))
+        norms = torch.stack([sums.norm() for sums in networks]) * share  # of actor and critic, which are clipped separately
+        factors = (page.max_grad_norm / (norms + 1e-6)).clamp(max=1.0) * share
+        for sums, factor in zip(networks, factors, strict=True):
+            sums.mul_(factor)
         kl = means[_SUMS.index("kl")]
         if page.schedule == "adaptive":
             slower = (self._rate / _RATE_FACTOR).clamp(min=_MIN_RATE)
@@ -223,11 +245,10 @@ class PPO:
             self._rate.copy_(torch.where(kl > 2.0 * page.desired_kl, slower, kept))
         if page.stop_kl is not None:
             self._stopped.logical_or_(kl > page.stop_kl)
-        skipped = ~(means.sum() + actor_norm + critic_norm).isfinite()
+        skipped = ~(means.sum() + norms.sum()).isfinite()
         self._found_inf.copy_(skipped | self._stopped)
         self.optimizer.step()
-        counted = torch.cat((torch.ones_like(kl)[None], means[1:], actor_norm[None]))
-        counted = torch.where(skipped, 0.0, counted)
+        counted = torch.where(skipped, 0.0, torch.cat((self._one, means[1:], norms[:1])))
         self._totals.add_(torch.cat((counted, torch.stack((skipped, self._stopped)).to(counted.dtype))))
 
     def _run(self, half: Callable[[int], None], size: int) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,27 +15,38 @@ R = TypeVar("R")
 
 
 class Team:
-    """Runs a function on several arguments at once.
+    """Runs a function on several arguments at once: the calling thread, and one for each other core.
 
     torch's own threads meet at the end of every operation, which costs little where the cores are idle and ten times the work
     itself where something else wants them; here they meet once.
     """
 
     def __init__(self) -> None:
-        size = cores()
-        self._pool = ThreadPoolExecutor(size, "embodied_rl", _alone) if size > 1 else None
+        others = cores() - 1
+        self._pool = ThreadPoolExecutor(others, "embodied_rl", _alone) if others else None
+        self._others = others
 
-    def map(self, function: Callable[[T], R], arguments: Iterable[T]) -> list[R]:
+    def map(self, function: Callable[[T], R], arguments: Sequence[T]) -> list[R]:
         """The results, in the order of the arguments."""
-        if self._pool is None:
+        if self._pool is None or len(arguments) < 2:
             return [function(argument) for argument in arguments]
         grad = torch.is_grad_enabled()  # a thread has its own
+        results: list[Any] = [None] * len(arguments)
+        indices = iter(range(len(arguments)))  # whoever is free takes the next
 
-        def run(argument: T) -> R:
+        def work() -> None:
             with torch.set_grad_enabled(grad):
-                return function(argument)
+                for index in indices:
+                    results[index] = function(arguments[index])
 
-        return list(self._pool.map(run, arguments))
+        futures = [self._pool.submit(work) for _ in range(min(self._others, len(arguments) - 1))]
+        try:
+            work()
+        finally:
+            wait(futures)
+        for future in futures:
+            future.result()
+        return results
 
 
 def cores() -> int:

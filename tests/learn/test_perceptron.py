@@ -99,11 +99,11 @@ def test_what_it_does_not_know_stays_torchs(module: nn.Sequential) -> None:
 
 def test_without_a_compiler_it_stays_torchs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(doctor, "cpp_error", lambda: "there is no C++ compiler: g++ is not on the PATH")
-    perceptron._library.cache_clear()
+    perceptron.load_library.cache_clear()
     module = mlp(3, 4, 2)
     with caplog.at_level(logging.WARNING, "embodied_rl"):
         assert perceptron.fused(module) is module
-    perceptron._library.cache_clear()
+    perceptron.load_library.cache_clear()
     assert caplog.messages == [
         "there is no C++ compiler: g++ is not on the PATH: the networks are computed layer by layer, a little slower; "
         "`embodied-rl doctor` says more"
@@ -117,9 +117,9 @@ def test_a_source_that_does_not_build_is_said(
     broken.write_text("this is no C++")
     monkeypatch.setattr(perceptron, "_SOURCE", broken)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    perceptron._library.cache_clear()
+    perceptron.load_library.cache_clear()
     module = mlp(3, 4, 2)
     assert perceptron.fused(module) is module
-    perceptron._library.cache_clear()
+    perceptron.load_library.cache_clear()
     assert "perceptron.cpp does not build" in caplog.text
     assert os.listdir(tmp_path / "cache" / "embodied_rl") == []

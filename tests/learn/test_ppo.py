@@ -410,7 +410,7 @@ def test_a_minibatch_that_is_not_finite_is_skipped_and_counted() -> None:
 
     def spoil(rollout: Rollout) -> Tensor:
         result = prepare(rollout)
-        columns = made._batch.columns(made._batch._table.flatten(0, 1))
+        columns = made._batch.columns(made._batch.table.flatten(0, 1))
         columns["return"][17] = torch.nan
         return result
 

@@ -106,7 +106,7 @@ def test_a_cut_is_bootstrapped_and_nothing_is_learned_beyond_it() -> None:
     torch.manual_seed(0)
     learner = PPO({"actor": torch.zeros(1, 3)}, ActionSpace(2), page, {}, seed=1)
     learner._prepare(rollout)
-    found = learner._batch.columns(learner._batch._table)["return"][:2, 0]
+    found = learner._batch.columns(learner._batch.table)["return"][:2, 0]
     value = lambda obs: float(learner._values(torch.as_tensor(obs)[None]).detach())  # noqa: E731
     obs, rewards, last = cut["arrays"]["obs:actor"][:, 0], cut["arrays"]["rewards"][:, 0], cut["arrays"]["last_obs:actor"][0]
     # delta_1 = r_1 + 0.9 V(last) - V(s_1);  delta_0 = r_0 + 0.9 V(s_1) - V(s_0);  A_0 = delta_0 + 0.9 0.8 delta_1
@@ -171,7 +171,7 @@ def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
     for ratio in (None, torch.ones(4, 2), torch.full((4, 2), 0.5)):
         assembly.rollout.ratio = ratio
         learner._prepare(assembly.rollout)
-        columns = learner._batch.columns(learner._batch._table)
+        columns = learner._batch.columns(learner._batch.table)
         seen[ratio is None, None if ratio is None else float(ratio[0, 0])] = columns["advantage"].clone()
     torch.testing.assert_close(seen[True, None], seen[False, 1.0])
     halved = seen[False, 0.5]
