@@ -109,21 +109,21 @@ def turn(options: argparse.Namespace, ranks: int, overrides: list[str], figures:
 
 def work(options: argparse.Namespace) -> None:
     """One process of one side; the first writes what was seen."""
-    import torch.distributed as dist
+    import torch
 
     from embodied_rl import factory
+    from embodied_rl.learn.distributed import Ranks
 
     sent: list[int] = []
 
     def counting(function: Any) -> Any:
-        def call(*arguments: Any, **named: Any) -> Any:
-            tensor = arguments[-1] if function.__name__ == "all_gather" else arguments[0]
-            sent.append(tensor.numel() * tensor.element_size())
-            return function(*arguments, **named)
+        def call(owner: Any, given: Any) -> Any:
+            sent.append(given.nbytes if isinstance(given, torch.Tensor) else 8 * len(given))
+            return function(owner, given)
 
         return call
 
-    dist.all_reduce, dist.all_gather = counting(dist.all_reduce), counting(dist.all_gather)
+    Ranks.sum, Ranks.table = counting(Ranks.sum), counting(Ranks.table)
     page = factory.resolve(options.config, options.overrides, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = factory.start(page, Path(folder) / "run")

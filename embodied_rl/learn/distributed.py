@@ -115,6 +115,7 @@ class Ranks(Group):
         import torch.distributed as dist
         from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
+        from embodied_rl.learn.shared import SharedSum
         from embodied_rl.learn.watch import Watch
 
         self._dist, self._waited, self._events = dist, 0.0, []
@@ -142,15 +143,26 @@ class Ranks(Group):
         except RuntimeError as error:
             raise LostError(f"MASTER_ADDR {address}: the ranks did not find each other: {_reason(error)}") from None
         self._patience = settings.timeout_s
+        one_machine = device.type == "cpu" and self.local_size == self.size and sys.platform == "linux"
+        self._shared = SharedSum(self.rank, self.size, self._gather) if one_machine else None
 
     def sum(self, tensor: Tensor) -> None:
         with self._collective(tensor.device):
-            self._dist.all_reduce(tensor)
+            if self._shared is not None and tensor.device.type == "cpu":
+                self._shared(tensor)
+            else:
+                dense = tensor.contiguous()  # gloo (torch 2.13) adds up what lies between, too
+                self._dist.all_reduce(dense)
+                if dense is not tensor:
+                    tensor.copy_(dense)
 
     def gather(self, value: T) -> list[T]:
-        values: list[Any] = [None] * self.size
         with self._collective():
-            self._dist.all_gather_object(values, value)
+            return self._gather(value)
+
+    def _gather(self, value: T) -> list[T]:
+        values: list[Any] = [None] * self.size
+        self._dist.all_gather_object(values, value)
         return values
 
     def table(self, numbers: list[float]) -> Tensor:

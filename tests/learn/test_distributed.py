@@ -562,21 +562,19 @@ group.settle()
 STORES: list[Any] = []
 
 
-def processes(code: str, patience: float = 60.0, size: int = 2) -> list[subprocess.Popen[str]]:
-    """Ranks that run the code, connected by gloo."""
+def processes(code: str, patience: float = 60.0, size: int = 2, *, apart: bool = False) -> list[subprocess.Popen[str]]:
+    """Ranks that run the code, connected by gloo; `apart`, each takes itself for alone on its machine."""
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     # as torchrun does, this process keeps the store
     STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     settings = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(STORES[-1].port)}
+    if apart:
+        settings |= {"LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-c", PROCESS + textwrap.dedent(code), str(patience)]
-    return [
-        subprocess.Popen(
-            command, env=os.environ | settings | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stdout=-1, stderr=-1
-        )
-        for rank in range(size)
-    ]
+    own = [{"RANK": str(rank), "LOCAL_RANK": "0" if apart else str(rank)} for rank in range(size)]
+    return [subprocess.Popen(command, env=os.environ | settings | one, text=True, stdout=-1, stderr=-1) for one in own]
 
 
 def outcomes(started: list[subprocess.Popen[str]], ranks: list[int] | None = None) -> list[tuple[int, str, str]]:
@@ -589,10 +587,20 @@ def outcomes(started: list[subprocess.Popen[str]], ranks: list[int] | None = Non
     return found
 
 
-def test_processes_add_up_exchange_and_measure_how_long_they_wait() -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_processes_add_up_exchange_and_measure_how_long_they_wait(*, apart: bool) -> None:
     code = """
     total = torch.arange(5.0) * (group.rank + 1)
     group.sum(total)
+    for size in (1, 70_000, 3, 200_000):  # more than there is room for, and less again
+        for repetition in range(20):
+            part = torch.full((size,), 10.0 * repetition + group.rank, dtype=torch.float64)
+            group.sum(part)
+            assert bool((part == 20.0 * repetition + 1.0).all()), (size, repetition)
+    part = torch.ones(3, 4)[:, ::2]
+    group.sum(part)
+    assert bool((part == 2.0).all())
+    group.waited()
     if group.rank == 1:
         time.sleep(0.5)
         group.send({"x": torch.ones(3)}, 0)
@@ -608,7 +616,8 @@ def test_processes_add_up_exchange_and_measure_how_long_they_wait() -> None:
     assert group.table([float(said[0])]).sum() == 1.0 and said[1]
     group.close()
     """
-    assert [(code, errors) for code, _, errors in outcomes(processes(code))] == [(0, ""), (0, "")]
+    assert [(code, errors) for code, _, errors in outcomes(processes(code, apart=apart))] == [(0, ""), (0, "")]
+    assert not list(Path("/dev/shm").glob("embodied_rl_*"))
 
 
 def test_a_rank_that_hangs_is_found_and_named() -> None:
@@ -637,7 +646,8 @@ def test_a_rank_that_hangs_is_found_and_named() -> None:
         started[1].communicate()
 
 
-def test_a_rank_that_dies_ends_the_others_with_a_line() -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_rank_that_dies_ends_the_others_with_a_line(*, apart: bool) -> None:
     started = processes(
         """
         from embodied_rl import cli
@@ -650,10 +660,11 @@ def test_a_rank_that_dies_ends_the_others_with_a_line() -> None:
         except UserError as error:
             cli._tell(error)
             sys.exit(2)
-        """
+        """,
+        apart=apart,
     )
     (code, _, errors), (killed, _, _) = outcomes(started)
     assert (code, killed) == (2, -9)
     assert errors.startswith("the connection to another rank broke off: ") and errors.endswith("; torchrun says which one failed")
-    assert "Connection" in errors and ".cc" not in errors
+    assert ("Connection" if apart else "rank 1 is gone") in errors and ".cc" not in errors
     assert "\n" not in errors
