@@ -138,7 +138,8 @@ def load_library() -> ctypes.CDLL | None:
             for name in ("tile", "kept_size", "prepared_size", "scratch_size", "learn_size"):
                 getattr(library, name).restype = ctypes.c_int64
             return library
-    log.warning("%s: the networks are computed layer by layer, a little slower; `embodied-rl doctor` says more", error)
+    said = "%s: the networks are computed layer by layer, and updates take twice as long; `embodied-rl doctor` says more"
+    log.warning(said, error)
     return None
 
 

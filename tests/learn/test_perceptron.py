@@ -105,8 +105,8 @@ def test_without_a_compiler_it_stays_torchs(monkeypatch: pytest.MonkeyPatch, cap
         assert perceptron.fused(module) is module
     perceptron.load_library.cache_clear()
     assert caplog.messages == [
-        "there is no C++ compiler: g++ is not on the PATH: the networks are computed layer by layer, a little slower; "
-        "`embodied-rl doctor` says more"
+        "there is no C++ compiler: g++ is not on the PATH: the networks are computed layer by layer, and updates take twice as "
+        "long; `embodied-rl doctor` says more"
     ]
 
 
