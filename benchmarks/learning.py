@@ -3,7 +3,7 @@
     python benchmarks/learning.py [CONFIG] [--seeds 5] [--steps 1.5e6] [--json F] [--plot F.svg] [key=value ...]
 
 Both sides have the same environments, robots, networks, observations and settings; what differs is the learner
-(`ppo.class_name`).  The evaluation protocol's figures of the last policy stand beside the curves of the exploring one.
+(`ppo.class_name`).  The learning rate is fixed: rsl_rl has no linear schedule.  The evaluation protocol's figures of the last policy stand beside the curves of the exploring one.
 `--plot` needs matplotlib: pip install "embodied-rl[plot]".  With `--from F` an earlier run's figures are drawn again.
 """
 
@@ -23,6 +23,8 @@ from embodied_rl.learn.evaluate import SEEDS
 from embodied_rl.learn.run import Run
 
 LEARNERS = {"ours": "embodied_rl.learn.ppo:PPO", "rsl_rl": "rsl_rl.algorithms:PPO"}
+#: What both know.
+EQUAL = ["ppo.schedule=fixed"]
 CURVES = ("Metrics/lin_vel_error", "Metrics/ang_vel_error", "Train/mean_reward")
 FINAL = ("fall_rate", "lin_vel_error", "ang_vel_error")
 
@@ -54,7 +56,11 @@ def compare(config: str, overrides: list[str], seeds: int, steps: float) -> dict
     for seed in range(1, seeds + 1):
         for name, class_name in LEARNERS.items():
             runs.append(
-                {"learner": name, "seed": seed, **train(config, [*overrides, f"ppo.class_name={class_name}"], seed, steps)}
+                {
+                    "learner": name,
+                    "seed": seed,
+                    **train(config, [*overrides, *EQUAL, f"ppo.class_name={class_name}"], seed, steps),
+                }
             )
             last = runs[-1]["evaluation"]
             print(f"{name} seed {seed}: " + "  ".join(f"{key} {last[key]:.3f}" for key in FINAL), flush=True)
