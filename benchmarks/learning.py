@@ -3,7 +3,8 @@
     python benchmarks/learning.py [CONFIG] [--seeds 5] [--steps 1.5e6] [--json F] [--plot F.svg] [key=value ...]
 
 Both sides have the same environments, robots, networks, observations and settings; what differs is the learner
-(`ppo.class_name`).  The learning rate is fixed: rsl_rl has no linear schedule.  The evaluation protocol's figures of the last policy stand beside the curves of the exploring one.
+(`ppo.class_name`).  The learning rate is fixed: rsl_rl has no linear schedule.  The evaluation protocol's figures of the last
+policy stand beside the curves of the exploring one.
 `--plot` needs matplotlib: pip install "embodied-rl[plot]".  With `--from F` an earlier run's figures are drawn again.
 """
 
