@@ -152,6 +152,8 @@ class PPO:
         page = self.page
         if self._team is None or self._discrete or self._recurrent or page.bfloat16 or page.symmetry == "mirror_loss":
             return None
+        if page.symmetry == "augmentation" and "actions" not in self._mirrors:  # a policy that is only looked at
+            return None
         terms = Terms(
             std=partial(standard_deviation, self.actor),
             mirror=self._mirrors["actions"] if page.symmetry == "augmentation" else None,
