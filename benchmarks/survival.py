@@ -148,10 +148,7 @@ class Forks(Job):
         *,
         restarts: int = 3,
         environment: dict[str, str] | None = None,
-        launcher: list[str] | None = None,
-        inside: list[str] | None = None,
     ) -> None:
-        assert launcher is None and inside is None
         self.folder, self.log = folder, folder / "log.txt"
         self.log.touch()
         self._ranks = folder / "ranks.json"
@@ -260,10 +257,9 @@ class _StoreHost:
 
 
 def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    from embodied_rl.learn.shared import alive
+
+    return alive(pid)
 
 
 def wait_for(condition: Callable[[], bool], what: str, job: Job | None = None, patience: float = PATIENCE) -> float:

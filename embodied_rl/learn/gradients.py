@@ -25,8 +25,6 @@ _MOST_PARTS, _LEAST_ROWS = 8, 384
 #: Columns of the batch, in the order of `Minibatch`.
 _COLUMNS = ("actor", "mirrored_actor", "critic", "mirrored_critic", "action", "output", "log_prob", "value", "return")
 _COLUMNS += ("advantage", "weight")
-#: How many numbers stand behind the gradient in the bucket.
-_SUMS = 7
 
 
 class _Minibatch(ctypes.Structure):
@@ -86,6 +84,7 @@ class Gradients:
         self._starts = [([starts[x.weight] for x in layers], [starts[x.bias] for x in layers]) for layers in networks]
         own = {parameter for layers in networks for layer in layers for parameter in (layer.weight, layer.bias)}
         self._others = [(parameter, start) for parameter, start in starts.items() if parameter not in own]
+        self._size = end  # behind it stand the sums
         self._scratch = torch.empty(0)
         self._kept_alive = parameters  # their addresses are known
 
@@ -117,7 +116,6 @@ class Gradients:
         size = self._library.learn_size(*self._networks[0], *self._networks[1])
         if self._scratch.shape != (len(parts), size):
             self._scratch = bucket.new_empty(len(parts), size)
-        sums = len(bucket) - _SUMS
         own = zip(self._networks, self._weights, strict=True)
         actor, critic = ((*network, prepare(self._library, network[1], *weights)) for network, weights in own)
 
@@ -132,7 +130,7 @@ class Gradients:
                 *(*critic[:2], address(critic[2])),
                 *(*places[0], *places[1]),
                 ctypes.c_void_p(own + 4 * len(bucket)),
-                ctypes.c_void_p(own + 4 * sums),
+                ctypes.c_void_p(own + 4 * self._size),
                 address(self._scratch[part]),
             )
 

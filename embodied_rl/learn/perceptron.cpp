@@ -223,7 +223,9 @@ void prepare(int layers, const int64_t* widths, const float* const* weights, con
 
 // Floats of scratch memory that `forward` or `backward` needs.
 int64_t scratch_size(int layers, const int64_t* widths) {
-  return prepared_size(layers, widths) + 2 * TILE * Network{layers, widths}.widest();
+  int64_t gradient = 0;
+  for (int l = 0; l < layers; l++) gradient += (padded(widths[l]) + 1) * padded(widths[l + 1]);
+  return gradient + 2 * TILE * Network{layers, widths}.widest();
 }
 
 // Leaves y and, where there is room for all rows, what `backward` needs; else `kept` is as long as for a tile.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import TypeVar
 
@@ -108,7 +108,6 @@ class PPO:
         self._old_std: Tensor | None = None
         self._memory: tuple[Tensor, ...] = ()
         self._losses, self._gae = compiler(self._losses), compiler(gae)
-        self._fused = self._fuse()
         self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
         self._rows: dict[int, Tensor] = {}
         self._captures = graph and self.device.type == "cuda"
@@ -147,12 +146,11 @@ class PPO:
         else:
             torch.sum(torch.stack(self._share(self._part, self._rows[size])), dim=0, out=self._bucket)
 
-    def _fuse(self) -> Gradients | None:
+    @cached_property
+    def _fused(self) -> Gradients | None:
         """What computes `_losses` and its gradient in one pass, where that is possible."""
         page = self.page
         if self._team is None or self._discrete or self._recurrent or page.bfloat16 or page.symmetry == "mirror_loss":
-            return None
-        if page.symmetry == "augmentation" and "actions" not in self._mirrors:  # a policy that is only looked at
             return None
         terms = Terms(
             std=partial(standard_deviation, self.actor),

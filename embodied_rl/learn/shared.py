@@ -98,14 +98,15 @@ class SharedSum:
             time.sleep(_SHORT_S if looks < 2 * _LOOKS else _LONG_S)
             if time.monotonic() - checked > _ALIVE_S:
                 checked = time.monotonic()
-                gone = [rank for rank, process in enumerate(self._processes) if not _alive(process)]
+                gone = [rank for rank, process in enumerate(self._processes) if not alive(process)]
                 if gone:
                     raise RuntimeError(f"rank {', '.join(map(str, gone[:4]))} is gone")
         with self._fence:  # and what they said it of is read after that
             pass
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether it runs, or could; a zombie does not.  Linux."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

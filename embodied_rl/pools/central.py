@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.env import ActionSpace, Step
+from embodied_rl.env import Step
 from embodied_rl.pools.cluster import Connection
 from embodied_rl.pools.crew import Crew, Worker
 from embodied_rl.pools.errors import PoolError
@@ -43,18 +43,11 @@ class RemoteEnv:
 
     def __init__(self, page: Page, env_ids: Tensor, *, world_size: int = 1, connection: Connection | None = None) -> None:
         self.page, self.env_ids, self.num_envs, self.device = page, env_ids, len(env_ids), torch.device("cpu")
-        connection = connection or Connection(page.pool.address)
-        self._ray = connection.ray
-        try:
-            self.crew = Crew(page, env_ids, connection, world_size)
-        except BaseException:
-            connection.close()
-            raise
+        self.crew = Crew.open(page, env_ids, connection, world_size)
+        self._ray = self.crew.connection.ray
         self.close = weakref.finalize(self, self.crew.close)
         described = self.crew.described
-        self.action_space = ActionSpace(*described["action_space"])
-        mirrors = described["mirrors"].items()
-        self._mirrors = {name: (torch.tensor(index), torch.tensor(sign)) for name, (index, sign) in mirrors}
+        self.action_space = self.crew.action_space
         zeros = lambda *shape: torch.zeros(self.num_envs, *shape)  # noqa: E731
         self.obs = {name: zeros(*shape) for name, shape in described["obs"].items()}
         self.final_obs = {name: zeros(*described["obs"][name]) for name in described["final_obs"]}
@@ -115,7 +108,7 @@ class RemoteEnv:
 
     def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
         """See `VectorEnv`."""
-        return self._mirrors
+        return self.crew.mirrors
 
     def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
         """See `VectorEnv`."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from embodied_rl.config import Page, override
+from embodied_rl.env import ActionSpace
 from embodied_rl.pools.cluster import Connection
 from embodied_rl.pools.errors import PoolError
 from embodied_rl.pools.worker import SimWorker
@@ -78,7 +80,21 @@ class Crew:
             worker.actor = self._start(worker.node, self._cores(worker))
         builds = [(worker, self._build(worker)) for worker in self.workers]
         self.described, *_ = [self._started(worker, ref) for worker, ref in builds]
+        self.action_space = ActionSpace(*self.described["action_space"])
+        mirrors = self.described["mirrors"].items()
+        self.mirrors = {name: (torch.tensor(index), torch.tensor(sign)) for name, (index, sign) in mirrors}
+        """Left-right reflection of each observation group and of `actions`: index and sign."""
         self.keep_spares()
+
+    @classmethod
+    def open(cls, page: Page, env_ids: Tensor, connection: Connection | None = None, world_size: int = 1) -> Crew:
+        """A crew on what `pool.address` says, or on this connection, which is closed if it does not start."""
+        connection = connection or Connection(page.pool.address)
+        try:
+            return cls(page, env_ids, connection, world_size)
+        except BaseException:
+            connection.close()
+            raise
 
     def _plan(self, env_ids: np.ndarray) -> list[Worker]:
         """Whole shards, in order, on the nodes in turn."""

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.env import ActionSpace
 from embodied_rl.learn.policy import Obs, Policy
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.pools.assembly import Assembly
@@ -97,18 +96,11 @@ class SimPool:
             raise PoolError(
                 f"pool.shard_size: {page.pool.shard_size}: async wants env.num_envs ({self.num_envs}) in equal shards"
             )
-        connection = connection or Connection(page.pool.address)
-        self._ray = connection.ray
-        try:
-            self.crew = Crew(page, env_ids, connection, world_size)
-        except BaseException:
-            connection.close()
-            raise
+        self.crew = Crew.open(page, env_ids, connection, world_size)
+        self._ray = self.crew.connection.ray
         self._end = weakref.finalize(self, self.crew.close)
         described = self.crew.described
-        self.action_space = ActionSpace(*described["action_space"])
-        mirrors = described["mirrors"].items()
-        self.mirrors = {name: (torch.tensor(index), torch.tensor(sign)) for name, (index, sign) in mirrors}
+        self.action_space, self.mirrors = self.crew.action_space, self.crew.mirrors
         self._sizes, self._final_groups = described["obs"], described["final_obs"]
         self._policy: Policy | None = None
         self._assembly: Assembly | None = None

@@ -236,8 +236,8 @@ for _ in range(int(sys.argv[2])):
         while True:
             iteration += 1
             checkpoints.save(*content(iteration), first=0)
-    # in the course of the next one, or of one of those after it
-    target = before + random.randint(1, 3)
+    # in the course of one that is not the next, which is whole then: every process gets on
+    target = before + random.randint(2, 4)
     while not list(folder.glob(f"*_{target:06d}*")):
         time.sleep(0.0005)
     time.sleep(random.uniform(0.0, 0.004))
@@ -257,7 +257,7 @@ def test_no_kill_at_whatever_moment_leaves_a_checkpoint_that_is_not_whole(tmp_pa
     done = subprocess.run([sys.executable, "-c", TORN, str(tmp_path), "50"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     torn, iteration = map(int, done.stdout.split())
-    assert torn >= 10 and iteration >= 10  # many died in the middle of it, and some had written before
+    assert torn >= 10 and iteration >= 50  # many died in the middle of it
 
 
 def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
