@@ -2,14 +2,20 @@
 //
 // What BLAS cannot do for them: bias, activation and their derivatives happen while a block is still in registers, and rows are
 // taken in tiles that stay in the second-level cache, from the table they are gathered from to the gradients they are added to.
-// One thread; the caller shares rows among threads.
+// One thread, and the caller shares rows among threads; only `infer` has helpers of its own.
 //
 // Widths are padded with zeros to whole vectors, so that no kernel has a tail.  Legend: R rows, K inputs, N outputs of a layer.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
 
 namespace {
 
@@ -101,6 +107,7 @@ void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t row, int64
 int64_t padded(int64_t n) { return (n + VECTOR - 1) / VECTOR * VECTOR; }
 
 constexpr int64_t TILE = 192;  // rows; a whole number of ROWS
+constexpr int64_t PIECE = 96;  // rows that a helper takes at a time
 constexpr int MOST_LAYERS = 16, MOST_ACTIONS = 256;
 
 // A network at work on tiles: its weights as the products want them, and what its layers were given.
@@ -162,6 +169,14 @@ struct Network {
     }
   }
 
+  // y, (count, widths[layers]) from row `at` on, of x, rows `ldx` apart; `out` has room for (count, last()).
+  void answer(int64_t count, int64_t at, const float* x, int64_t ldx, float* y, float* out) {
+    const int64_t width = widths[layers];
+    for (int64_t i = 0; i < count; i++) give(at + i, x + i * ldx);
+    forward(count, at, out);
+    for (int64_t i = 0; i < count; i++) std::memcpy(y + (at + i) * width, out + i * last(), sizeof(float) * width);
+  }
+
   // Adds the gradient of the same rows; d: dL/dy, (count, last()), and `spare` are overwritten, both as wide as the widest layer.
   void backward(int64_t count, int64_t at, float* d, float* spare) {
     for (int l = layers - 1; l >= 0; l--) {
@@ -187,11 +202,63 @@ struct Network {
   }
 };
 
+// Threads that sleep until there is something to share.  Waking one takes 40 us, for it needs no interpreter; the caller works
+// meanwhile, and whoever is free takes the next piece.
+class Helpers {
+ public:
+  // work(0), ..., work(count - 1), each once, by the caller and up to `others` more.
+  template <class Work>
+  void share(int64_t count, int others, Work&& work) {
+    std::unique_lock<std::mutex> only(used, std::try_to_lock);
+    if (!only || others < 1 || count < 2) {
+      for (int64_t i = 0; i < count; i++) work(i);
+      return;
+    }
+    while ((int)threads.size() < others) threads.emplace_back([this] { help(); });
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      call = [](void* what, int64_t i) { (*(std::remove_reference_t<Work>*)what)(i); };
+      what = &work, pieces = count, places = others, next = 0, round++;
+    }
+    wake.notify_all();
+    for (int64_t i; (i = next.fetch_add(1)) < count;) work(i);
+    std::unique_lock<std::mutex> lock(mutex);
+    places = 0;  // who wakes now is too late
+    left.wait(lock, [this] { return inside == 0; });
+  }
+
+ private:
+  void help() {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex);
+    for (;;) {
+      wake.wait(lock, [&] { return round != seen; });
+      seen = round;
+      if (places < 1) continue;
+      places--, inside++;
+      lock.unlock();
+      for (int64_t i; (i = next.fetch_add(1)) < pieces;) call(what, i);
+      lock.lock();
+      if (--inside == 0) left.notify_one();
+    }
+  }
+
+  std::vector<std::thread> threads;
+  std::mutex used, mutex;
+  std::condition_variable wake, left;
+  std::atomic<int64_t> next{0};
+  uint64_t round = 0;
+  int64_t pieces = 0;
+  int places = 0, inside = 0;
+  void (*call)(void*, int64_t) = nullptr;
+  void* what = nullptr;
+};
+
+Helpers& helpers = *new Helpers;  // never destroyed: its threads wait in it when the process ends
+
 }  // namespace
 
 extern "C" {
-
-int64_t tile() { return TILE; }
 
 // Floats that `forward` leaves in `kept` for `backward`: inputs of every layer, padded.
 int64_t kept_size(int64_t rows, int layers, const int64_t* widths) {
@@ -228,21 +295,28 @@ int64_t scratch_size(int layers, const int64_t* widths) {
   return gradient + 2 * TILE * Network{layers, widths}.widest();
 }
 
-// Leaves y and, where there is room for all rows, what `backward` needs; else `kept` is as long as for a tile.
-// x: (rows, widths[0]), rows `ldx` apart; y: (rows, widths[layers]).
+// Leaves y and what `backward` needs.  x: (rows, widths[0]), rows `ldx` apart; y: (rows, widths[layers]).
 void forward(int64_t rows, int layers, const int64_t* widths, const float* x, int64_t ldx, float* prepared, float* y,
-             float* kept, int64_t kept_rows, float* scratch) {
+             float* kept, float* scratch) {
   Network network{layers, widths};
-  float* out = scratch;
   network.read(prepared);
-  network.make_room(kept_rows, kept);
-  int64_t last = network.last(), width = widths[layers];
-  for (int64_t r = 0; r < rows; r += TILE) {
-    int64_t count = std::min(TILE, rows - r), at = kept_rows < rows ? 0 : r;
-    for (int64_t i = 0; i < count; i++) network.give(at + i, x + (r + i) * ldx);
-    network.forward(count, at, out);
-    for (int64_t i = 0; i < count; i++) std::memcpy(y + (r + i) * width, out + i * last, sizeof(float) * width);
-  }
+  network.make_room(rows, kept);
+  for (int64_t r = 0; r < rows; r += TILE) network.answer(std::min(TILE, rows - r), r, x + r * ldx, ldx, y, scratch);
+}
+
+// The same where nobody asks for the gradient, with up to `others` helpers: what lies between x and y stays in a thread's own
+// memory, call after call.
+void infer(int64_t rows, int layers, const int64_t* widths, const float* x, int64_t ldx, float* prepared, float* y, int others) {
+  helpers.share((rows + PIECE - 1) / PIECE, others, [&](int64_t piece) {
+    static thread_local std::vector<float> memory;
+    Network network{layers, widths};
+    const size_t needed = kept_size(PIECE, layers, widths) + PIECE * network.last();
+    if (memory.size() < needed) memory.resize(needed);
+    network.read(prepared);
+    const int64_t r = piece * PIECE;
+    float* scratch = network.make_room(PIECE, memory.data());
+    network.answer(std::min(PIECE, rows - r), 0, x + r * ldx, ldx, y + r * widths[layers], scratch);
+  });
 }
 
 // dy: (rows, widths[layers]); dweights[l], dbiases[l]: of the shapes of weights and biases, overwritten.

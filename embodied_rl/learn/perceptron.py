@@ -27,13 +27,13 @@ from embodied_rl import doctor
 log = logging.getLogger("embodied_rl")
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 #: Of `perceptron.cpp`: it keeps the layers in arrays of this length.
 _MOST_LAYERS = 16
 
 
 def fused(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network as one operation, where this machine can build it; else the network itself.
+    """The network as one operation that is learned through, where this machine can build it; else the network itself.
 
     The result takes float32 (..., inputs) on the CPU whose gradient nobody asks for, and is within rounding of the network's.
     """
@@ -47,10 +47,63 @@ def fused(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
     def call(x: Tensor) -> Tensor:
         assert x.dtype == torch.float32 and not x.requires_grad
-        y = _Perceptron.apply(library, widths, torch.is_grad_enabled(), x.flatten(0, -2), *parameters)
+        y = _Perceptron.apply(library, widths, x.flatten(0, -2), *parameters)
         return y.view(*x.shape[:-1], layers[-1].out_features)
 
     return call
+
+
+class FrozenPerceptron:
+    """The network with the weights of the last `refresh`, without gradients: one operation, which torch.compile takes whole.
+
+    Where this machine cannot build it, the network itself.
+
+    Args:
+        network: answers float32 (R, inputs).
+        helpers: how many threads may help the calling one.
+    """
+
+    def __init__(self, network: nn.Module, helpers: int = 0) -> None:
+        layers = layers_of(network)
+        library = load_library() if layers else None
+        self._network, self._layers, self._library, self._helpers = network, layers, library, helpers
+        self._fuses = library is not None
+        if library is not None:
+            widths = widths_of(layers)
+            self._widths = list(widths)
+            self._prepared = torch.empty(library.prepared_size(len(layers), widths))
+
+    def refresh(self) -> None:
+        """Take the network's present weights."""
+        if self._library is not None:
+            weights, biases = [layer.weight for layer in self._layers], [layer.bias for layer in self._layers]
+            prepare(self._library, widths_of(self._layers), weights, biases, self._prepared)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(R, inputs) to (R, outputs)."""
+        if not self._fuses:
+            return self._network(x)
+        return torch.ops.embodied_rl.perceptron(x, self._prepared, self._widths, self._helpers)
+
+
+_SCHEMA = "(Tensor x, Tensor prepared, int[] widths, int helpers) -> Tensor"
+
+
+@torch.library.custom_op("embodied_rl::perceptron", mutates_args=(), schema=_SCHEMA)
+def _infer(x: Tensor, prepared: Tensor, widths: list[int], helpers: int) -> Tensor:
+    library = load_library()
+    assert library is not None and x.dtype == torch.float32
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    y = x.new_empty(len(x), widths[-1])
+    sizes = (ctypes.c_int64 * len(widths))(*widths)
+    rows, apart = ctypes.c_int64(len(x)), ctypes.c_int64(x.stride(0))
+    library.infer(rows, len(widths) - 1, sizes, address(x), apart, address(prepared), address(y), helpers)
+    return y
+
+
+@_infer.register_fake
+def _shape(x: Tensor, prepared: Tensor, widths: list[int], helpers: int) -> Tensor:
+    return x.new_empty(len(x), widths[-1])
 
 
 def layers_of(network: nn.Module) -> list[nn.Linear]:
@@ -74,26 +127,14 @@ class _Perceptron(torch.autograd.Function):
     """y of x (R, K) under parameters (W_1, b_1, W_2, ...)."""
 
     @staticmethod
-    def forward(ctx: Any, library: ctypes.CDLL, widths: Any, learns: bool, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, library: ctypes.CDLL, widths: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         x = x if x.stride(-1) == 1 else x.contiguous()
-        layers, rows = len(widths) - 1, len(x)
-        # what nobody asks the gradient of need not leave the cache
-        room = ctypes.c_int64(rows if learns else min(rows, library.tile()))
-        y, kept = x.new_empty(rows, widths[layers]), x.new_empty(library.kept_size(room, layers, widths))
+        layers, rows = len(widths) - 1, ctypes.c_int64(len(x))
+        y, kept = x.new_empty(len(x), widths[layers]), x.new_empty(library.kept_size(rows, layers, widths))
         scratch = x.new_empty(library.scratch_size(layers, widths))
         prepared = prepare(library, widths, parameters[0::2], parameters[1::2])
-        library.forward(
-            ctypes.c_int64(rows),
-            layers,
-            widths,
-            address(x),
-            ctypes.c_int64(x.stride(0)),
-            address(prepared),
-            address(y),
-            address(kept),
-            room,
-            address(scratch),
-        )
+        apart = ctypes.c_int64(x.stride(0))
+        library.forward(rows, layers, widths, address(x), apart, address(prepared), address(y), address(kept), address(scratch))
         ctx.library, ctx.widths = library, widths
         ctx.save_for_backward(kept, scratch, prepared, *parameters)
         return y
@@ -114,13 +155,15 @@ class _Perceptron(torch.autograd.Function):
             addresses(results[1::2]),
             address(scratch),
         )
-        return None, None, None, None, *results
+        return None, None, None, *results
 
 
-def prepare(library: ctypes.CDLL, widths: ctypes.Array, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+def prepare(
+    library: ctypes.CDLL, widths: ctypes.Array, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None = None
+) -> Tensor:
     """A network's present weights as its products want them."""
     layers = len(widths) - 1
-    prepared = weights[0].new_empty(library.prepared_size(layers, widths))
+    prepared = weights[0].new_empty(library.prepared_size(layers, widths)) if out is None else out
     library.prepare(layers, widths, addresses(weights), addresses(biases), address(prepared))
     return prepared
 
@@ -135,7 +178,7 @@ def load_library() -> ctypes.CDLL | None:
         except (OSError, subprocess.SubprocessError) as reason:
             error = f"perceptron.cpp does not build: {str(reason).partition(chr(10))[0]}"
         else:
-            for name in ("tile", "kept_size", "prepared_size", "scratch_size", "learn_size"):
+            for name in ("kept_size", "prepared_size", "scratch_size", "learn_size"):
                 getattr(library, name).restype = ctypes.c_int64
             return library
     said = "%s: the networks are computed layer by layer, and updates take twice as long; `embodied-rl doctor` says more"

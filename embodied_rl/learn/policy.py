@@ -34,12 +34,17 @@ class Policy:
         """Standard deviation of the actions, (A,), where they are Gaussian."""
         return self._std() if self._std else None
 
-    def __call__(self, obs: Tensor, memory: Memory = ()) -> tuple[Distribution, Memory]:
-        """The distribution of the actions that answer the observations (N, O), and what is remembered from now on."""
+    def __call__(
+        self, obs: Tensor, memory: Memory = (), network: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Distribution, Memory]:
+        """The distribution of the actions that answer the observations (N, O), and what is remembered from now on.
+
+        `network`, where it is given, computes what the policy's own would, by other means.
+        """
         features = self.normalizer(obs)
         if self.memory is not None:
             features, memory = remember(self.memory, features, memory)
-        return self.distribution(self.network(features)), memory
+        return self.distribution((network or self.network)(features)), memory
 
     def distribution(self, output: Tensor, std: Tensor | None = None) -> Distribution:
         """What the network's output (..., P) means; `std` stands for the present one."""

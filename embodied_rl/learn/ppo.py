@@ -31,7 +31,7 @@ from embodied_rl.learn.batch import Batch
 from embodied_rl.learn.gradients import Gradients, Terms, fused_gradients
 from embodied_rl.learn.models import build_actor, build_critic, policy_of, standard_deviation
 from embodied_rl.learn.normalizer import learn_statistics
-from embodied_rl.learn.perceptron import fused
+from embodied_rl.learn.perceptron import FrozenPerceptron, fused
 from embodied_rl.learn.policy import Obs, remember
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.team import Team, one_thread
@@ -87,6 +87,7 @@ class PPO:
         networks = self.actor.mlp, self.critic.mlp
         fuses = self._team is not None and not page.bfloat16
         self._actor_network, self._critic_network = map(fused, networks) if fuses else networks
+        self._frozen_critic = FrozenPerceptron(self.critic.mlp)
         self._discrete, self._recurrent = space.discrete, isinstance(self.actor, RNNModel)
         self._parameters = parameters = list(chain(self.actor.parameters(), self.critic.parameters()))
         sizes = [parameter.numel() for parameter in parameters]
@@ -273,6 +274,7 @@ class PPO:
         """Fill the batch; the explained variance of the values that were predicted."""
         page, obs, group = self.page, rollout.obs, self.critic_group
         steps, envs = rollout.rewards.shape
+        self._frozen_critic.refresh()
         values, weight = self._values(obs[group]), rollout.valid.to(rollout.rewards.dtype)
         # a time-out is no end: the episode would have gone on, and its value stands for what would have come
         rewards = rollout.rewards + page.gamma * self._final_values(rollout)
@@ -317,7 +319,7 @@ class PPO:
         self._batch.write(rows, columns)
 
     def _values(self, obs: Tensor) -> Tensor:
-        values = self._share(lambda part: self._critic_network(self.critic.obs_normalizer(part)), obs.flatten(0, -2))
+        values = self._share(lambda part: self._frozen_critic(self.critic.obs_normalizer(part)), obs.flatten(0, -2))
         return torch.cat(values).view(obs.shape[:-1])
 
     def _share(self, function: Callable[[Tensor], R], rows: Tensor) -> list[R]:

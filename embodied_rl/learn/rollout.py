@@ -15,8 +15,9 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.env import ActionSpace, Step
+from embodied_rl.learn.perceptron import FrozenPerceptron
 from embodied_rl.learn.policy import Memory, Obs, Policy
-from embodied_rl.learn.team import one_thread
+from embodied_rl.learn.team import cores, one_thread
 
 
 @dataclass
@@ -183,6 +184,7 @@ class LocalCollector:
         # where the next step is written: read by the kernels, so that one graph serves every step
         self._slot = torch.zeros(1, dtype=torch.int64, device=env.device)
         self._policy: Policy | None = None
+        self._network: FrozenPerceptron | None = None
         self._memory: Memory = ()
         self._remembered: dict[str, Tensor] = {}
         self._run: Callable[[], None] = self._step
@@ -210,6 +212,8 @@ class LocalCollector:
         env.advance_curricula(iteration)
         if self._policy is not policy:
             self._meet(policy)
+        assert self._network is not None
+        self._network.refresh()
         rollout = self._rollout
         std = policy.std
         if rollout.std is not None and std is not None:
@@ -237,6 +241,8 @@ class LocalCollector:
     def _meet(self, policy: Policy) -> None:
         """Make room for what the policy does, and capture the step with it."""
         env, self._policy = self._env, policy
+        # the cores are free while the policy thinks, but a pool's workers share them
+        self._network = FrozenPerceptron(policy.network, helpers=cores() - 1 if self._chunk is None else 0)
         self._memory = policy.start(env.num_envs, env.device)
         for index, part in enumerate(self._memory):
             if (before := self._remembered.get(f"policy.memory.{index}")) is not None:
@@ -315,7 +321,7 @@ class LocalCollector:
     def _answer(self, policy: Policy, obs: Tensor, noise: Tensor | None, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
         """Actions, what the policy's network said, and what is remembered from now on."""
         env = self._env
-        distribution, memory = policy(obs, memory)
+        distribution, memory = policy(obs, memory, self._network)
         if noise is None:
             noise = distribution.noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size)
         return distribution.sample(noise), distribution.output, memory

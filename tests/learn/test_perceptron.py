@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,60 @@ def test_a_source_that_does_not_build_is_said(
     perceptron.load_library.cache_clear()
     assert "perceptron.cpp does not build" in caplog.text
     assert os.listdir(tmp_path / "cache" / "embodied_rl") == []
+
+
+@pytest.mark.parametrize("rows", [1, 96, 97, 1000])
+def test_frozen_answers_do_not_depend_on_helpers_or_on_the_rows_beside(rows: int) -> None:
+    module = mlp(47, 128, 128, 12)
+    alone, helped = perceptron.FrozenPerceptron(module), perceptron.FrozenPerceptron(module, helpers=3)
+    x = torch.randn(rows, 60)[:, 5:52]  # rows apart
+    with torch.no_grad():
+        for network in (alone, helped):
+            network.refresh()
+        y = alone(x)
+        torch.testing.assert_close(y, module(x), rtol=1e-5, atol=2e-6)
+        for _ in range(50):
+            assert torch.equal(helped(x), y)
+        assert torch.equal(torch.cat([alone(part) for part in x.split(7)]), y)
+
+
+def test_frozen_weights_are_those_of_the_last_refresh() -> None:
+    module, x = mlp(4, 8, 2), torch.randn(3, 4)
+    frozen = perceptron.FrozenPerceptron(module)
+    with torch.no_grad():
+        frozen.refresh()
+        before = frozen(x)
+        module.get_parameter("0.weight").mul_(2.0)
+        assert torch.equal(frozen(x), before)
+        frozen.refresh()
+        torch.testing.assert_close(frozen(x), module(x), rtol=1e-5, atol=1e-6)
+
+
+def test_many_threads_may_ask_at_once() -> None:
+    module = mlp(47, 128, 128, 12)
+    frozen, x = perceptron.FrozenPerceptron(module, helpers=2), torch.randn(1000, 47)
+    frozen.refresh()
+    with torch.no_grad(), ThreadPoolExecutor(4) as threads:
+        y = frozen(x)
+
+        def ask(_: int) -> bool:
+            with torch.no_grad():
+                return torch.equal(frozen(x), y)
+
+        assert all(threads.map(ask, range(200)))
+
+
+def test_a_compiler_takes_it_whole() -> None:
+    module, x = mlp(4, 8, 2), torch.randn(3, 4)
+    frozen = perceptron.FrozenPerceptron(module)
+    frozen.refresh()
+    with torch.no_grad():
+        compiled = torch.compile(lambda x: frozen(x + 1.0) * 2.0, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), 2.0 * module(x + 1.0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_network_that_it_does_not_know_is_the_network() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    frozen, x = perceptron.FrozenPerceptron(module, helpers=1), torch.randn(5, 3)
+    frozen.refresh()
+    assert torch.equal(frozen(x), module(x))
