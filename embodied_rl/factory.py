@@ -22,7 +22,7 @@ from embodied_rl.env import ActionSpace
 from embodied_rl.errors import UserError
 from embodied_rl.export import export
 from embodied_rl.learn import checkpoint
-from embodied_rl.learn.distributed import Group, env_ids, join, launchers, learning_rate_factor, rank_device
+from embodied_rl.learn.distributed import Group, env_ids, join, launchers, learning_rate_factor, num_envs_scope, rank_device
 from embodied_rl.learn.evaluate import FIRST_SEED, SEEDS, evaluate, evaluation_page
 from embodied_rl.learn.models import build_actor, policy_of
 from embodied_rl.learn.policy import Obs, Player
@@ -154,11 +154,12 @@ def _check_seed(page: Page) -> None:
 
 
 def _own_page(page: Page, group: Group) -> Page:
-    """The page as one of several ranks runs it: its device, its share of the cores, the job's learning rate."""
+    """The page as one of several ranks runs it: its device, its share of robots and cores, the job's learning rate."""
     if group.size == 1:
         return page
     device = rank_device(device_of(page), group.local_rank, page.distributed)
     pooled = page.pool.workers is not None
+    page = override(page, [f"distributed.num_envs_scope={num_envs_scope(page, device)}"])
     changes = [f"ppo.learning_rate={page.ppo.learning_rate * learning_rate_factor(page, group.size)}"]
     if pooled or not page.env.source:
         changes.append(f"{'pool' if pooled else 'physics'}.device={device}")

@@ -227,8 +227,10 @@ class PoolSettings(Model):
 class DistributedSettings(Model):
     """Several processes, started by torchrun; see docs/distributed.md."""
 
-    num_envs_scope: Literal["per_rank", "global"] = Field(
-        default="per_rank", description="whose env.num_envs are: each process's, or shared out among all"
+    num_envs_scope: Literal["auto", "per_rank", "global"] = Field(
+        default="auto",
+        description="whose env.num_envs are: each process's, or shared out among all; auto: each one's where it has a GPU to "
+        "simulate them on, else shared out",
     )
     learning_rate_rule: Literal["none", "sqrt", "linear"] = Field(
         default="none",

@@ -269,6 +269,17 @@ def says(error: Exception) -> bool:
     return _joined.first(error)
 
 
+def num_envs_scope(page: Page, device: torch.device) -> str:
+    """Whose `env.num_envs` are, where ranks have such devices: `per_rank` or `global`.
+
+    A rank with a GPU brings room for robots; ranks without one divide the cores that were there before.
+    """
+    if page.distributed.num_envs_scope != "auto":
+        return page.distributed.num_envs_scope
+    simulates = device.type == "cuda" and not page.env.source and page.pool.workers is None
+    return "per_rank" if simulates else "global"
+
+
 def env_ids(page: Page, rank: int, size: int) -> range:
     """Global ids of a rank's robots: neighbours in number, so that a snapshot's rows are found by their ids alone.
 

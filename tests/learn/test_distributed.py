@@ -22,7 +22,7 @@ from embodied_rl.env import ActionSpace
 from embodied_rl.errors import UserError
 from embodied_rl.learn import distributed
 from embodied_rl.learn.checkpoint import CheckpointError
-from embodied_rl.learn.distributed import Group, env_ids, fingerprint, learning_rate_factor, rank_device
+from embodied_rl.learn.distributed import Group, env_ids, fingerprint, learning_rate_factor, num_envs_scope, rank_device
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.run import Run
@@ -471,6 +471,24 @@ def test_robots_are_shared_out_without_gaps() -> None:
     assert [env_ids(each, rank, 3) for rank in range(3)] == [range(5), range(5, 10), range(10, 15)]
     with pytest.raises(UserError, match=r"^env.num_envs: 5 for 6 ranks: .*raise it, or start fewer$"):
         env_ids(page(), 0, 6)
+
+
+def test_whose_robots_they_are_follows_from_where_they_run() -> None:
+    cpu, cuda, auto = torch.device("cpu"), torch.device("cuda:1"), "distributed.num_envs_scope=auto"
+    assert num_envs_scope(page(auto), cpu) == "global"
+    assert num_envs_scope(page(auto), cuda) == "per_rank"
+    assert num_envs_scope(page(auto, "pool.workers=2"), cuda) == "global"
+    assert [num_envs_scope(page(f"distributed.num_envs_scope={scope}"), cpu) for scope in ("per_rank", "global")] == [
+        "per_rank",
+        "global",
+    ]
+    # what a rank makes of the page
+    ranks = [Group() for _ in range(2)]
+    for rank, group in enumerate(ranks):
+        group.rank = group.local_rank = rank
+        group.size = group.local_size = 2
+    own = factory._own_page(page(auto, "env.num_envs=6", "distributed.learning_rate_rule=linear"), ranks[1])
+    assert env_ids(own, 1, 2) == range(3, 6) and own.ppo.learning_rate == page().ppo.learning_rate
 
 
 def test_the_learning_rate_follows_the_batch_if_it_is_told_to() -> None:
