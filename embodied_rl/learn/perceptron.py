@@ -72,6 +72,7 @@ class FrozenPerceptron:
             widths = widths_of(layers)
             self._widths = list(widths)
             self._prepared = torch.empty(library.prepared_size(len(layers), widths))
+        self.refresh()
 
     def refresh(self) -> None:
         """Take the network's present weights."""

@@ -483,11 +483,9 @@ def test_whose_robots_they_are_follows_from_where_they_run() -> None:
         "global",
     ]
     # what a rank makes of the page
-    ranks = [Group() for _ in range(2)]
-    for rank, group in enumerate(ranks):
-        group.rank = group.local_rank = rank
-        group.size = group.local_size = 2
-    own = factory._own_page(page(auto, "env.num_envs=6", "distributed.learning_rate_rule=linear"), ranks[1])
+    second = Group()
+    second.rank, second.size = second.local_rank, second.local_size = 1, 2
+    own = factory._own_page(page(auto, "env.num_envs=6", "distributed.learning_rate_rule=linear"), second)
     assert env_ids(own, 1, 2) == range(3, 6) and own.ppo.learning_rate == page().ppo.learning_rate
 
 
