@@ -1,11 +1,13 @@
 """What pools learn: returns against stock rsl_rl PPO on the same environments, and of the modes against each other.
 
-    python benchmarks/pool_learning.py stock pool_ant pool_halfcheetah [--seeds 3] [--steps 1000000] [--json F]
-    python benchmarks/pool_learning.py modes pool_ant pool_go2_flat [--seeds 3] [--slow 0.5] [--json F]
+    python benchmarks/pool_learning.py stock pool_ant pool_halfcheetah [--seeds 3] [--steps 1e6] [--json F] [--plot F.svg]
+    python benchmarks/pool_learning.py modes pool_ant pool_go2_flat [--seeds 3] [--slow 1] [--json F] [--plot F.svg]
 
-`stock` trains each page twice for each seed: with our learner in a pool, and with rsl_rl's PPO, same settings, same pool.
-`modes` trains it in `sync`, `overlap` and `async`, and once more each with one worker slowed: every step of its takes `--slow`
-times longer.  The return is the mean over the episodes that ended in the last tenth of the steps.
+`stock` trains each page twice for each seed: with our learner in a pool, and with rsl_rl's PPO, same settings, same pool.  The
+learning rate is fixed: rsl_rl has no linear schedule.  `modes` trains it in `sync`, `overlap` and `async`, and once more each
+with one of two workers slowed: every step of its environments takes longer by the share `--slow`.  The return is the mean over
+the episodes that ended in the last tenth of the steps; speed is counted from the second iteration, when all is built.
+`--plot` needs matplotlib: pip install "embodied-rl[plot]".  With `--from F` an earlier run's figures are shown again.
 """
 
 from __future__ import annotations
@@ -19,12 +21,91 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embodied_rl import factory
 from embodied_rl.config import load
 from embodied_rl.learn.run import Run
 from embodied_rl.pools.pool import SimPool
 
 STOCK = "ppo.class_name=rsl_rl.algorithms:PPO"
+#: What both learners know.
+EQUAL = "ppo.schedule=fixed"
+MODES = ("sync", "overlap", "async")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What pools learn.")
+    parser.add_argument("what", choices=("stock", "modes"))
+    parser.add_argument("words", nargs="*", metavar="PAGE or key=value")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--steps", type=float, default=1e6, metavar="S", help="env steps of each run")
+    parser.add_argument("--slow", type=float, default=1.0, help="how much longer a slowed worker's steps take, as a share")
+    parser.add_argument("--json", type=Path, metavar="F")
+    parser.add_argument("--plot", type=Path, metavar="F")
+    parser.add_argument("--from", type=Path, metavar="F", dest="source", help="show these figures, and run nothing")
+    options = parser.parse_args()
+    pages = [word for word in options.words if "=" not in word]
+    overrides = [word for word in options.words if "=" in word]
+    runs = json.loads(options.source.read_text()) if options.source else []
+    if not options.source:
+        for page in pages:
+            for seed in range(1, options.seeds + 1):  # the cases in turn
+                for case, own, slow in cases(options.what, options.slow):
+                    run = {"page": page, "case": case, **train(page, [*own, *overrides], seed, int(options.steps), slow)}
+                    runs.append(run)
+                    print(f"{page} {case} seed {seed}: {run['return']:.1f}, {run['steps_per_s']:,.0f} steps/s", flush=True)
+                    if options.json:
+                        options.json.write_text(json.dumps(runs) + "\n")
+    print(table(runs))
+    if options.plot:
+        plot(runs, options.plot)
+
+
+def cases(what: str, slow: float) -> Iterator[tuple[str, list[str], float]]:
+    """Names, overrides and slowness of what is compared; the first is what the others are held against."""
+    if what == "stock":
+        yield "rsl_rl", [STOCK, EQUAL], 0.0
+        yield "ours", [EQUAL], 0.0
+        return
+    for share in (0.0, slow):
+        for mode in MODES:
+            yield f"{mode}{', one slowed' if share else ''}", [f"pool.mode={mode}", "pool.workers=2"], share
+
+
+def train(page: str, overrides: list[str], seed: int, steps: int, slow: float = 0.0) -> dict[str, Any]:
+    """One run: its curve (env steps, seconds, return), its return, its speed."""
+    task = load(page, [f"env.seed={seed}", *overrides])
+    shards = task.env.num_envs // task.pool.shard_size
+    taken = max(1, round(task.pool.batch_share * shards)) if task.pool.mode == "async" else shards
+    each = taken * task.pool.shard_size * task.ppo.num_steps_per_env
+    iterations = max(2, steps // each)
+    task = load(page, [f"env.seed={seed}", *overrides, f"ppo.max_iterations={iterations}"])
+    curve: list[tuple[float, float, float]] = []
+    started = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = factory.make_trainer(task, Run.create(task, Path(folder) / "run"))
+        pool = trainer.collector
+        assert isinstance(pool, SimPool)
+        for index, metrics in enumerate(trainer.train(iterations)):
+            if not index:
+                if slow:
+                    pool.crew._ray.get(pool.crew.workers[-1].actor.__ray_call__.remote(slow_down, slow))
+                started = time.perf_counter()
+            if "Train/mean_reward" in metrics:
+                curve.append((metrics["Train/env_steps"], time.perf_counter() - started, metrics["Train/mean_reward"]))
+        seconds = time.perf_counter() - started
+        pool.close()
+    last = [reward for done, _, reward in curve if done >= 0.9 * iterations * each]
+    return {
+        "overrides": overrides,
+        "seed": seed,
+        "slowed": slow,
+        "steps": iterations * each,
+        "return": statistics.mean(last) if last else float("nan"),
+        "steps_per_s": (iterations - 1) * each / seconds,
+        "curve": curve,
+    }
 
 
 def slow_down(worker: Any, factor: float) -> None:
@@ -40,80 +121,48 @@ def slow_down(worker: Any, factor: float) -> None:
     env.advance = slower
 
 
-def train(page: str, overrides: list[str], seed: int, steps: int, slow: float = 0.0) -> dict[str, Any]:
-    """One run: its curve, its return, its speed."""
-    task = load(page, [f"env.seed={seed}", *overrides])
-    each = task.env.num_envs * task.ppo.num_steps_per_env
-    if task.pool.mode == "async":
-        each = (
-            max(1, round(task.pool.batch_share * task.env.num_envs / task.pool.shard_size))
-            * task.pool.shard_size
-            * (task.ppo.num_steps_per_env)
-        )
-    iterations = max(1, steps // each)
-    task = load(page, [f"env.seed={seed}", *overrides, f"ppo.max_iterations={iterations}"])
-    curve: list[tuple[float, float]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = factory.make_trainer(task, Run.create(task, Path(folder) / "run"))
-        pool = trainer.collector
-        assert isinstance(pool, SimPool)
-        started = time.perf_counter()
-        for index, metrics in enumerate(trainer.train(iterations)):
-            if slow and not index:
-                # its first rollout has built all there is
-                pool.crew._ray.get(pool.crew.workers[-1].actor.__ray_call__.remote(slow_down, slow))
-            if "Train/mean_reward" in metrics:
-                curve.append((metrics["Train/env_steps"], metrics["Train/mean_reward"]))
-        seconds = time.perf_counter() - started
-        pool.close()
-    last = [reward for done, reward in curve if done >= 0.9 * iterations * each]
-    return {
-        "page": page,
-        "overrides": overrides,
-        "seed": seed,
-        "slowed": slow,
-        "steps": iterations * each,
-        "return": statistics.mean(last) if last else float("nan"),
-        "steps_per_s": iterations * each / seconds,
-        "curve": curve,
-    }
+def table(runs: list[dict[str, Any]]) -> str:
+    """Returns and speeds as a Markdown table: mean, range over seeds, share of the page's first case."""
+    rows = [["page", "case", "seeds", "env steps", "return", "ratio", "steps/s", "ratio"], ["---"] * 8]
+    for page in dict.fromkeys(run["page"] for run in runs):
+        first: list[float] = []
+        for case in dict.fromkeys(run["case"] for run in runs if run["page"] == page):
+            own = [run for run in runs if (run["page"], run["case"]) == (page, case)]
+            returns = [run["return"] for run in own]
+            means = [statistics.mean(returns), statistics.median(run["steps_per_s"] for run in own)]
+            first = first or means
+            rows.append(
+                [
+                    *(page, case, str(len(own)), f"{own[0]['steps']:,}"),
+                    f"{means[0]:.1f} ({min(returns):.1f} to {max(returns):.1f})",
+                    f"{means[0] / first[0]:.2f}",
+                    f"{means[1]:,.0f}",
+                    f"{means[1] / first[1]:.2f}",
+                ]
+            )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def cases(options: argparse.Namespace) -> Iterator[tuple[str, list[str], float]]:
-    """Names, overrides and slowness of what is compared."""
-    if options.what == "stock":
-        yield "pool", [], 0.0
-        yield "stock rsl_rl", [STOCK], 0.0
-        return
-    for slow in (0.0, options.slow):
-        for mode in ("sync", "overlap", "async"):
-            yield f"{mode}{' slowed' if slow else ''}", [f"pool.mode={mode}", "pool.workers=2"], slow
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("stock", "modes"))
-    parser.add_argument("pages", nargs="+", metavar="PAGE")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--slow", type=float, default=1.0, help="how much longer a slowed worker's steps take, as a share")
-    parser.add_argument("--json", type=Path, metavar="F")
-    options = parser.parse_args()
-    runs = []
-    for page in options.pages:
-        first: float | None = None
-        for name, overrides, slow in cases(options):
-            results = [train(page, overrides, seed, options.steps, slow) for seed in range(1, options.seeds + 1)]
-            runs += [result | {"case": name} for result in results]
-            returns = [result["return"] for result in results]
-            mean, spread = statistics.mean(returns), statistics.pstdev(returns)
-            speed = statistics.mean(result["steps_per_s"] for result in results)
-            first = mean if first is None else first
-            print(f"{page:18s} {name:16s} return {mean:9.1f} +- {spread:7.1f}   {speed:9,.0f} steps/s", flush=True)
-            if options.what == "stock" and name != "pool":
-                print(f"{page:18s} ratio {first / mean:.2f}", flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(runs, indent=1) + "\n")
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Returns against env steps: mean, minimum and maximum over seeds; slowed runs in axes of their own."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SystemExit('--plot: matplotlib is not installed; pip install "embodied-rl[plot]"') from None
+    kinds = list(dict.fromkeys((run["page"], run["slowed"]) for run in runs))
+    figure = Figure(figsize=(4.5 * len(kinds), 3.6), layout="constrained")
+    for axes, (page, slowed) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        here = [run for run in runs if (run["page"], run["slowed"]) == (page, slowed)]
+        for case in dict.fromkeys(run["case"] for run in here):
+            curves = [np.array(run["curve"]) for run in here if run["case"] == case]
+            steps = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), 60)
+            returns = np.stack([np.interp(steps, c[:, 0], c[:, 2]) for c in curves])
+            (line,) = axes.plot(steps / 1e6, returns.mean(0), label=case.partition(",")[0])
+            axes.fill_between(steps / 1e6, returns.min(0), returns.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(title=f"{page}{', one worker slowed' if slowed else ''}", xlabel="env steps [millions]", ylabel="return")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

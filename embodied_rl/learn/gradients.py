@@ -1,7 +1,8 @@
 """The gradient of a minibatch in one pass through the cache: what `PPO._losses` says, computed by `perceptron.cpp`.
 
 Rows are gathered, taken through both networks and back, and added to the gradient, some hundred at a time, without leaving the
-second-level cache.  It serves Gaussian policies whose networks are perceptrons with ELU, on the CPU; torch serves all others.
+second-level cache.  It serves Gaussian policies whose networks are perceptrons with ELU, ReLU or tanh, on the CPU; torch serves
+all others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from embodied_rl.learn.batch import Batch
-from embodied_rl.learn.perceptron import address, layers_of, load_library, prepare, widths_of
+from embodied_rl.learn.perceptron import address, layers_of, load_library, prepare, shape_of
 from embodied_rl.learn.team import Team
 
 #: Of `perceptron.cpp`.
@@ -60,7 +61,7 @@ class Gradients:
 
     Args:
         library: `perceptron.cpp`.
-        networks: the layers of actor and critic.
+        networks: actor and critic.
         parameters: of both, in the bucket's order.
         terms: of the loss.
         team: shares the rows.
@@ -69,20 +70,21 @@ class Gradients:
     def __init__(
         self,
         library: ctypes.CDLL,
-        networks: tuple[list[nn.Linear], list[nn.Linear]],
+        networks: tuple[nn.Module, nn.Module],
         parameters: Sequence[nn.Parameter],
         terms: Terms,
         team: Team,
     ) -> None:
         self._library, self._terms, self._team = library, terms, team
-        self._networks = [(ctypes.c_int(len(layers)), widths_of(layers)) for layers in networks]
-        self._weights = [([x.weight for x in layers], [x.bias for x in layers]) for layers in networks]
+        self._shapes = [shape_of(network) for network in networks]
+        both = [layers_of(network) for network in networks]
+        self._weights = [([x.weight for x in layers], [x.bias for x in layers]) for layers in both]
         starts, end = {}, 0
         for parameter in parameters:
             starts[parameter] = end
             end += parameter.numel()
-        self._starts = [([starts[x.weight] for x in layers], [starts[x.bias] for x in layers]) for layers in networks]
-        own = {parameter for layers in networks for layer in layers for parameter in (layer.weight, layer.bias)}
+        self._starts = [([starts[x.weight] for x in layers], [starts[x.bias] for x in layers]) for layers in both]
+        own = {parameter for layers in both for layer in layers for parameter in (layer.weight, layer.bias)}
         self._others = [(parameter, start) for parameter, start in starts.items() if parameter not in own]
         self._size = end  # behind it stand the sums
         self._scratch = torch.empty(0)
@@ -113,11 +115,11 @@ class Gradients:
         )
         parts = _parts(len(rows), copies)
         results = bucket.new_zeros(len(parts), len(bucket) + len(deviation))  # each: the bucket, and dL/dsigma
-        size = self._library.learn_size(*self._networks[0], *self._networks[1])
+        size = self._library.learn_size(*self._shapes)
         if self._scratch.shape != (len(parts), size):
             self._scratch = bucket.new_empty(len(parts), size)
-        own = zip(self._networks, self._weights, strict=True)
-        actor, critic = ((*network, prepare(self._library, network[1], *weights)) for network, weights in own)
+        own = zip(self._shapes, self._weights, strict=True)
+        actor, critic = ((shape, prepare(self._library, shape, *weights)) for shape, weights in own)
 
         def run(part: int) -> None:
             taken, own = parts[part], results[part].data_ptr()
@@ -126,8 +128,10 @@ class Gradients:
                 ctypes.byref(minibatch),
                 address(rows, taken.start),
                 ctypes.c_int64(taken.stop - taken.start),
-                *(*actor[:2], address(actor[2])),
-                *(*critic[:2], address(critic[2])),
+                actor[0],
+                address(actor[1]),
+                critic[0],
+                address(critic[1]),
                 *(*places[0], *places[1]),
                 ctypes.c_void_p(own + 4 * len(bucket)),
                 ctypes.c_void_p(own + 4 * self._size),
@@ -152,7 +156,7 @@ def fused_gradients(
     if not actor or not critic or actor[-1].out_features > _MOST_ACTIONS or critic[-1].out_features != 1:
         return None
     library = load_library()
-    return Gradients(library, (actor, critic), parameters, terms, team) if library is not None else None
+    return Gradients(library, networks, parameters, terms, team) if library is not None else None
 
 
 def _parts(rows: int, copies: int) -> list[slice]:

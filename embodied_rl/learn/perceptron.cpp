@@ -1,4 +1,4 @@
-// Multilayer perceptrons with ELU between their layers, float32: forward, gradients of the weights, and a minibatch of PPO.
+// Multilayer perceptrons with ELU, ReLU or tanh between their layers, float32: forward, gradients of the weights, and a minibatch of PPO.
 //
 // What BLAS cannot do for them: bias, activation and their derivatives happen while a block is still in registers, and rows are
 // taken in tiles that stay in the second-level cache, from the table they are gathered from to the gradients they are added to.
@@ -33,8 +33,8 @@ inline vec load(const float* p) { return *(const vec*)p; }
 inline void store(float* p, vec v) { *(vec*)p = v; }
 inline vec all(float x) { return vec{} + x; }
 
-// e^x - 1 for x < 0, x itself otherwise; e^x = 2^n e^r, |r| <= ln 2 / 2, by a polynomial of degree 6 (1e-7 of e^r).
-inline vec elu(vec x) {
+// e^x - 1 for x < 0; e^x = 2^n e^r, |r| <= ln 2 / 2, by a polynomial of degree 6 (1e-7 of e^r).
+inline vec expm1(vec x) {
   vec y = x < -87.0f ? all(-87.0f) : x;
   y = y > 0.0f ? all(0.0f) : y;
   vec shifted = y * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
@@ -48,14 +48,34 @@ inline vec elu(vec x) {
   p = p * r * r + r;  // e^r - 1
   ivec exponent = ((ivec)shifted - 0x4b400000 + 127) << 23;
   vec scale = (vec)exponent;
-  return x > 0.0f ? x : scale * p + (scale - 1.0f);
+  return scale * p + (scale - 1.0f);
+}
+
+// Between layers, as the caller counts them.
+enum class Activation : int64_t { ELU, RELU, TANH };
+
+template <Activation ACTIVATION>
+inline vec activate(vec x) {
+  if (ACTIVATION == Activation::RELU) return x < 0.0f ? all(0.0f) : x;
+  if (ACTIVATION == Activation::ELU) return x > 0.0f ? x : expm1(x);
+  vec below = expm1(x < 0.0f ? 2.0f * x : -2.0f * x);  // tanh(-|x|) = (e^-2|x| - 1) / (e^-2|x| + 1)
+  vec y = below / (below + 2.0f);
+  return x < 0.0f ? y : -y;
+}
+
+// The derivative by the value y.
+template <Activation ACTIVATION>
+inline vec slope(vec y) {
+  if (ACTIVATION == Activation::RELU) return y > 0.0f ? all(1.0f) : all(0.0f);
+  if (ACTIVATION == Activation::ELU) return y > 0.0f ? all(1.0f) : y + 1.0f;
+  return 1.0f - y * y;
 }
 
 // What becomes of a block before it is stored.
-enum class After { STORE, ADD, ELU, ELU_GRADIENT };
+enum class After { STORE, ADD, ACTIVATE, SLOPE };
 
 // C[M x (V vectors)] = A B (+ bias), A[i][k] = a[i * row + k * step], B's rows `ldb` apart.
-template <int M, int V, After AFTER>
+template <int M, int V, After AFTER, Activation ACTIVATION>
 inline void block(int64_t K, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, const float* bias,
                   float* c, int64_t ldc, const float* active) {
   vec acc[M][V];
@@ -74,34 +94,31 @@ inline void block(int64_t K, const float* a, int64_t row, int64_t step, const fl
       float* out = c + i * ldc + j * VECTOR;
       vec value = acc[i][j];
       if (AFTER == After::ADD) value += load(out);
-      if (AFTER == After::ELU) value = elu(value);
-      if (AFTER == After::ELU_GRADIENT) {  // elu'(x) by its value y: 1 above zero, y + 1 below
-        vec y = load(active + i * ldc + j * VECTOR);
-        value = y > 0.0f ? value : value * (y + 1.0f);
-      }
+      if (AFTER == After::ACTIVATE) value = activate<ACTIVATION>(value);
+      if (AFTER == After::SLOPE) value *= slope<ACTIVATION>(load(active + i * ldc + j * VECTOR));
       store(out, value);
     }
 }
 
-template <int V, After AFTER>
+template <int V, After AFTER, Activation ACTIVATION>
 void panel(int64_t M, int64_t K, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, const float* bias,
            float* c, int64_t ldc, const float* active) {
   int64_t i = 0;
   for (; i + ROWS <= M; i += ROWS)
-    block<ROWS, V, AFTER>(K, a + i * row, row, step, b, ldb, bias, c + i * ldc, ldc, active ? active + i * ldc : nullptr);
+    block<ROWS, V, AFTER, ACTIVATION>(K, a + i * row, row, step, b, ldb, bias, c + i * ldc, ldc, active ? active + i * ldc : nullptr);
   for (; i < M; i++)
-    block<1, V, AFTER>(K, a + i * row, row, step, b, ldb, bias, c + i * ldc, ldc, active ? active + i * ldc : nullptr);
+    block<1, V, AFTER, ACTIVATION>(K, a + i * row, row, step, b, ldb, bias, c + i * ldc, ldc, active ? active + i * ldc : nullptr);
 }
 
 // C (M x N) = A B, N a whole number of vectors.
-template <After AFTER>
+template <After AFTER, Activation ACTIVATION = Activation::ELU>
 void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb,
              const float* bias, float* c, int64_t ldc, const float* active) {
   int64_t j = 0;
   for (; j + COLUMNS * VECTOR <= N; j += COLUMNS * VECTOR)
-    panel<COLUMNS, AFTER>(M, K, a, row, step, b + j, ldb, bias ? bias + j : nullptr, c + j, ldc, active ? active + j : nullptr);
+    panel<COLUMNS, AFTER, ACTIVATION>(M, K, a, row, step, b + j, ldb, bias ? bias + j : nullptr, c + j, ldc, active ? active + j : nullptr);
   for (; j < N; j += VECTOR)
-    panel<1, AFTER>(M, K, a, row, step, b + j, ldb, bias ? bias + j : nullptr, c + j, ldc, active ? active + j : nullptr);
+    panel<1, AFTER, ACTIVATION>(M, K, a, row, step, b + j, ldb, bias ? bias + j : nullptr, c + j, ldc, active ? active + j : nullptr);
 }
 
 int64_t padded(int64_t n) { return (n + VECTOR - 1) / VECTOR * VECTOR; }
@@ -110,10 +127,14 @@ constexpr int64_t TILE = 192;  // rows; a whole number of ROWS
 constexpr int64_t PIECE = 96;  // rows that a helper takes at a time
 constexpr int MOST_LAYERS = 16, MOST_ACTIONS = 256;
 
-// A network at work on tiles: its weights as the products want them, and what its layers were given.
+// A network at work on tiles: its weights as the products want them, and what its layers were given.  Its shape: how many layers,
+// the activation between them, inputs of the first, outputs of each.
 struct Network {
-  int layers;
-  const int64_t* widths;
+  explicit Network(const int64_t* shape) : layers((int)shape[0]), activation((Activation)shape[1]), widths(shape + 2) {}
+
+  const int layers;
+  const Activation activation;
+  const int64_t* const widths;
   float *inputs[MOST_LAYERS];                                         // of each layer, padded rows
   float *forth[MOST_LAYERS], *bias[MOST_LAYERS], *back[MOST_LAYERS];  // W^T, b and W, padded
   float *dweight[MOST_LAYERS], *dbias[MOST_LAYERS];                   // sums over tiles, padded
@@ -159,11 +180,18 @@ struct Network {
 
   // y, (count, last()), of the rows of inputs from `at` on.
   void forward(int64_t count, int64_t at, float* y) {
+    if (activation == Activation::ELU) return forward<Activation::ELU>(count, at, y);
+    if (activation == Activation::RELU) return forward<Activation::RELU>(count, at, y);
+    forward<Activation::TANH>(count, at, y);
+  }
+
+  template <Activation ACTIVATION>
+  void forward(int64_t count, int64_t at, float* y) {
     for (int l = 0; l < layers; l++) {
       int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
       const float* a = inputs[l] + at * K;
       if (l + 1 < layers)
-        product<After::ELU>(count, N, widths[l], a, K, 1, forth[l], N, bias[l], inputs[l + 1] + at * N, N, nullptr);
+        product<After::ACTIVATE, ACTIVATION>(count, N, widths[l], a, K, 1, forth[l], N, bias[l], inputs[l + 1] + at * N, N, nullptr);
       else
         product<After::STORE>(count, N, widths[l], a, K, 1, forth[l], N, bias[l], y, N, nullptr);
     }
@@ -179,14 +207,21 @@ struct Network {
 
   // Adds the gradient of the same rows; d: dL/dy, (count, last()), and `spare` are overwritten, both as wide as the widest layer.
   void backward(int64_t count, int64_t at, float* d, float* spare) {
+    if (activation == Activation::ELU) return backward<Activation::ELU>(count, at, d, spare);
+    if (activation == Activation::RELU) return backward<Activation::RELU>(count, at, d, spare);
+    backward<Activation::TANH>(count, at, d, spare);
+  }
+
+  template <Activation ACTIVATION>
+  void backward(int64_t count, int64_t at, float* d, float* spare) {
     for (int l = layers - 1; l >= 0; l--) {
       int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
       const float* a = inputs[l] + at * K;
       product<After::ADD>(widths[l + 1], K, count, d, 1, N, a, K, nullptr, dweight[l], K, nullptr);  // dW += d^T a
       for (int64_t i = 0; i < count; i++)
         for (int64_t n = 0; n < N; n += VECTOR) store(dbias[l] + n, load(dbias[l] + n) + load(d + i * N + n));
-      if (l > 0) {  // d = (d W) elu'
-        product<After::ELU_GRADIENT>(count, K, widths[l + 1], d, N, 1, back[l], K, nullptr, spare, K, a);
+      if (l > 0) {  // d = (d W) times the slope
+        product<After::SLOPE, ACTIVATION>(count, K, widths[l + 1], d, N, 1, back[l], K, nullptr, spare, K, a);
         std::swap(d, spare);
       }
     }
@@ -261,26 +296,31 @@ Helpers& helpers = *new Helpers;  // never destroyed: its threads wait in it whe
 extern "C" {
 
 // Floats that `forward` leaves in `kept` for `backward`: inputs of every layer, padded.
-int64_t kept_size(int64_t rows, int layers, const int64_t* widths) {
+int64_t kept_size(int64_t rows, const int64_t* shape) {
+  const Network network(shape);
   int64_t total = 0;
-  for (int l = 0; l < layers; l++) total += rows * padded(widths[l]);
+  for (int l = 0; l < network.layers; l++) total += rows * padded(network.widths[l]);
   return total;
 }
 
 // Floats that `prepare` fills.
-int64_t prepared_size(int layers, const int64_t* widths) {
+int64_t prepared_size(const int64_t* shape) {
+  const Network network(shape);
   int64_t total = 0;
-  for (int l = 0; l < layers; l++) total += 2 * padded(widths[l]) * padded(widths[l + 1]) + padded(widths[l + 1]);
+  for (int l = 0; l < network.layers; l++) {
+    int64_t K = padded(network.widths[l]), N = padded(network.widths[l + 1]);
+    total += 2 * K * N + N;
+  }
   return total;
 }
 
 // Leaves the weights as the products want them: W^T, b and W of each layer, padded.
-void prepare(int layers, const int64_t* widths, const float* const* weights, const float* const* biases, float* prepared) {
-  Network network{layers, widths};
+void prepare(const int64_t* shape, const float* const* weights, const float* const* biases, float* prepared) {
+  Network network(shape);
   network.read(prepared);
-  std::memset(prepared, 0, sizeof(float) * prepared_size(layers, widths));
-  for (int l = 0; l < layers; l++) {
-    int64_t K = widths[l], N = widths[l + 1];
+  std::memset(prepared, 0, sizeof(float) * prepared_size(shape));
+  for (int l = 0; l < network.layers; l++) {
+    int64_t K = network.widths[l], N = network.widths[l + 1];
     for (int64_t k = 0; k < K; k++)
       for (int64_t n = 0; n < N; n++) network.forth[l][k * padded(N) + n] = weights[l][n * K + k];
     std::memcpy(network.bias[l], biases[l], sizeof(float) * N);
@@ -289,16 +329,17 @@ void prepare(int layers, const int64_t* widths, const float* const* weights, con
 }
 
 // Floats of scratch memory that `forward` or `backward` needs.
-int64_t scratch_size(int layers, const int64_t* widths) {
+int64_t scratch_size(const int64_t* shape) {
+  const Network network(shape);
   int64_t gradient = 0;
-  for (int l = 0; l < layers; l++) gradient += (padded(widths[l]) + 1) * padded(widths[l + 1]);
-  return gradient + 2 * TILE * Network{layers, widths}.widest();
+  for (int l = 0; l < network.layers; l++) gradient += (padded(network.widths[l]) + 1) * padded(network.widths[l + 1]);
+  return gradient + 2 * TILE * network.widest();
 }
 
-// Leaves y and what `backward` needs.  x: (rows, widths[0]), rows `ldx` apart; y: (rows, widths[layers]).
-void forward(int64_t rows, int layers, const int64_t* widths, const float* x, int64_t ldx, float* prepared, float* y,
+// Leaves y and what `backward` needs.  x: (rows, inputs), rows `ldx` apart; y: (rows, outputs).
+void forward(int64_t rows, const int64_t* shape, const float* x, int64_t ldx, float* prepared, float* y,
              float* kept, float* scratch) {
-  Network network{layers, widths};
+  Network network(shape);
   network.read(prepared);
   network.make_room(rows, kept);
   for (int64_t r = 0; r < rows; r += TILE) network.answer(std::min(TILE, rows - r), r, x + r * ldx, ldx, y, scratch);
@@ -306,27 +347,27 @@ void forward(int64_t rows, int layers, const int64_t* widths, const float* x, in
 
 // The same where nobody asks for the gradient, with up to `others` helpers: what lies between x and y stays in a thread's own
 // memory, call after call.
-void infer(int64_t rows, int layers, const int64_t* widths, const float* x, int64_t ldx, float* prepared, float* y, int others) {
+void infer(int64_t rows, const int64_t* shape, const float* x, int64_t ldx, float* prepared, float* y, int others) {
   helpers.share((rows + PIECE - 1) / PIECE, others, [&](int64_t piece) {
     static thread_local std::vector<float> memory;
-    Network network{layers, widths};
-    const size_t needed = kept_size(PIECE, layers, widths) + PIECE * network.last();
+    Network network(shape);
+    const size_t needed = kept_size(PIECE, shape) + PIECE * network.last();
     if (memory.size() < needed) memory.resize(needed);
     network.read(prepared);
     const int64_t r = piece * PIECE;
     float* scratch = network.make_room(PIECE, memory.data());
-    network.answer(std::min(PIECE, rows - r), 0, x + r * ldx, ldx, y + r * widths[layers], scratch);
+    network.answer(std::min(PIECE, rows - r), 0, x + r * ldx, ldx, y + r * network.widths[network.layers], scratch);
   });
 }
 
-// dy: (rows, widths[layers]); dweights[l], dbiases[l]: of the shapes of weights and biases, overwritten.
-void backward(int64_t rows, int layers, const int64_t* widths, const float* dy, float* prepared, float* kept,
+// dy: (rows, outputs); dweights[l], dbiases[l]: of the shapes of weights and biases, overwritten.
+void backward(int64_t rows, const int64_t* shape, const float* dy, float* prepared, float* kept,
               float* const* dweights, float* const* dbiases, float* scratch) {
-  Network network{layers, widths};
+  Network network(shape);
   network.read(prepared);
   network.make_room(rows, kept);
   float *d = network.make_gradient(scratch), *spare = d + TILE * network.widest();
-  int64_t last = network.last(), width = widths[layers];
+  int64_t last = network.last(), width = network.widths[network.layers];
   for (int64_t r = 0; r < rows; r += TILE) {
     int64_t count = std::min(TILE, rows - r);
     for (int64_t i = 0; i < count; i++) {
@@ -354,22 +395,20 @@ struct Minibatch {
 };
 
 // Floats of scratch memory that `learn` needs.
-int64_t learn_size(int actor_layers, const int64_t* actor_widths, int critic_layers, const int64_t* critic_widths) {
+int64_t learn_size(const int64_t* actor_shape, const int64_t* critic_shape) {
   int64_t total = 0;
-  const int layers[2] = {actor_layers, critic_layers};
-  const int64_t* widths[2] = {actor_widths, critic_widths};
-  for (int n = 0; n < 2; n++) total += kept_size(TILE, layers[n], widths[n]) + scratch_size(layers[n], widths[n]);
+  for (const int64_t* shape : {actor_shape, critic_shape}) total += kept_size(TILE, shape) + scratch_size(shape);
   return total;
 }
 
 // Sums over `count` rows of the table of the gradient of PPO's loss, and of what `PPO._losses` sums beside it, in its order:
 // the two are one formula in two languages, and a test holds them together.
-void learn(const Minibatch* batch, const int64_t* rows, int64_t count, int actor_layers, const int64_t* actor_widths,
-           float* actor_prepared, int critic_layers, const int64_t* critic_widths, float* critic_prepared,
+void learn(const Minibatch* batch, const int64_t* rows, int64_t count, const int64_t* actor_shape,
+           float* actor_prepared, const int64_t* critic_shape, float* critic_prepared,
            float* const* actor_dweights, float* const* actor_dbiases, float* const* critic_dweights, float* const* critic_dbiases,
            float* dstd, float* sums, float* scratch) {
   const Minibatch& b = *batch;
-  Network actor{actor_layers, actor_widths}, critic{critic_layers, critic_widths};
+  Network actor(actor_shape), critic(critic_shape);
   actor.read(actor_prepared);
   critic.read(critic_prepared);
   float* free = critic.make_room(TILE, actor.make_room(TILE, scratch));

@@ -30,6 +30,8 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 #: Of `perceptron.cpp`: it keeps the layers in arrays of this length.
 _MOST_LAYERS = 16
+#: In the order of its `Activation`.
+_ACTIVATIONS = (nn.ELU, nn.ReLU, nn.Tanh)
 
 
 def fused(network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -43,11 +45,11 @@ def fused(network: nn.Module) -> Callable[[Tensor], Tensor]:
     if library is None:
         return network
     parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    widths = widths_of(layers)
+    shape = shape_of(network)
 
     def call(x: Tensor) -> Tensor:
         assert x.dtype == torch.float32 and not x.requires_grad
-        y = _Perceptron.apply(library, widths, x.flatten(0, -2), *parameters)
+        y = _Perceptron.apply(library, shape, x.flatten(0, -2), *parameters)
         return y.view(*x.shape[:-1], layers[-1].out_features)
 
     return call
@@ -69,42 +71,42 @@ class FrozenPerceptron:
         self._network, self._layers, self._library, self._helpers = network, layers, library, helpers
         self._fuses = library is not None
         if library is not None:
-            widths = widths_of(layers)
-            self._widths = list(widths)
-            self._prepared = torch.empty(library.prepared_size(len(layers), widths))
+            self._shape = shape_of(network)
+            self._listed = list(self._shape)
+            self._prepared = torch.empty(library.prepared_size(self._shape))
         self.refresh()
 
     def refresh(self) -> None:
         """Take the network's present weights."""
         if self._library is not None:
             weights, biases = [layer.weight for layer in self._layers], [layer.bias for layer in self._layers]
-            prepare(self._library, widths_of(self._layers), weights, biases, self._prepared)
+            prepare(self._library, self._shape, weights, biases, self._prepared)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(R, inputs) to (R, outputs)."""
         if not self._fuses:
             return self._network(x)
-        return torch.ops.embodied_rl.perceptron(x, self._prepared, self._widths, self._helpers)
+        return torch.ops.embodied_rl.perceptron(x, self._prepared, self._listed, self._helpers)
 
 
-_SCHEMA = "(Tensor x, Tensor prepared, int[] widths, int helpers) -> Tensor"
+_SCHEMA = "(Tensor x, Tensor prepared, int[] shape, int helpers) -> Tensor"
 
 
 @torch.library.custom_op("embodied_rl::perceptron", mutates_args=(), schema=_SCHEMA)
-def _infer(x: Tensor, prepared: Tensor, widths: list[int], helpers: int) -> Tensor:
+def _infer(x: Tensor, prepared: Tensor, shape: list[int], helpers: int) -> Tensor:
     library = load_library()
     assert library is not None and x.dtype == torch.float32
     x = x if x.stride(-1) == 1 else x.contiguous()
-    y = x.new_empty(len(x), widths[-1])
-    sizes = (ctypes.c_int64 * len(widths))(*widths)
+    y = x.new_empty(len(x), shape[-1])
+    sizes = (ctypes.c_int64 * len(shape))(*shape)
     rows, apart = ctypes.c_int64(len(x)), ctypes.c_int64(x.stride(0))
-    library.infer(rows, len(widths) - 1, sizes, address(x), apart, address(prepared), address(y), helpers)
+    library.infer(rows, sizes, address(x), apart, address(prepared), address(y), helpers)
     return y
 
 
 @_infer.register_fake
-def _shape(x: Tensor, prepared: Tensor, widths: list[int], helpers: int) -> Tensor:
-    return x.new_empty(len(x), widths[-1])
+def _shape(x: Tensor, prepared: Tensor, shape: list[int], helpers: int) -> Tensor:
+    return x.new_empty(len(x), shape[-1])
 
 
 def layers_of(network: nn.Module) -> list[nn.Linear]:
@@ -113,42 +115,47 @@ def layers_of(network: nn.Module) -> list[nn.Linear]:
     layers = [module for module in modules if isinstance(module, nn.Linear)]
     between = [module for module in modules if not isinstance(module, nn.Linear)]
     alternate = [isinstance(module, nn.Linear) for module in modules] == [index % 2 == 0 for index in range(len(modules))]
-    elus = all(isinstance(module, nn.ELU) and module.alpha == 1.0 for module in between)
+    same = len({type(module) for module in between}) <= 1
+    known = same and all(isinstance(module, _ACTIVATIONS) and getattr(module, "alpha", 1.0) == 1.0 for module in between)
     parameters = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
     singles = all(p is not None and p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
-    return layers if alternate and elus and singles and len(between) + 1 == len(layers) <= _MOST_LAYERS else []
+    return layers if alternate and known and singles and len(between) + 1 == len(layers) <= _MOST_LAYERS else []
 
 
-def widths_of(layers: list[nn.Linear]) -> ctypes.Array:
-    """Inputs of the first layer, and outputs of each."""
-    return (ctypes.c_int64 * (len(layers) + 1))(layers[0].in_features, *(layer.out_features for layer in layers))
+def shape_of(network: nn.Module) -> ctypes.Array:
+    """How many layers, the activation between them, inputs of the first, outputs of each."""
+    layers = layers_of(network)
+    between = [kind for kind in _ACTIVATIONS if any(isinstance(module, kind) for module in network.children())]
+    activation = _ACTIVATIONS.index(between[0]) if between else 0
+    return (ctypes.c_int64 * (len(layers) + 3))(
+        len(layers), activation, layers[0].in_features, *(layer.out_features for layer in layers)
+    )
 
 
 class _Perceptron(torch.autograd.Function):
     """y of x (R, K) under parameters (W_1, b_1, W_2, ...)."""
 
     @staticmethod
-    def forward(ctx: Any, library: ctypes.CDLL, widths: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, library: ctypes.CDLL, shape: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         x = x if x.stride(-1) == 1 else x.contiguous()
-        layers, rows = len(widths) - 1, ctypes.c_int64(len(x))
-        y, kept = x.new_empty(len(x), widths[layers]), x.new_empty(library.kept_size(rows, layers, widths))
-        scratch = x.new_empty(library.scratch_size(layers, widths))
-        prepared = prepare(library, widths, parameters[0::2], parameters[1::2])
+        rows = ctypes.c_int64(len(x))
+        y, kept = x.new_empty(len(x), shape[-1]), x.new_empty(library.kept_size(rows, shape))
+        scratch = x.new_empty(library.scratch_size(shape))
+        prepared = prepare(library, shape, parameters[0::2], parameters[1::2])
         apart = ctypes.c_int64(x.stride(0))
-        library.forward(rows, layers, widths, address(x), apart, address(prepared), address(y), address(kept), address(scratch))
-        ctx.library, ctx.widths = library, widths
+        library.forward(rows, shape, address(x), apart, address(prepared), address(y), address(kept), address(scratch))
+        ctx.library, ctx.shape = library, shape
         ctx.save_for_backward(kept, scratch, prepared, *parameters)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         kept, scratch, prepared, *parameters = ctx.saved_tensors
-        dy, layers = gradients[0].contiguous(), len(ctx.widths) - 1
+        dy = gradients[0].contiguous()
         results = [torch.empty_like(parameter) for parameter in parameters]
         ctx.library.backward(
             ctypes.c_int64(len(dy)),
-            layers,
-            ctx.widths,
+            ctx.shape,
             address(dy),
             address(prepared),
             address(kept),
@@ -160,12 +167,11 @@ class _Perceptron(torch.autograd.Function):
 
 
 def prepare(
-    library: ctypes.CDLL, widths: ctypes.Array, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None = None
+    library: ctypes.CDLL, shape: ctypes.Array, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None = None
 ) -> Tensor:
     """A network's present weights as its products want them."""
-    layers = len(widths) - 1
-    prepared = weights[0].new_empty(library.prepared_size(layers, widths)) if out is None else out
-    library.prepare(layers, widths, addresses(weights), addresses(biases), address(prepared))
+    prepared = weights[0].new_empty(library.prepared_size(shape)) if out is None else out
+    library.prepare(shape, addresses(weights), addresses(biases), address(prepared))
     return prepared
 
 

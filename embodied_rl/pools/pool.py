@@ -117,6 +117,9 @@ class SimPool:
         self._got: dict[int, dict[str, Any] | None] = {}
         self._share_came: float | None = None
         self.timings: dict[str, float] = {}
+        self.steps_per_s = 0.0
+        """Of the last rollout, since the one before it: what the run makes, its updates included."""
+        self._handed_out = time.perf_counter()
 
     # ------------------------------------------------------------------------------------------------------ as a collector
 
@@ -140,7 +143,9 @@ class SimPool:
         rollout = {"sync": self._sync, "overlap": self._overlap, "async": self._async}[self._settings.mode](policy, iteration)
         self.crew.keep_spares()  # not before the rollout is there: they would take its cores while they load
         self.timings["put"] = put - started
-        self.timings["collect"] = time.perf_counter() - started
+        now = time.perf_counter()
+        self.timings["collect"] = now - started
+        self.steps_per_s, self._handed_out = rollout.rewards.numel() / (now - self._handed_out), now
         if self._status:
             write_status(self._status, self)
         return rollout

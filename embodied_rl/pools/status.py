@@ -25,7 +25,7 @@ def write_status(path: Path, pool: SimPool) -> None:
         "address": pool.page.pool.address,
         "iteration": pool._iteration,
         "num_envs": pool.num_envs,
-        "steps_per_s": pool.num_envs * pool.num_steps / max(timings["collect"], 1e-9),
+        "steps_per_s": pool.steps_per_s,
         "seconds": timings,
         "nodes": [
             {

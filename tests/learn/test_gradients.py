@@ -75,9 +75,11 @@ def both(made: PPO, rows: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("symmetry", ["none", "augmentation"])
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("std_type", ["scalar", "log"])
-@pytest.mark.parametrize("rows", [1, 193, 2000])
-def test_gradients_and_sums_are_those_of_double_precision(symmetry: str, clipped: bool, std_type: str, rows: int) -> None:
-    changes = {"symmetry": symmetry, "use_clipped_value_loss": clipped, "std_type": std_type}
+@pytest.mark.parametrize(("rows", "activation"), [(1, "elu"), (193, "relu"), (193, "tanh"), (2000, "elu")])
+def test_gradients_and_sums_are_those_of_double_precision(
+    symmetry: str, clipped: bool, std_type: str, rows: int, activation: str
+) -> None:
+    changes = {"symmetry": symmetry, "use_clipped_value_loss": clipped, "std_type": std_type, "activation": activation}
     made = prepared(learner(**changes), 25, 100)
     found, exact = both(made, torch.randperm(2500)[:rows])
     sums, wanted = (dict(zip(ppo._SUMS, bucket[-len(ppo._SUMS) :].tolist(), strict=True)) for bucket in (found, exact))
@@ -100,6 +102,7 @@ def test_what_is_not_finite_stays_so() -> None:
 
 
 def test_who_is_served() -> None:
-    assert learner()._fused is not None
-    for changes in ({"activation": "tanh"}, {"bfloat16": True}, {"symmetry": "mirror_loss"}, {"rnn_type": "gru"}):
+    for activation in ("elu", "relu", "tanh"):
+        assert learner(activation=activation)._fused is not None
+    for changes in ({"activation": "selu"}, {"bfloat16": True}, {"symmetry": "mirror_loss"}, {"rnn_type": "gru"}):
         assert learner(**changes)._fused is None

@@ -20,11 +20,11 @@ def compiler() -> None:
         pytest.skip(reason)
 
 
-def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
+def mlp(*widths: int, activation: type[nn.Module] = nn.ELU) -> nn.Sequential:
+    torch.manual_seed(0)
     modules: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
-        modules += [nn.Linear(before, after), nn.ELU()]
+        modules += [nn.Linear(before, after), activation()]
     return nn.Sequential(*modules[:-1])
 
 
@@ -37,13 +37,16 @@ def gradients(network, module: nn.Sequential, x: torch.Tensor) -> tuple[torch.Te
 
 @pytest.mark.parametrize("rows", [1, 7, 191, 192, 193, 1000])
 @pytest.mark.parametrize("widths", [(47, 128, 128, 12), (60, 128, 128, 1), (3, 5), (1, 1, 1), (16, 24, 40, 8, 33)])
-def test_outputs_and_gradients_are_those_of_double_precision(widths: tuple[int, ...], rows: int) -> None:
-    module = mlp(*widths)
+@pytest.mark.parametrize("activation", [nn.ELU, nn.ReLU, nn.Tanh])
+def test_outputs_and_gradients_are_those_of_double_precision(
+    activation: type[nn.Module], widths: tuple[int, ...], rows: int
+) -> None:
+    module = mlp(*widths, activation=activation)
     fused = perceptron.fused(module)
     assert fused is not module
     x = 2.0 * torch.randn(rows, widths[0])
     y, found = gradients(fused, module, x)
-    exact = mlp(*widths).double()
+    exact = mlp(*widths, activation=activation).double()
     wanted, expected = gradients(exact, exact, x.double())
     torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=2e-6)
     for one, other in zip(found, expected, strict=True):
@@ -58,19 +61,21 @@ def test_columns_of_a_table_and_leading_dimensions() -> None:
     torch.testing.assert_close(fused(flipped), module(flipped), rtol=1e-5, atol=1e-6)
 
 
-def test_the_activation_from_end_to_end() -> None:
-    module = mlp(1, 1, 1)
+@pytest.mark.parametrize(
+    ("activation", "ends"), [(nn.ELU, [torch.inf, -1.0]), (nn.ReLU, [torch.inf, 0.0]), (nn.Tanh, [1.0, -1.0])]
+)
+def test_the_activation_from_end_to_end(activation: type[nn.Module], ends: list[float]) -> None:
+    module = mlp(1, 1, 1, activation=activation)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.fill_(float(parameter.dim() == 2))
-    x = torch.cat((torch.linspace(-100.0, 3.0, 20_001), torch.tensor([-1e30, -1e-30, 0.0, 1e-30, 1e30])))[:, None]
-    with torch.no_grad():
-        y, wanted = perceptron.fused(module)(x), nn.functional.elu(x.double())
-    torch.testing.assert_close(y.double(), wanted, rtol=2e-7, atol=1e-7)
-    ends = torch.tensor([[torch.inf], [-torch.inf], [torch.nan]])
-    with torch.no_grad():
-        assert perceptron.fused(module)(ends)[:2, 0].tolist() == [torch.inf, -1.0]
-        assert bool(perceptron.fused(module)(ends)[2].isnan())
+        fused = perceptron.fused(module)
+        x = torch.cat((torch.linspace(-100.0, 12.0, 20_001), torch.tensor([-1e30, -1e-30, 0.0, 1e-30, 1e30])))[:, None]
+        torch.testing.assert_close(fused(x).double(), activation()(x.double()), rtol=2.5e-7, atol=1e-7)
+        near = torch.linspace(-1e-3, 1e-3, 1001)[:, None]
+        torch.testing.assert_close(fused(near).double(), activation()(near.double()), rtol=5e-7, atol=1e-12)
+        far = fused(torch.tensor([[torch.inf], [-torch.inf], [torch.nan]]))[:, 0]
+    assert far[:2].tolist() == ends and bool(far[2].isnan())
 
 
 def test_it_follows_the_parameters() -> None:
@@ -86,13 +91,14 @@ def test_it_follows_the_parameters() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.ELU(), nn.Linear(4, 2)),
         nn.Sequential(nn.Linear(3, 4), nn.ELU(alpha=0.5), nn.Linear(4, 2)),
         nn.Sequential(nn.Linear(3, 4), nn.ELU()),
         nn.Sequential(nn.Linear(3, 4, bias=False), nn.ELU(), nn.Linear(4, 2)),
         nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2)).double(),
     ],
-    ids=["tanh", "alpha", "ends in an activation", "no bias", "double"],
+    ids=["sigmoid", "mixed", "alpha", "ends in an activation", "no bias", "double"],
 )
 def test_what_it_does_not_know_stays_torchs(module: nn.Sequential) -> None:
     assert perceptron.fused(module) is module
@@ -177,7 +183,7 @@ def test_a_compiler_takes_it_whole() -> None:
 
 
 def test_a_frozen_network_that_it_does_not_know_is_the_network() -> None:
-    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    module = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2))
     frozen, x = perceptron.FrozenPerceptron(module, helpers=1), torch.randn(5, 3)
     frozen.refresh()
     assert torch.equal(frozen(x), module(x))

@@ -19,8 +19,10 @@ import torch
 
 from embodied_rl.build import make_vector
 from embodied_rl.config import Page, load
+from embodied_rl.learn import checkpoint
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
+from embodied_rl.learn.run import Run
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "embodied-rl[ray]"')
 
@@ -533,8 +535,12 @@ def test_async_waits_for_nobody(trapped: Any) -> None:
         assert rollout.rewards.shape == (20, 4) and rollout.ratio is not None and (rollout.ratio <= 2.0).all()
     assert time.perf_counter() - before < 7.0  # the slow one alone would take 8 s for each
     assert 0.0 < max(seen) <= 4.0
+    before = time.perf_counter()
+    pool.collect(acting, 8)
+    # half of the environments made this rollout
+    assert pool.steps_per_s * (time.perf_counter() - before) == pytest.approx(20 * 4, rel=0.3)
     kill(pool.crew.workers[0])
-    assert pool.collect(acting, 8).valid.all()
+    assert pool.collect(acting, 9).valid.all()
 
 
 # ------------------------------------------------------------------------------------------------------------ long and rough
@@ -617,6 +623,34 @@ def test_one_command_starts_and_ends_its_own_ray(tmp_path: Path) -> None:
     assert [node["address"] for node in status["nodes"]] == ["127.0.0.1"] and status["iteration"] == 1
     assert not any(Path(f"/proc/{worker['pid']}").exists() for worker in status["workers"])
     assert np.isfinite(status["steps_per_s"])
+
+
+@pytest.mark.slow
+def test_every_rank_has_workers_of_its_own(cluster: Any, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "embodied_rl",
+        "train",
+    ]
+    states = []
+    for address in (cluster.address, "none"):
+        folder = tmp_path / address.replace(":", "_")
+        given = [*SMALL, f"pool.address={address}", "pool.workers=1", "--iterations", "3", "--run-dir", str(folder)]
+        done = subprocess.run([*command, "pool_go2_flat", *given], capture_output=True, text=True, cwd=tmp_path, timeout=180)
+        assert done.returncode == 0, done.stderr
+        states.append(checkpoint.read(Run(folder).newest_checkpoints()[0]))
+    statuses = read_status(tmp_path / cluster.address.replace(":", "_"))
+    assert [(status["num_envs"], len(status["workers"])) for status in statuses] == [(ENVS // 2, 1)] * 2
+    pooled, here = states
+    assert pooled["infos"]["env_steps"] == here["infos"]["env_steps"] == 3 * ENVS * STEPS
+    for name, value in pooled["actor_state_dict"].items():
+        assert torch.equal(value, here["actor_state_dict"][name]), name
 
 
 def test_a_pool_beside_this_process(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
