@@ -242,7 +242,8 @@ class PPO:
         if page.schedule == "adaptive":
             slower = (self._rate / _RATE_FACTOR).clamp(min=_MIN_RATE)
             faster = (self._rate * _RATE_FACTOR).clamp(max=_MAX_RATE)
-            kept = torch.where((kl > 0.0) & (kl < 0.5 * page.desired_kl), faster, self._rate)
+            # an update begins with a KL of rounding alone, which is no reason to go faster
+            kept = torch.where((kl > torch.finfo(kl.dtype).eps) & (kl < 0.5 * page.desired_kl), faster, self._rate)
             self._rate.copy_(torch.where(kl > 2.0 * page.desired_kl, slower, kept))
         if page.stop_kl is not None:
             self._stopped.logical_or_(kl > page.stop_kl)

@@ -204,6 +204,35 @@ def test_an_update_is_that_of_rsl_rl(changes: dict[str, Any]) -> None:
     assert not torch.equal(ours.actor.state_dict()["mlp.0.weight"], start["actor_state_dict"]["mlp.0.weight"])
 
 
+def test_what_is_carried_from_update_to_update_is_that_of_rsl_rl() -> None:
+    """Moments of the optimizer and normalizers: six rollouts, each driven by what was learned before."""
+    page = settings(gamma=31 / 32, lam=15 / 16, schedule="fixed")
+    ours = learner(page)
+    theirs = RslRlPPO(
+        algorithms.PPO,
+        {name: torch.zeros(ENVS, size) for name, size in SIZES.items()},
+        ActionSpace(ACTIONS),
+        page,
+        MIRRORS,
+        STEPS,
+    )
+    theirs.actor.load_state_dict(ours.actor.state_dict())
+    theirs.critic.load_state_dict(ours.critic.state_dict())
+    for iteration in range(6):
+        batch = drive(ours.actor, seed=iteration)
+        batch.final_obs = {"critic": batch.obs["critic"]}
+        order = torch.randperm(STEPS * ENVS)
+        ours._orders = lambda iteration, order=order: order.expand(page.num_learning_epochs, -1)  # pyright: ignore
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randperm", lambda size, order=order, **_: order)
+            losses = theirs.update(batch, iteration)
+        metrics = ours.update(batch, iteration)
+        assert metrics["Loss/value"] == pytest.approx(losses["Loss/value"], rel=1e-8)
+    for name, model in {"actor": ours.actor, "critic": ours.critic}.items():
+        for key, value in getattr(theirs, name).state_dict().items():
+            torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-8, atol=1e-8, msg=f"{name}.{key}")
+
+
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: " ".join(str(value) for value in changes.values()))
 def test_in_single_precision_an_update_is_nearly_that_of_rsl_rl(changes: dict[str, Any]) -> None:
     torch.set_default_dtype(torch.float32)
@@ -225,6 +254,7 @@ def test_in_single_precision_an_update_is_nearly_that_of_rsl_rl(changes: dict[st
         (0.0051, 3e-4, 3e-4),
         (0.0049, 3e-4, 4.5e-4),
         (0.0, 3e-4, 3e-4),  # nothing was learned: no reason to go faster
+        (1e-17, 3e-4, 3e-4),  # what rounding leaves of that
         (1.0, 1.2e-5, 1e-5),
         (0.001, 9e-3, 1e-2),
     ],
