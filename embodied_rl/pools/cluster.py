@@ -21,6 +21,8 @@ _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_IG
 
 log = logging.getLogger("embodied_rl")
 
+#: How often it is tried to start one: Ray gives its processes 30 s, which a busy machine with cold disks may not keep.
+_STARTS = 3
 #: Seconds within which somebody answers at a cluster's address.
 _KNOCK_S = 10.0
 
@@ -56,23 +58,34 @@ class Connection:
             else:
                 _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # Ray raises no narrower one where its processes are slow
+            reason = " ".join(str(error).split())[:160]
+            if address == "local":
+                advice = "is the machine very busy? Try again, or take pool.address: none, which needs no Ray"
+                raise PoolError(f"pool.address: local: Ray does not start here ({reason}); {advice}") from None
             advice = "`ray start --head` starts one; with a token, set RAY_AUTH_MODE=token here as there"
-            raise PoolError(f"pool.address: {address}: no Ray cluster answers ({reason[:160]}); {advice}") from None
+            raise PoolError(f"pool.address: {address}: no Ray cluster answers ({reason}); {advice}") from None
         self.owned = True
         _hush(ray)
 
     def _start(self, num_cpus: int | None) -> None:
-        with _loopback():
-            self.ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
+        for attempt in range(1, _STARTS + 1):
+            try:
+                with _loopback():
+                    self.ray.init(
+                        address="local",
+                        num_cpus=num_cpus,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        configure_logging=False,
+                    )
+                return
+            except Exception as error:
+                self.ray.shutdown()
+                if attempt == _STARTS:
+                    raise
+                log.warning("pool: Ray did not start, once more: %s", " ".join(str(error).split())[:160])
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are alive, in an order that stays."""

@@ -381,6 +381,28 @@ def test_no_cluster_at_the_address() -> None:
 # --------------------------------------------------------------------------------------------------- environments of others
 
 
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_busy_machine_starts_ray_later(
+    failures: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes = iter([Exception("The current node timed out during startup.")] * failures + [None] * 3)
+
+    def init(**_: Any) -> None:
+        if (outcome := next(outcomes)) is not None:
+            raise outcome
+
+    for name, value in {"init": init, "is_initialized": lambda: False, "shutdown": lambda: None}.items():
+        monkeypatch.setattr(ray, name, value)
+    if failures == 2:
+        Connection()
+    else:
+        with pytest.raises(
+            PoolError, match=r"^pool.address: local: Ray does not start here \(The current node timed out .*: none"
+        ):
+            Connection()
+    assert [message.partition(":")[2].partition(":")[0] for message in caplog.messages] == [" Ray did not start, once more"] * 2
+
+
 @pytest.fixture
 def trapped(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SimPool]]:
     """Makes pools of environments that go wrong once the file `trap` is written."""
