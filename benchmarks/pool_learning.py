@@ -6,7 +6,8 @@
 `stock` trains each page twice for each seed: with our learner in a pool, and with rsl_rl's PPO, same settings, same pool.  The
 learning rate is fixed: rsl_rl has no linear schedule.  `modes` trains it in `sync`, `overlap` and `async`, and once more each
 with one of two workers slowed: every step of its environments takes longer by the share `--slow`.  The return is the mean over
-the episodes that ended in the last tenth of the steps (nan: none did); speed is counted from the second iteration, when all is built.
+the episodes that ended in the last tenth of the steps (nan: none did); speed is counted from the second iteration, when all is
+built.
 `--plot` needs matplotlib: pip install "embodied-rl[plot]".  With `--from F` an earlier run's figures are shown again.
 """
 
