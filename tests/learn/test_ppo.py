@@ -87,13 +87,18 @@ def perturbed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value + 0.05 * torch.rand_like(value) if value.is_floating_point() else value for name, value in state.items()}
 
 
-def rsl_rl(start: dict, batch: Rollout, page: pages.PPOSettings, order: Tensor) -> tuple[RslRlPPO, dict[str, float], list[float]]:
-    """rsl_rl's PPO after one update from the weights `start`, its losses, and the learning rate of each minibatch."""
-    steps, envs = batch.rewards.shape
-    example = {name: torch.zeros(envs, value.shape[-1]) for name, value in batch.last_obs.items()}
+def theirs_from(start: dict, page: pages.PPOSettings, steps: int, envs: int) -> RslRlPPO:
+    """rsl_rl's PPO with the weights `start`."""
+    example = {name: torch.zeros(envs, size) for name, size in SIZES.items()}
     theirs = RslRlPPO(algorithms.PPO, example, ActionSpace(ACTIONS), page, MIRRORS, steps)
     theirs.actor.load_state_dict(start["actor_state_dict"])
     theirs.critic.load_state_dict(start["critic_state_dict"])
+    return theirs
+
+
+def rsl_rl(start: dict, batch: Rollout, page: pages.PPOSettings, order: Tensor) -> tuple[RslRlPPO, dict[str, float], list[float]]:
+    """rsl_rl's PPO after one update from the weights `start`, its losses, and the learning rate of each minibatch."""
+    theirs = theirs_from(start, page, *batch.rewards.shape)
     rates, step = [], theirs.optimizer.step
     theirs.optimizer.step = lambda: rates.append(theirs.learning_rate) or step()  # pyright: ignore
     with pytest.MonkeyPatch.context() as patch:
@@ -208,16 +213,7 @@ def test_what_is_carried_from_update_to_update_is_that_of_rsl_rl() -> None:
     """Moments of the optimizer and normalizers: six rollouts, each driven by what was learned before."""
     page = settings(gamma=31 / 32, lam=15 / 16, schedule="fixed")
     ours = learner(page)
-    theirs = RslRlPPO(
-        algorithms.PPO,
-        {name: torch.zeros(ENVS, size) for name, size in SIZES.items()},
-        ActionSpace(ACTIONS),
-        page,
-        MIRRORS,
-        STEPS,
-    )
-    theirs.actor.load_state_dict(ours.actor.state_dict())
-    theirs.critic.load_state_dict(ours.critic.state_dict())
+    theirs = theirs_from(ours.state_dict(), page, STEPS, ENVS)
     for iteration in range(6):
         batch = drive(ours.actor, seed=iteration)
         batch.final_obs = {"critic": batch.obs["critic"]}
