@@ -75,11 +75,10 @@ def train(config: str, overrides: list[str], seed: int, steps: float) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         trainer = factory.make_trainer(page, Run.create(page, Path(folder) / "run"))
         started = time.perf_counter()
-        for metrics in trainer.train(page.ppo.max_iterations):
+        # to the end, where the policy that is evaluated is saved; the page's own number is what a schedule goes by
+        for metrics in trainer.train(max(1, round(steps / (page.env.num_envs * page.ppo.num_steps_per_env)))):
             for name, values in curves.items():
                 values.append(metrics.get(name, float("nan")))
-            if trainer.env_steps >= steps:
-                break
         seconds = time.perf_counter() - started
         loaded = factory.load(trainer.run.path)
         evaluation = factory.evaluate_policy(page, loaded.policy, seed=SEEDS[0])

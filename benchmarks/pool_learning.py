@@ -5,9 +5,9 @@
 
 `stock` trains each page twice for each seed: with our learner in a pool, and with rsl_rl's PPO, same settings, same pool.  The
 learning rate is fixed: rsl_rl has no linear schedule.  `modes` trains it in `sync`, `overlap` and `async`, and once more each
-with one of two workers slowed: every step of its environments takes longer by the share `--slow`.  The return is the mean over
-the episodes that ended in the last tenth of the steps (nan: none did); speed is counted from the second iteration, when all is
-built.
+with one of two workers slowed: every step of its environments takes longer by the share `--slow`.  Over the last tenth of the
+steps: the return is the mean over the episodes that ended there (nan: none did), and the reward that of a step, which counts
+the episodes that go on as well.  Speed is counted from the second iteration, when all is built.
 `--plot` needs matplotlib: pip install "embodied-rl[plot]".  With `--from F` an earlier run's figures are shown again.
 """
 
@@ -18,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from embodied_rl import factory
 from embodied_rl.config import load
+from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.run import Run
 from embodied_rl.pools.pool import SimPool
 
@@ -82,31 +83,52 @@ def train(page: str, overrides: list[str], seed: int, steps: int, slow: float = 
     each = taken * task.pool.shard_size * task.ppo.num_steps_per_env
     iterations = max(2, steps // each)
     task = load(page, [f"env.seed={seed}", *overrides, f"ppo.max_iterations={iterations}"])
-    curve: list[tuple[float, float, float]] = []
+    curve: list[tuple[float, ...]] = []
     started = 0.0
     with tempfile.TemporaryDirectory() as folder:
         trainer = factory.make_trainer(task, Run.create(task, Path(folder) / "run"))
         pool = trainer.collector
         assert isinstance(pool, SimPool)
+        pool.collect = recorded(pool.collect, rollouts := [])  # pyright: ignore[reportAttributeAccessIssue]
         for index, metrics in enumerate(trainer.train(iterations)):
             if not index:
                 if slow:
                     pool.crew._ray.get(pool.crew.workers[-1].actor.__ray_call__.remote(slow_down, slow))
                 started = time.perf_counter()
-            if "Train/mean_reward" in metrics:
-                curve.append((metrics["Train/env_steps"], time.perf_counter() - started, metrics["Train/mean_reward"]))
+            curve.append((metrics["Train/env_steps"], time.perf_counter() - started, *means(rollouts[-1:])))
         seconds = time.perf_counter() - started
         pool.close()
-    last = [reward for done, _, reward in curve if done >= 0.9 * iterations * each]
+    episode, step = means(rollouts[int(0.9 * iterations) :])
     return {
         "overrides": overrides,
         "seed": seed,
         "slowed": slow,
         "steps": iterations * each,
-        "return": statistics.mean(last) if last else float("nan"),
+        "return": episode,
+        "reward": step,
         "steps_per_s": (iterations - 1) * each / seconds,
         "curve": curve,
     }
+
+
+def recorded(collect: Callable[..., Rollout], rollouts: list[dict[str, float]]) -> Callable[..., Rollout]:
+    """`collect` that leaves the sums of each rollout behind."""
+
+    def collected(*arguments: Any) -> Rollout:
+        rollout = collect(*arguments)
+        sums = {name: rollout.totals[name] for name in ("episodes", "reward/total")}
+        rewards = rollout.rewards[rollout.valid].double()
+        rollouts.append(sums | {"rewards": float(rewards.sum()), "transitions": len(rewards)})
+        return rollout
+
+    return collected
+
+
+def means(rollouts: list[dict[str, float]]) -> tuple[float, float]:
+    """Return of an episode that ended in these rollouts (nan: none did), and reward of a step, as the learner sees it."""
+    sums = {name: sum(rollout[name] for rollout in rollouts) for name in rollouts[0]}
+    episode = sums["reward/total"] / sums["episodes"] if sums["episodes"] else float("nan")
+    return episode, sums["rewards"] / sums["transitions"]
 
 
 def slow_down(worker: Any, factor: float) -> None:
@@ -123,29 +145,32 @@ def slow_down(worker: Any, factor: float) -> None:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Returns and speeds as a Markdown table: mean, range over seeds, share of the page's first case."""
-    rows = [["page", "case", "seeds", "env steps", "return", "ratio", "steps/s", "ratio"], ["---"] * 8]
+    """Returns, rewards and speeds as a Markdown table: mean, range over seeds, share of the page's first case."""
+    rows = [
+        ["page", "case", "seeds", "env steps", "return", "ratio", "reward of a step", "ratio", "steps/s", "ratio"],
+        ["---"] * 10,
+    ]
     for page in dict.fromkeys(run["page"] for run in runs):
         first: list[float] = []
         for case in dict.fromkeys(run["case"] for run in runs if run["page"] == page):
             own = [run for run in runs if (run["page"], run["case"]) == (page, case)]
-            returns = [run["return"] for run in own]
-            means = [statistics.mean(returns), statistics.median(run["steps_per_s"] for run in own)]
-            first = first or means
+            returns, rewards = ([run[name] for run in own] for name in ("return", "reward"))
+            middles = [*map(statistics.mean, (returns, rewards)), statistics.median(run["steps_per_s"] for run in own)]
+            first = first or middles
+            ratios = [f"{one / other:.2f}" for one, other in zip(middles, first, strict=True)]
             rows.append(
                 [
                     *(page, case, str(len(own)), f"{own[0]['steps']:,}"),
-                    f"{means[0]:.1f} ({min(returns):.1f} to {max(returns):.1f})",
-                    f"{means[0] / first[0]:.2f}",
-                    f"{means[1]:,.0f}",
-                    f"{means[1] / first[1]:.2f}",
+                    *(f"{middles[0]:.1f} ({min(returns):.1f} to {max(returns):.1f})", ratios[0]),
+                    *(f"{middles[1]:.4f} ({min(rewards):.4f} to {max(rewards):.4f})", ratios[1]),
+                    *(f"{middles[2]:,.0f}", ratios[2]),
                 ]
             )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
-    """Returns against env steps: mean, minimum and maximum over seeds; slowed runs in axes of their own."""
+    """Rewards of a step against env steps: mean, minimum and maximum over seeds; slowed runs in axes of their own."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -157,10 +182,11 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         for case in dict.fromkeys(run["case"] for run in here):
             curves = [np.array(run["curve"]) for run in here if run["case"] == case]
             steps = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), 60)
-            returns = np.stack([np.interp(steps, c[:, 0], c[:, 2]) for c in curves])
-            (line,) = axes.plot(steps / 1e6, returns.mean(0), label=case.partition(",")[0])
-            axes.fill_between(steps / 1e6, returns.min(0), returns.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
-        axes.set(title=f"{page}{', one worker slowed' if slowed else ''}", xlabel="env steps [millions]", ylabel="return")
+            rewards = np.stack([np.interp(steps, c[:, 0], c[:, 3]) for c in curves])
+            (line,) = axes.plot(steps / 1e6, rewards.mean(0), label=case.partition(",")[0])
+            axes.fill_between(steps / 1e6, rewards.min(0), rewards.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(title=f"{page}{', one worker slowed' if slowed else ''}", xlabel="env steps [millions]")
+        axes.set(ylabel="reward of a step")
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path)
