@@ -2,9 +2,9 @@
 
     python benchmarks/learning.py [CONFIG] [--seeds 5] [--steps 1.5e6] [--json F] [--plot F.svg] [key=value ...]
 
-Both sides have the same environments, robots, networks, observations and settings; what differs is the learner
-(`ppo.class_name`).  The learning rate is fixed: rsl_rl has no linear schedule.  The evaluation protocol's figures of the last
-policy stand beside the curves of the exploring one.
+Environments, robots, networks, observations and settings are the same; what differs is the learner (`ppo.class_name`).  The
+learning rate is fixed, for rsl_rl has no linear schedule; as shipped, ours has the page's, which ends with the run.  The
+evaluation protocol's figures of the last policy stand beside the curves of the exploring one.
 `--plot` needs matplotlib: pip install "embodied-rl[plot]".  With `--from F` an earlier run's figures are drawn again.
 """
 
@@ -23,9 +23,12 @@ from embodied_rl.config import load
 from embodied_rl.learn.evaluate import SEEDS
 from embodied_rl.learn.run import Run
 
-LEARNERS = {"ours": "embodied_rl.learn.ppo:PPO", "rsl_rl": "rsl_rl.algorithms:PPO"}
-#: What both know.
-EQUAL = ["ppo.schedule=fixed"]
+#: What is set for each.
+LEARNERS = {
+    "ours": ["ppo.schedule=fixed"],
+    "rsl_rl": ["ppo.schedule=fixed", "ppo.class_name=rsl_rl.algorithms:PPO"],
+    "ours, as shipped": [],
+}
 CURVES = ("Metrics/lin_vel_error", "Metrics/ang_vel_error", "Train/mean_reward")
 FINAL = ("fall_rate", "lin_vel_error", "ang_vel_error")
 
@@ -52,17 +55,11 @@ def main() -> None:
 
 
 def compare(config: str, overrides: list[str], seeds: int, steps: float) -> dict[str, Any]:
-    """Curves and last figures of every learner and seed, in turn."""
+    """Curves and last figures of every learner and seed, the learners in turn."""
     runs = []
     for seed in range(1, seeds + 1):
-        for name, class_name in LEARNERS.items():
-            runs.append(
-                {
-                    "learner": name,
-                    "seed": seed,
-                    **train(config, [*overrides, *EQUAL, f"ppo.class_name={class_name}"], seed, steps),
-                }
-            )
+        for name, own in LEARNERS.items():
+            runs.append({"learner": name, "seed": seed, **train(config, [*overrides, *own], seed, steps)})
             last = runs[-1]["evaluation"]
             print(f"{name} seed {seed}: " + "  ".join(f"{key} {last[key]:.3f}" for key in FINAL), flush=True)
     return {"config": config, "overrides": overrides, "steps": steps, "runs": runs}
@@ -71,12 +68,13 @@ def compare(config: str, overrides: list[str], seeds: int, steps: float) -> dict
 def train(config: str, overrides: list[str], seed: int, steps: float) -> dict[str, Any]:
     """One run: its curves by iteration, and the evaluation of its last policy."""
     page = load(config, [*overrides, f"env.seed={seed}"])
+    iterations = max(1, round(steps / (page.env.num_envs * page.ppo.num_steps_per_env)))
+    page = load(config, [*overrides, f"env.seed={seed}", f"ppo.max_iterations={iterations}"])
     curves: dict[str, list[float]] = {name: [] for name in ("Train/env_steps", *CURVES)}
     with tempfile.TemporaryDirectory() as folder:
         trainer = factory.make_trainer(page, Run.create(page, Path(folder) / "run"))
         started = time.perf_counter()
-        # to the end, where the policy that is evaluated is saved; the page's own number is what a schedule goes by
-        for metrics in trainer.train(max(1, round(steps / (page.env.num_envs * page.ppo.num_steps_per_env)))):
+        for metrics in trainer.train(iterations):  # to the end, where the policy that is evaluated is saved
             for name, values in curves.items():
                 values.append(metrics.get(name, float("nan")))
         seconds = time.perf_counter() - started
@@ -104,7 +102,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         raise SystemExit('--plot: matplotlib is not installed; pip install "embodied-rl[plot]"') from None
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
-        for learner, color in zip(LEARNERS, ("tab:blue", "tab:orange"), strict=True):
+        for learner, color in zip(LEARNERS, ("tab:blue", "tab:orange", "tab:green"), strict=True):
             runs = [run["curves"] for run in result["runs"] if run["learner"] == learner]
             length = min(len(run[name]) for run in runs)
             steps = [value / 1e6 for value in runs[0]["Train/env_steps"][:length]]
