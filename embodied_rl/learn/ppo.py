@@ -35,6 +35,7 @@ from embodied_rl.learn.perceptron import FrozenPerceptron, fused
 from embodied_rl.learn.policy import Obs, remember
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.team import Team, one_thread
+from embodied_rl.random import stream_key
 
 R = TypeVar("R")
 
@@ -354,7 +355,8 @@ class PPO:
 
     def _orders(self, iteration: int) -> Tensor:
         """A permutation of the batch's rows for each epoch, (epochs, rows)."""
-        generator = torch.Generator().manual_seed((self._seed << 32) + iteration)
+        # a hash, for the generator looks at 32 bits of a seed and no more
+        generator = torch.Generator().manual_seed(int(stream_key(self._seed, f"minibatches of iteration {iteration}")))
         orders = [torch.randperm(self._batch.num_rows, generator=generator) for _ in range(self.page.num_learning_epochs)]
         return torch.stack(orders).to(self.device)
 

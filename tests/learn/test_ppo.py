@@ -262,6 +262,18 @@ def test_the_learning_rate_keeps_the_kl_near_the_desired(kl: float, rate: float,
     assert made.learning_rate == float(made.optimizer.param_groups[0]["lr"]) == pytest.approx(expected)
 
 
+def test_rows_are_shuffled_anew_for_every_seed_iteration_and_epoch() -> None:
+    page = settings(num_learning_epochs=3)
+    orders = []
+    for seed, iteration in ((3, 0), (4, 0), (3, 1)):
+        made = learner(page, seed=seed)
+        made._batch.allocate(STEPS, ENVS, torch.zeros(STEPS, ENVS))
+        orders += made._orders(iteration)
+        assert torch.equal(torch.stack(orders[-3:]), made._orders(iteration))
+    assert all(torch.equal(order.sort().values, torch.arange(STEPS * ENVS)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == len(orders)
+
+
 @pytest.mark.parametrize("per_mini_batch", [False, True])
 def test_invalid_transitions_change_nothing(per_mini_batch: bool) -> None:
     page = settings(normalize_advantage_per_mini_batch=per_mini_batch, num_learning_epochs=2, num_mini_batches=2)
