@@ -149,6 +149,9 @@ class PPOSettings(Model):
     keep_checkpoints: Count = Field(default=5, description="how many of the last ones are kept, beside the one of best reward")
     num_learning_epochs: Count = 5
     num_mini_batches: Count = 4
+    reshuffle: bool = Field(
+        default=False, description="minibatches of other transitions in each epoch; false: in each iteration, as in rsl_rl"
+    )
     clip_param: Positive = 0.2
     gamma: Fraction = 0.99
     lam: Fraction = Field(default=0.95, description="lambda of generalized advantage estimation")

@@ -1,8 +1,8 @@
 """Proximal policy optimization (Schulman et al., arXiv:1707.06347) on a rollout.
 
 The mathematics are rsl_rl's, and so are models, optimizer and checkpoint layout.  What differs: a time-out bootstraps from the
-observation that it ended in, minibatches are shuffled anew in each epoch, transitions that mean nothing weigh nothing, and a
-minibatch whose loss or gradient is not finite is skipped and counted.
+observation that it ended in, transitions that mean nothing weigh nothing, and a minibatch whose loss or gradient is not finite
+is skipped and counted.
 
 Nothing on the way of an update is read on the host and no branch depends on data: learning rate, statistics and metrics are
 tensors, read once an iteration.  A minibatch has two halves, each one CUDA graph on a GPU: `_gradients` leaves this process's
@@ -341,7 +341,7 @@ class PPO:
         return values
 
     def _minibatches(self, iteration: int) -> Iterator[Tensor]:
-        """The rows of each minibatch, (B,), a fresh permutation for each epoch."""
+        """The rows of each minibatch, (B,), epoch after epoch."""
         minibatches = [rows for order in self._orders(iteration) for rows in order.tensor_split(self.page.num_mini_batches)]
         scales = [self._advantage_scale] * len(minibatches)
         if self.page.normalize_advantage_per_mini_batch:
@@ -354,11 +354,17 @@ class PPO:
             yield rows
 
     def _orders(self, iteration: int) -> Tensor:
-        """A permutation of the batch's rows for each epoch, (epochs, rows)."""
+        """A permutation of the batch's rows for each epoch, (epochs, rows).
+
+        By default it is the same in all epochs of an iteration, as in rsl_rl, where each transition is met again after as many
+        minibatches.  Where it is not, some are met twice in short succession: the policy goes further from the one that acted,
+        by 10 to 20 % of the KL, for no more of the objective on a rollout that was not learned from (docs/performance.md).
+        """
         # a hash, for the generator looks at 32 bits of a seed and no more
         generator = torch.Generator().manual_seed(int(stream_key(self._seed, f"minibatches of iteration {iteration}")))
-        orders = [torch.randperm(self._batch.num_rows, generator=generator) for _ in range(self.page.num_learning_epochs)]
-        return torch.stack(orders).to(self.device)
+        epochs, rows = self.page.num_learning_epochs, self._batch.num_rows
+        orders = [torch.randperm(rows, generator=generator) for _ in range(epochs if self.page.reshuffle else 1)]
+        return torch.stack(orders).expand(epochs, rows).to(self.device)
 
     def _scales(self, minibatches: list[Tensor]) -> list[Tensor]:
         """Mean and deviation of the advantages of each minibatch, over all processes, (2,)."""

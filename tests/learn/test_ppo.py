@@ -262,18 +262,6 @@ def test_the_learning_rate_keeps_the_kl_near_the_desired(kl: float, rate: float,
     assert made.learning_rate == float(made.optimizer.param_groups[0]["lr"]) == pytest.approx(expected)
 
 
-def test_rows_are_shuffled_anew_for_every_seed_iteration_and_epoch() -> None:
-    page = settings(num_learning_epochs=3)
-    orders = []
-    for seed, iteration in ((3, 0), (4, 0), (3, 1)):
-        made = learner(page, seed=seed)
-        made._batch.allocate(STEPS, ENVS, torch.zeros(STEPS, ENVS))
-        orders += made._orders(iteration)
-        assert torch.equal(torch.stack(orders[-3:]), made._orders(iteration))
-    assert all(torch.equal(order.sort().values, torch.arange(STEPS * ENVS)) for order in orders)
-    assert len({tuple(order.tolist()) for order in orders}) == len(orders)
-
-
 @pytest.mark.parametrize("per_mini_batch", [False, True])
 def test_invalid_transitions_change_nothing(per_mini_batch: bool) -> None:
     page = settings(normalize_advantage_per_mini_batch=per_mini_batch, num_learning_epochs=2, num_mini_batches=2)
@@ -376,21 +364,30 @@ def test_the_mirror_loss_makes_the_policy_symmetric(coefficient: float) -> None:
     assert after < 0.3 * before if coefficient else after > 0.3 * before
 
 
-def test_every_epoch_has_its_own_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = settings(num_learning_epochs=3, num_mini_batches=5)
-    made, seen = learner(page), []
-    batch = drive(made.actor)
-    monkeypatch.setattr(made, "_gradients", lambda size: seen.append(made._rows[size].tolist()))
-    monkeypatch.setattr(made, "_apply", lambda size: None)
-    made.update(batch, iteration=0)
+@pytest.mark.parametrize("reshuffle", [False, True])
+def test_every_iteration_has_its_own_minibatches_and_every_epoch_where_the_page_says_so(
+    monkeypatch: pytest.MonkeyPatch, reshuffle: bool
+) -> None:
+    page = settings(num_learning_epochs=3, num_mini_batches=5, reshuffle=reshuffle)
+
+    def minibatches(*iterations: int, seed: int = 3) -> list[list[int]]:
+        made, seen = learner(page, seed), []
+        batch = drive(made.actor)
+        monkeypatch.setattr(made, "_gradients", lambda size: seen.append(made._rows[size].tolist()))
+        monkeypatch.setattr(made, "_apply", lambda size: None)
+        for iteration in iterations:
+            made.update(batch, iteration)
+        return seen
+
+    seen = minibatches(0)
     epochs = [seen[0:5], seen[5:10], seen[10:15]]
     everything = sorted(x for rows in epochs[0] for x in rows)
     assert len(seen) == 15 and len(everything) == STEPS * ENVS
     assert all(sorted(x for rows in epoch for x in rows) == everything for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    made.update(batch, iteration=0)
-    made.update(batch, iteration=1)
-    assert seen[15:30] == seen[:15] != seen[30:45]
+    assert [epochs[0] == epochs[1], epochs[1] == epochs[2]] == [not reshuffle] * 2
+    again = minibatches(0, 1)
+    assert again[:15] == seen != again[15:]
+    assert minibatches(0, seed=4) != seen
 
 
 def test_a_learner_goes_on_from_its_state() -> None:
