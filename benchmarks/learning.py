@@ -3,8 +3,8 @@
     python benchmarks/learning.py [CONFIG] [--seeds 5] [--steps 1.5e6] [--json F] [--plot F.svg] [key=value ...]
 
 Environments, robots, networks, observations and settings are the same; what differs is the learner (`ppo.class_name`).  The
-learning rate is fixed, for rsl_rl has no linear schedule; as shipped, ours has the page's, which ends with the run.  The
-evaluation protocol's figures of the last policy stand beside the curves of the exploring one.
+learning rate is fixed, for rsl_rl has no linear schedule.  The evaluation protocol's figures of the last policy stand beside the
+curves of the exploring one.
 `--plot` needs matplotlib: pip install "embodied-rl[plot]".  With `--from F` an earlier run's figures are drawn again.
 """
 
@@ -27,7 +27,6 @@ from embodied_rl.learn.run import Run
 LEARNERS = {
     "ours": ["ppo.schedule=fixed"],
     "rsl_rl": ["ppo.schedule=fixed", "ppo.class_name=rsl_rl.algorithms:PPO"],
-    "ours, as shipped": [],
 }
 CURVES = ("Metrics/lin_vel_error", "Metrics/ang_vel_error", "Train/mean_reward")
 FINAL = ("fall_rate", "lin_vel_error", "ang_vel_error")
@@ -69,7 +68,6 @@ def train(config: str, overrides: list[str], seed: int, steps: float) -> dict[st
     """One run: its curves by iteration, and the evaluation of its last policy."""
     page = load(config, [*overrides, f"env.seed={seed}"])
     iterations = max(1, round(steps / (page.env.num_envs * page.ppo.num_steps_per_env)))
-    page = load(config, [*overrides, f"env.seed={seed}", f"ppo.max_iterations={iterations}"])
     curves: dict[str, list[float]] = {name: [] for name in ("Train/env_steps", *CURVES)}
     with tempfile.TemporaryDirectory() as folder:
         trainer = factory.make_trainer(page, Run.create(page, Path(folder) / "run"))
@@ -102,7 +100,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         raise SystemExit('--plot: matplotlib is not installed; pip install "embodied-rl[plot]"') from None
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
-        for learner, color in zip(LEARNERS, ("tab:blue", "tab:orange", "tab:green"), strict=True):
+        for learner, color in zip(LEARNERS, ("tab:blue", "tab:orange"), strict=True):
             runs = [run["curves"] for run in result["runs"] if run["learner"] == learner]
             length = min(len(run[name]) for run in runs)
             steps = [value / 1e6 for value in runs[0]["Train/env_steps"][:length]]
