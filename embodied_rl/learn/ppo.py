@@ -358,7 +358,7 @@ class PPO:
 
         By default it is the same in all epochs of an iteration, as in rsl_rl, where each transition is met again after as many
         minibatches.  Where it is not, some are met twice in short succession: the policy goes further from the one that acted,
-        by 10 to 20 % of the KL, for no more of the objective on a rollout that was not learned from (docs/performance.md).
+        and the objective on a rollout that was not learned from is the worse for it (docs/performance.md).
         """
         # a hash, for the generator looks at 32 bits of a seed and no more
         generator = torch.Generator().manual_seed(int(stream_key(self._seed, f"minibatches of iteration {iteration}")))
