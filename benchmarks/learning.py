@@ -23,11 +23,9 @@ from embodied_rl.config import load
 from embodied_rl.learn.evaluate import SEEDS
 from embodied_rl.learn.run import Run
 
-#: What is set for each.
-LEARNERS = {
-    "ours": ["ppo.schedule=fixed"],
-    "rsl_rl": ["ppo.schedule=fixed", "ppo.class_name=rsl_rl.algorithms:PPO"],
-}
+LEARNERS = {"ours": "embodied_rl.learn.ppo:PPO", "rsl_rl": "rsl_rl.algorithms:PPO"}
+#: What both know.
+EQUAL = ["ppo.schedule=fixed"]
 CURVES = ("Metrics/lin_vel_error", "Metrics/ang_vel_error", "Train/mean_reward")
 FINAL = ("fall_rate", "lin_vel_error", "ang_vel_error")
 
@@ -57,8 +55,9 @@ def compare(config: str, overrides: list[str], seeds: int, steps: float) -> dict
     """Curves and last figures of every learner and seed, the learners in turn."""
     runs = []
     for seed in range(1, seeds + 1):
-        for name, own in LEARNERS.items():
-            runs.append({"learner": name, "seed": seed, **train(config, [*overrides, *own], seed, steps)})
+        for name, class_name in LEARNERS.items():
+            run = train(config, [*overrides, *EQUAL, f"ppo.class_name={class_name}"], seed, steps)
+            runs.append({"learner": name, "seed": seed, **run})
             last = runs[-1]["evaluation"]
             print(f"{name} seed {seed}: " + "  ".join(f"{key} {last[key]:.3f}" for key in FINAL), flush=True)
     return {"config": config, "overrides": overrides, "steps": steps, "runs": runs}

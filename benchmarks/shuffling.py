@@ -52,7 +52,8 @@ def main() -> None:
         for stop in options.at:
             for _ in trainer.train(stop):
                 pass
-            learned, *others = (copied(trainer.collector.collect(learner.policy, stop)) for _ in range(3))
+            learned = copy.deepcopy(trainer.collector.collect(learner.policy, stop))
+            others = [prepared(learner, trainer.collector.collect(learner.policy, stop)) for _ in range(2)]
             kinds = {
                 kind: updates(learner, learned, others, options.repeats, reshuffle)
                 for kind, reshuffle in (("iteration", False), ("epoch", True))
@@ -63,15 +64,16 @@ def main() -> None:
                 options.json.write_text(json.dumps(results) + "\n")
 
 
-def updates(learner: PPO, learned: Rollout, others: list[Rollout], repeats: int, reshuffle: bool) -> dict[str, list[float]]:
+def updates(
+    learner: PPO, learned: Rollout, others: list[dict[str, Tensor]], repeats: int, reshuffle: bool
+) -> dict[str, list[float]]:
     """`FIGURES` after one update from the present state, for each of some permutations; the learner stays as it is."""
     state, page = copy.deepcopy(learner.state_dict()), learner.page
     learner.page = page.model_copy(update={"reshuffle": reshuffle})
-    tables = [prepared(learner, other) for other in others]
     figures: dict[str, list[float]] = {name: [] for name in FIGURES}
     for repeat in range(repeats):
-        metrics = learner.update(copied(learned), iteration=repeat)
-        judged = [judge(learner, one) for one in tables]
+        metrics = learner.update(learned, iteration=repeat)
+        judged = [judge(learner, one) for one in others]
         for name, values in figures.items():
             values.append(metrics["Loss/clip_fraction"] if name == "clipped" else statistics.mean(one[name] for one in judged))
         learner.load_state_dict(copy.deepcopy(state))
@@ -105,17 +107,6 @@ def table(result: dict[str, Any]) -> list[str]:
         error = (statistics.variance(anew) / len(anew) + statistics.variance(once) / len(once)) ** 0.5
         rows.append(f"{meaning} | {statistics.mean(once):.4f} | {statistics.mean(anew):.4f} | {apart:+.4f} +- {error:.4f}")
     return [f"| {row} |" for row in rows]
-
-
-def copied(value: Any) -> Any:
-    """A rollout whose tensors are its own."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, Rollout):
-        return Rollout(**{name: copied(one) for name, one in vars(value).items()})
-    if isinstance(value, dict):
-        return {name: copied(one) for name, one in value.items()}
-    return tuple(copied(one) for one in value) if isinstance(value, tuple) else value
 
 
 if __name__ == "__main__":

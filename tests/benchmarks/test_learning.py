@@ -60,6 +60,6 @@ def test_the_policy_that_is_evaluated_is_the_last_one(monkeypatch: pytest.Monkey
         "ppo.num_mini_batches=1",
         "ppo.save_interval=2",
     ]
-    result = learning.train("go2_flat", [*overrides, *learning.LEARNERS["ours"]], seed=1, steps=3 * 16)
+    result = learning.train("go2_flat", [*overrides, *learning.EQUAL], seed=1, steps=3 * 16)
     assert loaded[0].iteration == 3 and result["evaluation"]["policy"] is loaded[0].policy
     assert result["curves"]["Train/env_steps"] == [16.0, 32.0, 48.0]

@@ -385,8 +385,8 @@ def test_every_iteration_has_its_own_minibatches_and_every_epoch_where_the_page_
     assert len(seen) == 15 and len(everything) == STEPS * ENVS
     assert all(sorted(x for rows in epoch for x in rows) == everything for epoch in epochs)
     assert [epochs[0] == epochs[1], epochs[1] == epochs[2]] == [not reshuffle] * 2
-    again = minibatches(0, 1)
-    assert again[:15] == seen != again[15:]
+    again = minibatches(0, 0, 1)
+    assert again[15:30] == again[:15] == seen != again[30:45]
     assert minibatches(0, seed=4) != seen
 
 
