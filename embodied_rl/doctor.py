@@ -84,8 +84,11 @@ def triton_error() -> str | None:
     except Exception as error:  # whatever a broken binary package raises
         return f"triton does not import: {str(error).strip().partition(chr(10))[0]}"
     # Triton builds a small launcher in C
-    compiler = os.environ.get("CC") or next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
-    return None if compiler else "there is no C compiler, which triton needs"
+    compiler = os.environ.get("CC") or next((name for name in ("gcc", "clang") if shutil.which(name)), None)
+    if compiler is None or shutil.which(compiler) is None:
+        return "there is no C compiler, gcc or clang, which triton needs"
+    flags = ["-fsyntax-only", "-I", sysconfig.get_path("include"), "-x", "c", "-"]
+    return _failure([compiler, *flags], source="#include <Python.h>\n")
 
 
 def graph_error(device: torch.device) -> str | None:
@@ -201,6 +204,8 @@ def _warp() -> Check:
 
 
 def _mjx() -> Check:
+    # or looking at a GPU takes three quarters of its memory, from a training that may run there
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     for name, module in (("jax", "jax"), ("mujoco-mjx", "mujoco.mjx")):
         package = _package(name, module, extra="mjx", required=False)
         if not package.works:

@@ -8,6 +8,7 @@ Legend: N envs, A actions, R rewards, O observations.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from embodied_rl.mdp.events import Draft
 from embodied_rl.mdp.view import Draw, RobotState, View
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
+
+log = logging.getLogger("embodied_rl")
 
 #: Buffers that are zero when an episode begins.
 _PER_EPISODE = ("episode_length", "episode_rewards", "actions", "previous_actions", "foot_air_time")
@@ -118,9 +121,6 @@ class Env:
 
         Returns:
             The step's results; they live in the environment's buffers until the next step.
-
-        Raises:
-            UserError: the step cannot be captured here.
         """
         if self._run is None:
             self._run = self.capture(self._step)
@@ -142,8 +142,7 @@ class Env:
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """`function`, which calls `advance`, as one CUDA graph where there is a device for it; else as it is.
 
-        Raises:
-            UserError: it cannot be captured here.
+        Where the capture fails, a line says why, and it stays as it is.
         """
         if not self.captured:
             return function
@@ -151,7 +150,12 @@ class Env:
         state, totals = self.snapshot(rows), self._totals.clone()
         for _ in range(_WARMUP):
             function()
-        graph = CudaGraph(function, self.device, self.physics)
+        graph: Callable[[], None] = function
+        try:
+            graph = CudaGraph(function, self.device, self.physics)
+        except UserError as error:
+            log.warning("%s; until then its operations are launched one by one, several times slower", error)
+            self.physics.capturable = False
         self.restore(rows, state)
         self._totals.copy_(totals)
         self.physics.drain_unstable()  # what the steps that are taken back met is no news

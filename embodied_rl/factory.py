@@ -229,8 +229,8 @@ def make_learner(page: Page, collector: Collector, device: torch.device | str = 
         return RslRlPPO(learner, obs, collector.action_space, settings, collector.mirrors, collector.num_steps, device)
     # on the CPU the networks are one operation each, and what is left is not worth ten seconds of compiling
     wrap = compiler(page, torch.device(device)) if torch.device(device).type == "cuda" else as_it_is
-    reduce = (group or Group()).sum
-    return learner(obs, collector.action_space, settings, collector.mirrors, page.env.seed, device, reduce=reduce, compiler=wrap)
+    own: dict[str, Any] = {"reduce": (group or Group()).sum, "compiler": wrap, "graph": page.physics.graph}
+    return learner(obs, collector.action_space, settings, collector.mirrors, page.env.seed, device, **own)
 
 
 def _class(name: str) -> Any:

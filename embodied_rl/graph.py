@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ class CudaGraph:
         what: it is, for the error.
 
     Raises:
-        UserError: the capture failed; the process must end, for torch's allocator may be left in capture mode.
+        UserError: the capture failed; `function` can still be called as it is.
     """
 
     def __init__(
@@ -37,17 +38,20 @@ class CudaGraph:
         # Private to this graph: torch frees the workspaces of every graph of a stream when one of them goes.
         self._stream = torch.cuda.Stream(device)
         self._graph = torch.cuda.CUDAGraph()
+        # named here, because a capture that fails tells nobody
+        pool, before = torch.cuda.graph_pool_handle(), torch.cuda.current_stream(device)
         torch.cuda.synchronize(device)
         try:
             with (
                 torch.cuda.device(device),
                 _without_collections(),
                 # the mode that the engine's capture has too, and that leaves other threads alone
-                torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(self._graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"),
                 physics.capture(self._stream) if physics else nullcontext(),
             ):
                 function()
         except Exception as error:
+            _leave(before, pool)
             reason = str(_first(error)).partition("\n")[0]
             raise UserError(f"physics.graph: {what} cannot be captured here: {reason}; set physics.graph=false") from error
 
@@ -67,6 +71,18 @@ def _without_collections() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _leave(stream: torch.cuda.Stream, pool: Any) -> None:
+    """Out of a capture that failed.
+
+    What ends torch's capture raises half-way then: the capturing stream is still the current one, and the allocator still takes
+    from the graph's pool (torch 2.11 to 2.13, CUDAGraph::capture_end).
+    """
+    torch.cuda.set_stream(stream)
+    with suppress(RuntimeError):  # an error that was Python's alone left nothing behind, and then there is nothing to end
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        torch._C._cuda_releasePool(stream.device_index, pool)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -74,5 +74,7 @@ def _words(key: Tensor, env_ids: Tensor, step: Tensor | int, pairs: int) -> tupl
     # Two levels, because one 64-bit counter cannot hold env, step and slot: the first turns (env, step) into a key and an
     # offset of 32 bits each, the second counts the slots under them.
     row_key, row_offset = philox2x32(env_ids, torch.zeros_like(env_ids) + step, key.expand_as(env_ids))
-    slots = torch.arange(pairs, dtype=torch.int64, device=env_ids.device)
+    # `| 0`, because inductor reckons with the numbers of an arange as it does with indices, in 32 bits on a GPU, where a product
+    # with the multiplier does not fit (torch 2.11: "Scalar 3528905107 is out of range for type int32").
+    slots = torch.arange(pairs, dtype=torch.int64, device=env_ids.device) | 0
     return philox2x32(slots[None, :], row_offset[:, None], row_key[:, None])

@@ -8,6 +8,7 @@ import torch
 
 from embodied_rl import bench, bench_learner, factory
 from embodied_rl.config import Page, load
+from embodied_rl.env import ActionSpace
 from embodied_rl.errors import UserError
 from embodied_rl.learn.distributed import Group
 from embodied_rl.learn.run import Run
@@ -85,3 +86,17 @@ def test_the_learner_beside_rsl_rls(monkeypatch: pytest.MonkeyPatch) -> None:
     result = bench_learner.bench_learner(load("go2_flat", TINY))
     assert set(result) == {"num_envs", "update_s", "rsl_rl_update_s", "speedup", "act_s", "rsl_rl_act_s", "act_speedup"}
     assert min(result.values()) > 0.0
+
+
+def test_the_learner_is_measured_as_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU with graphs: the CPU stands for one here."""
+    page = load("go2_flat", TINY)
+    still = bench_learner._Still(page, {"actor": 4, "critic": 5}, ActionSpace(3), torch.device("cpu"))
+    calls, captured = [], []
+    assert still.capture(print) is print
+    still.captured = True
+    monkeypatch.setattr(bench_learner, "CudaGraph", lambda function, device: captured.append((function, device)) or "a graph")
+    function = lambda: calls.append("called")  # noqa: E731
+    assert still.capture(function) == "a graph"
+    assert captured == [(function, torch.device("cpu"))]
+    assert len(calls) == 3  # or what is captured would be compiled meanwhile

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -78,6 +80,32 @@ def test_versions_of_mjx_that_nobody_compared_with_c_are_said_so(
     check = engine("mjx")
     assert check.works
     assert check.remedy.startswith("known to agree with C: mujoco-mjx 3.17, mujoco 4.0, jax 0.10; ")
+
+
+def test_jax_leaves_a_gpu_to_whoever_trains_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax = pytest.importorskip("jax")
+    pytest.importorskip("mujoco.mjx")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    met = []
+
+    def default_backend() -> str:
+        met.append(os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE"))
+        return "gpu"
+
+    monkeypatch.setattr(jax, "default_backend", default_backend)
+    assert engine("mjx").works and set(met) == {"false"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="triton has its own compiler there")
+def test_what_triton_builds_with_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert doctor.triton_error() == "there is no C compiler, gcc or clang, which triton needs"
+    broken = tmp_path / "broken-compiler"
+    broken.write_text("#!/bin/sh\necho 'stdin:1:10: fatal error: Python.h: no such file' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert doctor.triton_error() == "stdin:1:10: fatal error: Python.h: no such file"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import embodied_rl
 from embodied_rl import build, factory
 from embodied_rl.config import ConfigError, load
 from embodied_rl.errors import UserError
+from embodied_rl.learn.ppo import PPO
+from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.learn.run import Run
 
 SMALL = [
@@ -141,3 +144,20 @@ def test_overrides_of_a_resume_stay_with_the_run(tmp_path: Path):
     resumed = factory.resume(str(tmp_path / "run"), "go2_flat", ["ppo.learning_rate=1e-4", "rewards.pose.weight=0.25"])
     assert resumed.learner.optimizer.param_groups[0]["lr"] == 1e-4
     assert factory.load(tmp_path / "run").page == resumed.page != trainer.page
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_page_without_graphs_has_none_in_its_learner(monkeypatch: pytest.MonkeyPatch, graph: bool) -> None:
+    page = load("go2_flat", [*SMALL, f"physics.graph={str(graph).lower()}"])
+    given = {}
+
+    class Learner(PPO):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            given.update(settings)
+
+    env = factory.make(page)
+    monkeypatch.setattr(factory, "_class", lambda name: Learner)
+    factory.make_learner(page, LocalCollector(env, 4, 1, symmetry=True))
+    assert given["graph"] is graph
+    env.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,7 +53,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     noted: list[str] = []
 
     @contextmanager
-    def graph(graph: Any, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
+    def graph(graph: Any, *, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert pool == (0, 7)
         noted.append(f"capture of {stream}, {capture_error_mode}")
         failed = True
         try:
@@ -73,6 +75,11 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: noted.append(f"synchronize {device}"))
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(device_index=1))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: noted.append(f"back on a stream of cuda:{stream.device_index}"))
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda index, pool, name=name: noted.append(f"{name} {index} {pool}"), raising=False)
     return noted
 
 
@@ -126,6 +133,33 @@ def test_a_capture_that_fails_says_what_went_wrong_first(events: list[str]) -> N
         CudaGraph(fail, physics.device, physics)
     said = "the step cannot be captured here: cannot copy from the host during a capture; set physics.graph=false"
     assert str(caught.value) == f"physics.graph: {said}"
+
+
+def test_a_capture_that_fails_leaves_torch_as_it_was(events: list[str]) -> None:
+    physics: Any = FakePhysics(events)
+    with pytest.raises(UserError):
+        CudaGraph(fail, physics.device, physics)
+    assert events[-3:] == ["back on a stream of cuda:1", "_cuda_endAllocateToPool 1 (0, 7)", "_cuda_releasePool 1 (0, 7)"]
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    small = ["env.compile=false", "physics.num_threads=1"]
+
+    def graph(function: Any, device: Any, physics: Any) -> Any:
+        raise UserError("physics.graph: the step cannot be captured here: why; set physics.graph=false")
+
+    with torch.no_grad():
+        env, reference = (factory.make("go2_flat", small, num_envs=3, device="cpu") for _ in range(2))
+        monkeypatch.setattr(env.physics, "capturable", True)
+        monkeypatch.setattr(type(env), "captured", property(lambda self: self.physics.capturable))
+        monkeypatch.setattr("embodied_rl.env.CudaGraph", graph)
+        for step in range(3):
+            given = 0.8 * torch.randn(3, 12, generator=torch.Generator().manual_seed(step))
+            assert torch.equal(env.step(given).obs["actor"], reference.step(given).obs["actor"])
+    assert len(caplog.messages) == 1 and "cannot be captured here: why" in caplog.messages[0]
+    assert not env.captured
+    env.close()
+    reference.close()
 
 
 def test_whatever_a_graph_reads_lives_as_long_as_it_does(events: list[str]) -> None:

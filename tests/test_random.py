@@ -133,6 +133,29 @@ def test_large_ids_and_steps_are_as_good(draw):
     assert len(values.unique()) > 15_500  # of 16000: 24 bits leave a few coincidences
 
 
+@pytest.mark.parametrize("draw", [random.uniform, random.normal])
+def test_no_product_is_left_to_32_bits(draw):
+    """Inductor takes the numbers of an arange for indices, which a GPU counts in 32 bits; times the multiplier they need 64."""
+    made = []
+
+    def backend(module, inputs):
+        made.append(module)
+        return module.forward
+
+    torch.compile(lambda key, ids, step: draw(key, ids, step, 33), fullgraph=True, backend=backend)(KEY, IDS, IDS)
+    (module,) = made
+
+    def is_index(node):
+        """Whether it is an arange, but for its shape."""
+        if not isinstance(node, torch.fx.Node) or node.op not in ("call_function", "call_method"):
+            return False
+        name = getattr(node.target, "__name__", str(node.target))
+        return name == "arange" or (name in ("getitem", "unsqueeze", "view", "expand") and is_index(node.args[0]))
+
+    products = [node for node in module.graph.nodes if getattr(node.target, "__name__", "") == "mul"]
+    assert len(products) >= 20 and not any(is_index(part) for node in products for part in node.args)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("draw", [random.uniform, random.normal])
 def test_compiled_equals_eager(draw):

@@ -30,6 +30,11 @@ class Policy:
         self.normalizer, self.network, self.memory, self._std = normalizer, network, memory, std
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.network.parameters()).device
+
+    @property
     def std(self) -> Tensor | None:
         """Standard deviation of the actions, (A,), where they are Gaussian."""
         return self._std() if self._std else None
@@ -82,12 +87,14 @@ class Player:
         """Mean actions of the observations of the group `actor`, (N, O), or of a dict of groups."""
         group = obs["actor"] if isinstance(obs, dict) else obs
         with torch.inference_mode():
+            # the robots may live on a GPU, and the policy was loaded on the CPU
+            own = group.to(self._policy.device)
             if not self._memory or self._memory[0].shape[1] != len(group):
-                self._memory = self._policy.start(len(group), group.device)
-            distribution, self._memory = self._policy(group, self._memory)
-            return distribution.mode
+                self._memory = self._policy.start(len(group), own.device)
+            distribution, self._memory = self._policy(own, self._memory)
+            return distribution.mode.to(group.device)
 
     def forget(self, done: Tensor) -> None:
         """Begin anew in the rows of done, bool (N,), whose episodes have ended."""
         with torch.inference_mode():
-            self._memory = tuple(part * ~done[:, None] for part in self._memory)
+            self._memory = tuple(part * ~done.to(part.device)[:, None] for part in self._memory)

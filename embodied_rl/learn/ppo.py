@@ -13,6 +13,7 @@ Legend: T steps, N envs, B rows of a minibatch, A actions.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from embodied_rl.config.page import PPOSettings
 from embodied_rl.env import ActionSpace
+from embodied_rl.errors import UserError
 from embodied_rl.graph import CudaGraph
 from embodied_rl.learn.advantages import Reduce, gae, moments, vtrace
 from embodied_rl.learn.batch import Batch
@@ -36,6 +38,8 @@ from embodied_rl.learn.policy import Obs, remember
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.team import Team, one_thread
 from embodied_rl.random import stream_key
+
+log = logging.getLogger("embodied_rl")
 
 R = TypeVar("R")
 
@@ -98,7 +102,11 @@ class PPO:
         for parameter, part in zip(parameters, self._gradient.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)  # what the optimizer reads
         self._rate = torch.tensor(page.learning_rate, device=device)
-        self.optimizer = torch.optim.Adam(parameters, lr=self._rate, fused=True)
+        self._captures = graph and self.device.type == "cuda"
+        # capturable: torch refuses to capture a step otherwise, though a fused one reads nothing on the host
+        self.optimizer = torch.optim.Adam(parameters, lr=self._rate, fused=True, capturable=self._captures)
+        # a minibatch's first step is no part of a graph, as torch would warn
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
         # 1: the optimizer leaves everything as it is
         self.optimizer.found_inf = self._found_inf = torch.zeros((), dtype=torch.float32, device=device)  # pyright: ignore[reportAttributeAccessIssue]
         self._entropy_coef = torch.zeros((), device=device)
@@ -112,7 +120,6 @@ class PPO:
         self._losses, self._gae = compiler(self._losses), compiler(gae)
         self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
         self._rows: dict[int, Tensor] = {}
-        self._captures = graph and self.device.type == "cuda"
 
     @property
     def learning_rate(self) -> float:
@@ -266,8 +273,16 @@ class PPO:
             self._graphs[key]()
 
     def _capture(self, key: tuple[str, int], half: Callable[[int], None]) -> None:
-        self._graphs[key] = graph = CudaGraph(partial(half, key[1]), self.device, what="the update")
-        graph()
+        function = partial(half, key[1])
+        try:
+            self._graphs[key] = CudaGraph(function, self.device, what="the update")
+        except UserError as error:
+            log.warning("%s; until then its operations are launched one by one", error)
+            self._captures = False
+            self._graphs.clear()
+            function()
+        else:
+            self._graphs[key]()
 
     # ----------------------------------------------------------------------------------------------- what is learned from
 
@@ -416,9 +431,9 @@ class PPO:
         return widths
 
     def state_dict(self) -> dict:
-        """The learner in rsl_rl's checkpoint layout; the learning rate is a plain number there."""
+        """The learner in rsl_rl's checkpoint layout; the learning rate is a plain number there, and nothing is of one device."""
         optimizer = self.optimizer.state_dict()
-        groups = [group | {"lr": self.learning_rate} for group in optimizer["param_groups"]]
+        groups = [group | {"lr": self.learning_rate, "capturable": False} for group in optimizer["param_groups"]]
         return {
             "actor_state_dict": self.actor.state_dict(),
             "critic_state_dict": self.critic.state_dict(),
@@ -437,7 +452,8 @@ class PPO:
         (group,) = self.optimizer.param_groups
         # an adapted rate is part of the state; a fixed one is the page's, which may have changed since
         self._rate.fill_(self.page.learning_rate if self.page.schedule == "fixed" else float(group["lr"]))
-        group |= {"lr": self._rate, "fused": True, "foreach": None}
+        # whatever device the checkpoint is from
+        group |= {"lr": self._rate, "fused": True, "foreach": None, "capturable": self._captures}
         self._graphs.clear()  # they hold the addresses of the state before
 
 

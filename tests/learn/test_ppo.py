@@ -527,3 +527,17 @@ def test_in_bfloat16_it_learns_nearly_the_same(symmetry: str) -> None:
         assert all(value.dtype == before[name].dtype for name, value in after.items())
     cosine = torch.nn.functional.cosine_similarity(changes[0], changes[1], dim=0)
     assert cosine > 0.9 and not torch.equal(*changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/learn/test_gpu.py captures it")
+def test_torch_lets_an_update_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands for a GPU: torch looks at the optimizer's settings before a step, and refuses some during a capture."""
+    made, elsewhere = learner(settings(**ONE_BATCH)), learner(settings(**ONE_BATCH))
+    made._captures = True
+    made.load_state_dict(elsewhere.state_dict())  # of a CPU, say
+    made.update(drive(made.actor), 0)
+    (rows,) = made._rows
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for half in (made._gradients, made._apply):
+        half(rows)

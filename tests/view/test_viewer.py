@@ -3,8 +3,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import glfw
-import mujoco.viewer
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,10 @@ from embodied_rl.env import Env
 from embodied_rl.robot import load_robot
 from embodied_rl.view import viewer
 from embodied_rl.view.play import agent
+
+glfw = pytest.importorskip("glfw")
+mujoco = pytest.importorskip("mujoco")
+pytest.importorskip("mujoco.viewer")
 
 
 class Window:

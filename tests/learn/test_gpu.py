@@ -1,0 +1,69 @@
+"""Training on a GPU: the update as CUDA graphs, a run and its resumption, and what becomes of its policy on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embodied_rl import factory
+from embodied_rl.config import Page
+from embodied_rl.learn.run import Run
+
+SMALL = ["env.num_envs=64", "env.compile=false", "ppo.num_steps_per_env=8", "ppo.num_mini_batches=2", "ppo.save_interval=2"]
+SMALL += ["physics.deterministic=true"]
+
+
+def page(*overrides: str) -> Page:
+    return factory.resolve("go2_flat", [*SMALL, *overrides], device="cuda", engine="warp")
+
+
+@pytest.mark.gpu
+def test_captured_updates_are_the_eager_ones(tmp_path: Path) -> None:
+    learners, rollouts = {}, {}
+    for graph in (True, False):
+        torch.manual_seed(0)
+        trainer: Any = factory.make_trainer(
+            page(f"physics.graph={str(graph).lower()}"), Run.create(page(), tmp_path / str(graph))
+        )
+        learner = learners[graph] = trainer.learner
+        assert learner._captures is graph
+        rollouts[graph] = trainer.collector.collect(learner.policy, 0)
+    learners[True].load_state_dict(learners[False].state_dict())
+    for iteration in range(2):  # the first captures, the second replays
+        metrics = {graph: learner.update(rollouts[False], iteration) for graph, learner in learners.items()}
+        assert metrics[True] == pytest.approx(metrics[False], rel=1e-3, abs=1e-5)
+    assert learners[True]._captures and len(learners[True]._graphs) >= 2
+    for one, other in zip(learners[True].actor.parameters(), learners[False].actor.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["false", "auto"])
+def test_a_run_and_its_resumption(tmp_path: Path, compiled: str) -> None:
+    trainer: Any = factory.start(page(f"env.compile={compiled}"), tmp_path / "run")
+    metrics = list(trainer.train(4))
+    assert trainer.collector._env.captured and trainer.learner._captures
+    assert all(one["Loss/skipped"] == 0 and one["Physics/overflow"] == 0 for one in metrics)
+    resumed: Any = factory.resume(str(tmp_path / "run"), "go2_flat", device="cuda")
+    assert resumed.iteration == 4
+    assert len(list(resumed.train(6))) == 2
+
+
+@pytest.mark.gpu
+def test_a_policy_answers_robots_of_another_device(tmp_path: Path) -> None:
+    trainer = factory.start(page(), tmp_path / "run")
+    next(trainer.train(1))
+    trainer.save()
+    for device in ("cpu", "cuda"):
+        policy = factory.load(tmp_path / "run", device=device).policy
+        with torch.no_grad():
+            for there, engine in (("cuda", "warp"), ("cpu", "native")):
+                env = factory.make("go2_flat", ["env.compile=false"], num_envs=8, device=there, engine=engine)
+                for _ in range(2):
+                    done = env.step(policy(env.obs))
+                policy.forget(done.terminated)
+                assert env.obs["actor"].isfinite().all()
+                env.close()
