@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from embodied_rl.env import Env
-    from embodied_rl.factory import LoadedRun
+    from embodied_rl.runs import LoadedRun
 
 __version__ = "0.1.0.dev0"
 __all__ = ["__version__", "load", "make"]
@@ -42,9 +42,9 @@ def make(
     Raises:
         ValueError: The page or an override is wrong; the message has one line for each error.
     """
-    from embodied_rl import factory
+    from embodied_rl import make_env
 
-    return factory.make(config, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
+    return make_env.make(config, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
 
 
 def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
@@ -57,6 +57,6 @@ def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
     Raises:
         ValueError: There is no such run, or its checkpoint cannot be read.
     """
-    from embodied_rl import factory
+    from embodied_rl import runs
 
-    return factory.load(run, device=device)
+    return runs.load(run, device=device)

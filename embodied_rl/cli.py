@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _tell(error: UserError) -> None:
     """Once, if several processes of a job have the same to say."""
     if "RANK" in os.environ:
-        from embodied_rl.learn.distributed import says
+        from embodied_rl.learn.ranks.group import says
 
         if not says(error):
             return
@@ -149,7 +149,7 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> int:
     load(options.config, options.overrides)  # a mistake on the page shows before torch is imported
-    from embodied_rl import factory
+    from embodied_rl import make_env, training
 
     where = _chosen(options)
     if options.iterations is not None and options.iterations < 1:
@@ -157,9 +157,9 @@ def _train(options: argparse.Namespace) -> int:
     if options.resume not in (None, "auto") and options.run_dir:
         raise UserError("--run-dir: a resumed run goes on in its own directory; leave out one of --resume and --run-dir")
     if options.resume:
-        trainer = factory.resume(options.resume, options.config, options.overrides, path=options.run_dir, **where)
+        trainer = training.resume(options.resume, options.config, options.overrides, path=options.run_dir, **where)
     else:
-        trainer = factory.start(factory.resolve(options.config, options.overrides, **where), options.run_dir)
+        trainer = training.start(make_env.resolve(options.config, options.overrides, **where), options.run_dir)
     return _run(trainer, options.iterations)
 
 
@@ -191,13 +191,13 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
 
 
 def _play(options: argparse.Namespace) -> int:
-    from embodied_rl import factory
+    from embodied_rl import make_env, runs
     from embodied_rl.view.play import agent, play, playback_page
     from embodied_rl.view.viewer import view_env
 
-    loaded = None if options.agent else factory.load(options.run)
+    loaded = None if options.agent else runs.load(options.run)
     page = override(loaded.page, options.overrides) if loaded else load(options.run, options.overrides)
-    env = factory.make(playback_page(page, num_envs=options.num_envs, seconds=options.seconds if options.video else 3600.0))
+    env = make_env.make(playback_page(page, num_envs=options.num_envs, seconds=options.seconds if options.video else 3600.0))
     policy = loaded.policy if loaded else agent(env, options.agent)
     if options.video:
         play(env, policy, seconds=options.seconds, command=options.command, video=options.video)
@@ -207,13 +207,13 @@ def _play(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from embodied_rl import factory
+    from embodied_rl import make_env, runs
     from embodied_rl.learn.evaluate import LIMITS, REFERENCE_LIMITS, SEEDS, walks
 
-    loaded = factory.load(options.run)
-    page = factory.resolve(loaded.page, engine=options.engine)
+    loaded = runs.load(options.run)
+    page = make_env.resolve(loaded.page, engine=options.engine)
     seed = SEEDS[options.seed - 1]
-    result = factory.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
+    result = runs.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
     result |= {"seed": seed, "checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
     limits = REFERENCE_LIMITS if options.reference else LIMITS
     for name, value in result.items():
@@ -225,9 +225,9 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from embodied_rl import factory
+    from embodied_rl import runs
 
-    print(factory.export_run(options.run, options.output))
+    print(runs.export_run(options.run, options.output))
     return 0
 
 
@@ -260,10 +260,10 @@ def _view(options: argparse.Namespace) -> int:
     if options.what in robot_names() or (Path(options.what) / "robot.yaml").is_file():
         viewer.view_robot(load_robot(options.what))
     else:
-        from embodied_rl import factory
+        from embodied_rl import make_env
         from embodied_rl.view.play import playback_page
 
-        viewer.view_env(factory.make(playback_page(load(options.what), seconds=3600.0)))
+        viewer.view_env(make_env.make(playback_page(load(options.what), seconds=3600.0)))
     return 0
 
 
@@ -295,14 +295,15 @@ def _pool(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from embodied_rl import bench, factory
-    from embodied_rl.bench_learner import bench_learner
-    from embodied_rl.pools.bench import bench_pool
+    from embodied_rl import make_env
+    from embodied_rl.bench import step
+    from embodied_rl.bench.learner import bench_learner
+    from embodied_rl.bench.pool import bench_pool
 
     where = _chosen(options)
-    page = factory.resolve(options.config, options.overrides, **where)
-    measures = {"env": bench.bench_env, "learner": bench_learner, "pool": bench_pool}
-    measures |= {"train": bench.bench_train, "walk": bench.bench_walk}
+    page = make_env.resolve(options.config, options.overrides, **where)
+    measures = {"env": step.bench_env, "learner": bench_learner, "pool": bench_pool}
+    measures |= {"train": step.bench_train, "walk": step.bench_walk}
     result = measures[options.what](page)
     if os.environ.get("RANK", "0") != "0":  # started by torchrun: the first speaks for all
         return 0

@@ -5,33 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shutil
-import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-if TYPE_CHECKING:
-    import torch
+from embodied_rl import machine
 
 MINIMUM = {"torch": "2.11", "mujoco": "4.0", "rsl-rl-lib": "5.5", "mujoco-warp": "4.0", "mujoco-mjx": "3.17"}
 """The oldest versions that training works with."""
 
 MJX_PARITY = {"mujoco-mjx": "3.17", "mujoco": "4.0", "jax": "0.10"}
 """Versions with which the engine mjx passes its parity tests; MJX has no release of MuJoCo's 4.0."""
-
-GRAPH_DRIVER = (12, 4)
-"""The CUDA version of the oldest driver on which Warp and torch are known to capture together."""
-
-GL_REMEDY = "apt-get install libegl1 libgl1-mesa-dri" if sys.platform == "linux" else "run where there is a screen"
-"""How to get the GL that films need."""
-
-_RENDER = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 16, 16).render()"
 
 
 @dataclass(frozen=True)
@@ -48,80 +35,6 @@ class Check:
     """How to get it, where it does not work."""
     required: bool = False
     """Whether training needs it."""
-
-
-def cpp_error() -> str | None:
-    """Why torch.compile cannot build its CPU kernels here, in one line; None where it can.
-
-    The compiler is the one that torch's inductor picks: $CXX, or the platform's own.
-    """
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    if shutil.which(compiler) is None:
-        return f"there is no C++ compiler: {compiler} is not on the PATH"
-    if sys.platform == "win32":  # cl reads no source from a pipe
-        return None
-    # What inductor's kernels include; Apple's clang has no OpenMP of its own, and inductor does without it there.
-    headers, flags = ["Python.h", "cmath"], ["-fsyntax-only", "-I", sysconfig.get_path("include"), "-x", "c++", "-"]
-    if sys.platform != "darwin":
-        headers, flags = [*headers, "omp.h"], ["-fopenmp", *flags]
-    source = "".join(f"#include <{header}>\n" for header in headers)
-    return _failure([compiler, *flags], source=source)
-
-
-def cuda_error() -> str:
-    """Why torch sees no CUDA device here, in one line."""
-    import torch
-
-    if torch.version.cuda is None:
-        return f"this build of torch ({torch.__version__}) is for the CPU; install one for CUDA"
-    return "torch sees no NVIDIA GPU here"
-
-
-def triton_error() -> str | None:
-    """Why torch.compile cannot build kernels for the GPU here, in one line; None where it can."""
-    try:
-        import_module("triton")
-    except Exception as error:  # whatever a broken binary package raises
-        return f"triton does not import: {str(error).strip().partition(chr(10))[0]}"
-    # Triton builds a small launcher in C
-    compiler = os.environ.get("CC") or next((name for name in ("gcc", "clang") if shutil.which(name)), None)
-    if compiler is None or shutil.which(compiler) is None:
-        return "there is no C compiler, gcc or clang, which triton needs"
-    flags = ["-fsyntax-only", "-I", sysconfig.get_path("include"), "-x", "c", "-"]
-    return _failure([compiler, *flags], source="#include <Python.h>\n")
-
-
-def graph_error(device: torch.device) -> str | None:
-    """Why a CUDA graph cannot hold Warp's kernels on this device, in one line; None where it can."""
-    import warp
-
-    driver = warp.get_cuda_driver_version()
-    if driver is None or driver < GRAPH_DRIVER:
-        found = "there is no NVIDIA driver" if driver is None else f"the NVIDIA driver is one for CUDA {_version(driver)}"
-        return f"{found}, and capturing needs one for {_version(GRAPH_DRIVER)}"
-    if warp.config.verify_cuda:
-        return "warp.config.verify_cuda is set, which synchronizes after every kernel"
-    if not warp.is_mempool_enabled(str(device)):
-        return f"{device} has no memory pool (cudaMallocAsync), where kernels find their memory during a capture"
-    return None
-
-
-def gl_backend() -> tuple[str | None, str]:
-    """The value of MUJOCO_GL that renders without a window here.
-
-    Returns:
-        The value (empty: MuJoCo's default) and "", or None and why the first candidate failed, in one line.
-    """
-    given = os.environ.get("MUJOCO_GL")
-    candidates = [given] if given else ["egl", "osmesa"] if sys.platform == "linux" else [""]
-    reasons = []
-    for backend in candidates:
-        # In a process of its own: a broken driver may end the process that asks.
-        reason = _failure([sys.executable, "-c", _RENDER], MUJOCO_GL=backend)
-        if reason is None:
-            return backend, ""
-        reasons.append(f"MUJOCO_GL={backend}: {reason}")
-    return None, reasons[0]
 
 
 def report() -> list[Check]:
@@ -191,14 +104,14 @@ def _warp() -> Check:
 
     detail = f"mujoco-warp {package.detail}, warp-lang {metadata.version('warp-lang')}"
     if not torch.cuda.is_available():
-        return Check("engine warp", True, f"{detail}, slowly on the CPU: {cuda_error()}")
+        return Check("engine warp", True, f"{detail}, slowly on the CPU: {machine.cuda_error()}")
     if not warp.is_cuda_available():
         return Check("engine warp", False, f"{detail} sees no GPU, though torch does", "pip install --force-reinstall warp-lang")
     device = torch.device("cuda", torch.cuda.current_device())
     free, total = torch.cuda.mem_get_info(device)
-    driver = _version(warp.get_cuda_driver_version() or ())
+    driver = machine.shown_version(warp.get_cuda_driver_version() or ())
     detail += f", driver for CUDA {driver}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
-    reasons = [reason for reason in (graph_error(device), triton_error()) if reason]
+    reasons = [reason for reason in (machine.graph_error(device), machine.triton_error()) if reason]
     slower = "; ".join(reasons) + ": the step runs without a CUDA graph or fused terms, slower" if reasons else ""
     return Check("engine warp", True, detail, slower)
 
@@ -241,15 +154,14 @@ def _film() -> Check:
     video = _package("av", "av", required=False)
     if not video.works:
         return video
-    backend, reason = gl_backend()
+    backend, reason = machine.gl_backend()
     if backend is None:
-        remedy = "apt-get install libegl1 libgl1-mesa-dri" if sys.platform == "linux" else "run on a machine with a screen"
-        return Check("films", False, reason, f"without GL there are no films: {remedy}")
+        return Check("films", False, reason, f"without GL there are no films: {machine.GL_REMEDY}")
     return Check("films", True, f"av {metadata.version('av')}, MUJOCO_GL={backend}")
 
 
 def _compiler() -> Check:
-    reason = cpp_error()
+    reason = machine.cpp_error()
     if reason is None:
         return Check("compiler", True, "torch.compile can build its C++ kernels")
     remedy = {"linux": "apt-get install g++ python3-dev", "darwin": "xcode-select --install"}.get(
@@ -277,24 +189,5 @@ def _package(name: str, module: str, *, extra: str = "", required: bool = True) 
     return Check(name, True, version, required=required)
 
 
-def _version(number: tuple[int, ...]) -> str:
-    return ".".join(map(str, number))
-
-
 def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
-
-
-def _failure(command: list[str], *, source: str = "", **environment: str) -> str | None:
-    """Run a command; None if it succeeds, else the line of its errors that says most."""
-    try:
-        done = subprocess.run(
-            command, input=source, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    if done.returncode == 0:
-        return None
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    # A compiler names the cause first ("fatal error: ..."), Python last ("ImportError: ...").
-    return next((line for line in lines if "error:" in line), lines[-1]).strip()

@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import mujoco
 import torch
@@ -20,13 +19,14 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.config.page import Page
+from embodied_rl.cuda_graph import CudaGraph
 from embodied_rl.errors import UserError
-from embodied_rl.graph import CudaGraph
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.events import Draft
 from embodied_rl.mdp.view import Draw, RobotState, View
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
+from embodied_rl.vector_env import ActionSpace, Step
 
 log = logging.getLogger("embodied_rl")
 
@@ -34,33 +34,6 @@ log = logging.getLogger("embodied_rl")
 _PER_EPISODE = ("episode_length", "episode_rewards", "actions", "previous_actions", "foot_air_time")
 #: Eager steps before a capture: by the second one every kernel is compiled.
 _WARMUP = 3
-
-
-class ActionSpace(NamedTuple):
-    """What an action is."""
-
-    size: int
-    """Numbers of a box, or choices of a discrete space."""
-    discrete: bool = False
-    """Whether an action is one of `size` choices, int64 (N,), and not a vector, float32 (N, size)."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step leaves behind: views of the environment's own buffers, overwritten by the next step."""
-
-    obs: dict[str, Tensor]
-    """Observation of each group, (N, O); of rows whose episode ended, the first of the next one."""
-    rewards: Tensor
-    """(N,)."""
-    terminated: Tensor
-    """Bool (N,): the episode ended for good, there is nothing to bootstrap from."""
-    truncated: Tensor
-    """Bool (N,): the episode ended by the clock alone."""
-    final_obs: dict[str, Tensor]
-    """The last observation of the episode, for `env.final_obs_groups`, (N, O); meaningful where truncated."""
-    valid: Tensor
-    """Bool (N,): False where the simulation blew up and the transition means nothing."""
 
 
 class Env:

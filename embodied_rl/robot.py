@@ -179,12 +179,12 @@ def load_robot(name_or_path: str) -> RobotSpec:
         RobotError: there is no such robot, or its page has a mistake.
     """
     # the config reads robots, so that at the top this would be a circle
-    from embodied_rl.config import yaml
-    from embodied_rl.config.problems import ConfigError
+    from embodied_rl import strict_yaml
+    from embodied_rl.problems import ConfigError
 
     page = _find(name_or_path)
     try:
-        document = yaml.read(page)
+        document = strict_yaml.read(page)
     except ConfigError as error:
         raise RobotError(str(error)) from None
     if document.problems:

@@ -16,7 +16,7 @@ if sys.platform == "linux":
 @pytest.fixture(scope="session")
 def gl() -> str:
     """Skips the test where MuJoCo cannot render; the value of MUJOCO_GL that it renders with."""
-    from embodied_rl.doctor import gl_backend
+    from embodied_rl.machine import gl_backend
 
     backend, reason = gl_backend()
     if backend is None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from embodied_rl import __version__, bench_learner, cli, factory
+from embodied_rl import __version__, cli, runs
+from embodied_rl.bench import learner
 from embodied_rl.config import Page, config_names, load, override
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn import evaluate as protocol
@@ -159,7 +160,7 @@ def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], arguments: lis
 def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Overrides before, between and after options; then a resumption, an evaluation and a file to deploy."""
     monkeypatch.setattr(protocol, "EPISODES", 4)
-    monkeypatch.setattr(factory, "evaluation_page", brief_evaluation)
+    monkeypatch.setattr(runs, "evaluation_page", brief_evaluation)
     half = len(SMALL) // 2
     arguments = ["train", "go2_flat", *SMALL[:half], "--iterations", "2", *SMALL[half:], "--seed", "5", "env.episode_s=1.0"]
     assert cli.main(arguments) == 0
@@ -248,7 +249,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 def test_the_page_of_a_benchmark_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
-    monkeypatch.setattr(bench_learner, "bench_learner", lambda page: measured.append((page.name, page.env.num_envs)) or {})
+    monkeypatch.setattr(learner, "bench_learner", lambda page: measured.append((page.name, page.env.num_envs)) or {})
     for arguments in ([], ["env.num_envs=8"], ["go1_flat"], ["go1_flat", "env.num_envs=8"]):
         assert cli.main(["bench", "learner", *arguments]) == 0
     assert [name for name, _ in measured] == ["go2_flat", "go2_flat", "go1_flat", "go1_flat"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embodied_rl import build, doctor
+from embodied_rl import machine, make_env
 from embodied_rl.cli import main
 from embodied_rl.config import load
 
@@ -60,7 +60,7 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (["train", "go2_flat"], ["bench", "env", "go2_flat"]):
         line = said(capsys, *verb, "--device", "cuda")
         assert line.startswith("physics.device: cuda: ") and line.endswith("; take --device cpu")
-        assert doctor.cuda_error() in line
+        assert machine.cuda_error() in line
 
 
 def test_a_gpu_beyond_the_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_a_page_with_a_feature_that_the_engine_lacks(
 def test_environments_in_one_process_do_not_use_up_each_others_variants() -> None:
     """torch.compile gives up on code that it has compiled for eight shapes, and each environment brings its own."""
     page = load("go2_flat", ["env.compile=true"])
-    wrap = build.compiler(page, torch.device("cpu"))
+    wrap = make_env.compiler(page, torch.device("cpu"))
 
     class Owner:
         def __init__(self, rows: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embodied_rl import factory
+from embodied_rl import make_env
 from embodied_rl.env import Env
 
 ENVS = 16
@@ -21,7 +21,7 @@ def make() -> Iterator[Make]:
     made: list[Env] = []
 
     def build(*overrides: str, **options: Any) -> Env:
-        made.append(factory.make("go2_flat", [*SMALL, *overrides], **options))
+        made.append(make_env.make("go2_flat", [*SMALL, *overrides], **options))
         return made[-1]
 
     yield build

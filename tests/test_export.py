@@ -16,11 +16,12 @@ import pytest
 import torch
 from rsl_rl.models import MLPModel
 
-from embodied_rl import factory
-from embodied_rl.env import ActionSpace, Env
+from embodied_rl import make_env
+from embodied_rl.env import Env
 from embodied_rl.export import ExportError, export, read_contract
 from embodied_rl.learn.models import build_actor
 from embodied_rl.paths import shipped
+from embodied_rl.vector_env import ActionSpace
 
 # Nothing random but the state it starts from; a history and clips that bite, as no shipped page has them.
 PAGE = (
@@ -52,7 +53,7 @@ class Exported:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """A random network whose normalizer has seen something, and its file."""
-    env = factory.make("go2_flat", PAGE, num_envs=1)
+    env = make_env.make("go2_flat", PAGE, num_envs=1)
     torch.manual_seed(0)
     actor = build_actor(env.obs, env.action_space, env.page.ppo)
     with torch.no_grad():

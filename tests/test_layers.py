@@ -15,27 +15,28 @@ from embodied_rl.paths import PACKAGE, shipped
 # Bottom to top.  A unit (a module, or a package with all it holds) imports itself and the rows below its own.
 # A package may have one row and a module of it another: the longest name counts.
 LAYERS = (
-    ("paths", "errors", "doctor", "rotations", "random", "urdf"),
-    # the strict YAML reader is the robots' too
-    ("config.problems",),
-    ("config.types", "config.yaml"),
+    ("paths", "errors", "machine", "rotations", "random", "urdf"),
+    ("problems", "doctor"),
+    ("strict_yaml",),
     ("robot",),
     ("config",),
     ("physics",),
+    ("vector_env",),
     ("scene",),
     ("physics.tensors",),
     ("physics.native", "physics.warp", "physics.mjx"),
     ("mdp",),
     ("tasks",),
-    ("graph",),
-    ("env",),
-    ("learn", "view", "gymnasium_env"),
-    ("sources",),
-    ("build",),
+    ("cuda_graph",),
+    ("env", "sources"),
+    ("make_env",),
+    ("learn.batch",),
+    ("learn.cpu",),
+    ("learn", "view"),
+    ("adapters",),
     ("pools", "export"),
-    ("factory",),
+    ("training", "runs"),
     ("bench",),
-    ("bench_learner",),
     ("embodied_rl",),
     ("cli",),
     ("__main__",),
@@ -44,7 +45,7 @@ RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
 
 # Engines and task families are named in one place only.
 ENGINES = ("physics.native", "physics.warp", "physics.mjx")
-ONLY_FROM = {engine: {"build"} for engine in ENGINES} | {"tasks": {"build"}, "sources": {"build"}, "cli": {"__main__"}}
+ONLY_FROM = {engine: {"make_env"} for engine in ENGINES} | {"tasks": {"make_env"}, "sources": {"make_env"}, "cli": {"__main__"}}
 
 # What a unit may not import from elsewhere, not even inside a function.
 FOREIGN = {
@@ -123,11 +124,54 @@ def test_imports_point_down(module: str) -> None:
         ("embodied_rl.mdp.term", "from embodied_rl import env"),
         ("embodied_rl.rotations", "from embodied_rl import make"),
         ("embodied_rl.paths", "from . import random"),
-        ("embodied_rl.factory", "import embodied_rl.cli"),
+        ("embodied_rl.training", "import embodied_rl.cli"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str) -> None:
     assert len(violations(source, module)) == 1
+
+
+def circles(imports: dict[str, set[str]]) -> list[set[str]]:
+    """Modules that import each other, directly or round about: the strongly connected components of more than one."""
+    reached: dict[str, set[str]] = {}
+    for module in imports:
+        found, ahead = set(), [module]
+        while ahead:
+            ahead = [name for one in ahead for name in imports.get(one, ()) if name not in found]
+            found.update(ahead)
+        reached[module] = found
+    return [
+        circle
+        for module in sorted(imports)
+        if module in reached[module]
+        and min(circle := {other for other in reached[module] if module in reached.get(other, ())}) == module
+    ]
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not even for their types."""
+    imports = {
+        module: {name for name in imported(path.read_text(encoding="utf-8"), module) if name in MODULES and name != module}
+        for module, path in MODULES.items()
+        if module != "embodied_rl"  # the package itself lends its version to all, and imports late what it makes
+    }
+    assert circles(imports) == []
+
+
+def test_a_circle_is_found() -> None:
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"e"}, "e": {"f"}, "f": {"d"}, "g": set()}
+    assert circles(arrows) == [{"b", "c"}, {"d", "e", "f"}]
+
+
+#: Lines that a module may have; what grows beyond is two things.
+MOST_LINES = 450
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, shipped("tasks"), PACKAGE.parent / "benchmarks"], ids=lambda folder: folder.name)
+def test_modules_stay_small(folder: Path) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".py", ".cpp")]
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_a_new_module_must_be_placed() -> None:

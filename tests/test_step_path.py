@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from embodied_rl import build, factory
+from embodied_rl import make_env, training
 from embodied_rl.config import config_names, load
 from embodied_rl.env import Env
 from embodied_rl.learn.run import Run
@@ -151,7 +151,7 @@ def env(request: pytest.FixtureRequest) -> Iterator[Env]:
     pytest.importorskip("mujoco_warp")
     name, overrides = request.param
     with torch.no_grad():
-        env = factory.make(name, [*SMALL, *overrides], engine="warp", device="cpu")
+        env = make_env.make(name, [*SMALL, *overrides], engine="warp", device="cpu")
         env.step(torch.zeros(ROWS, env.num_actions))
         yield env
     env.close()
@@ -181,8 +181,8 @@ def test_a_collected_step_reads_nothing_on_the_host(tmp_path: Path) -> None:
     """The policy, the step and the writing of both into the rollout: what is captured together."""
     pytest.importorskip("mujoco_warp")
     small = [*SMALL, "ppo.num_steps_per_env=4", "ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]"]
-    page = factory.resolve("go2_flat", small, engine="warp", device="cpu")
-    trainer = factory.make_trainer(page, Run.create(page, tmp_path / "run"))
+    page = make_env.resolve("go2_flat", small, engine="warp", device="cpu")
+    trainer = training.make_trainer(page, Run.create(page, tmp_path / "run"))
     next(trainer.train(1))
     collector: Any = trainer.collector
     before = collector._rollout.rewards.clone()
@@ -199,7 +199,7 @@ def test_everything_is_compiled_before_a_capture() -> None:
     pytest.importorskip("mujoco_warp")
     overrides = [one for one in SMALL if "compile" not in one]
     with torch.no_grad():
-        env = factory.make("go2_flat", ["env.compile=true", *overrides], engine="warp", device="cpu")
+        env = make_env.make("go2_flat", ["env.compile=true", *overrides], engine="warp", device="cpu")
         for _ in range(3):
             env._step()
         env.physics.qvel[2] = torch.nan
@@ -239,9 +239,9 @@ class MetaPhysics(TensorPhysics):
 def test_a_step_needs_no_data_and_mixes_no_devices(page: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     name, overrides = page
     monkeypatch.setattr(TensorPhysics, "set_const", lambda *_: None)  # on the host by design, when an environment is built
-    monkeypatch.setattr(build, "_engine", lambda page, scene, *_: MetaPhysics(scene, ROWS, page.physics.decimation))
+    monkeypatch.setattr(make_env, "_engine", lambda page, scene, *_: MetaPhysics(scene, ROWS, page.physics.decimation))
     with torch.no_grad():
-        env = factory.make(name, [*SMALL, *overrides], engine="warp", device="cpu")
+        env = make_env.make(name, [*SMALL, *overrides], engine="warp", device="cpu")
         env.reset()
         for _ in range(2):
             env.step(torch.zeros(ROWS, env.num_actions, device="meta"))
@@ -273,7 +273,7 @@ def no_synchronization() -> Iterator[None]:
 def test_a_step_on_the_gpu_waits_for_nothing(page: tuple[str, list[str]], graph: bool) -> None:
     name, overrides = page
     with torch.no_grad():
-        env = factory.make(name, [*SMALL, *overrides, f"physics.graph={str(graph).lower()}"], device="cuda")
+        env = make_env.make(name, [*SMALL, *overrides, f"physics.graph={str(graph).lower()}"], device="cuda")
         actions = torch.zeros(ROWS, env.num_actions, device="cuda")
         env.step(actions)
         torch.cuda.synchronize()

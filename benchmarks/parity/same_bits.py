@@ -122,7 +122,7 @@ def train(side: Path, case: Case, folder: Path) -> Path:
     page = case.page
     if not (side / "embodied_rl" / "configs" / f"{page}.yaml").is_file():
         page = str(next(path for tree in (side, ROOT) if (path := tree / "tests" / f"{page}.yaml").is_file()))
-    several = ["-m", "torch.distributed.run", "--nproc-per-node", str(case.ranks), "--master-port", "0"] if case.ranks > 1 else []
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.ranks)] if case.ranks > 1 else []
     recorder = [str(Path(__file__).resolve().with_name("record.py")), str(folder), ",".join(map(str, KEPT))]
     environment = {} if case.compiler else {"CXX": "no-such-compiler"}
     run(side, [*several, *recorder, page, *case.overrides], folder, environment)
@@ -148,9 +148,9 @@ def compare(old: Path, new: Path) -> list[str]:
             found.append(f"{name}: only one side has it")
             continue
         values = [dict(leaves(torch.load(side, weights_only=True))) for side in sides]
-        for key in sorted({*values[0], *values[1]}):
-            if why := difference(values[0].get(key), values[1].get(key)):
-                found.append(f"{name.removesuffix('.pt')}: {key}: {why}")
+        keys = sorted({*values[0], *values[1]})
+        reasons = ((key, difference(values[0].get(key), values[1].get(key))) for key in keys)
+        found += [f"{name.removesuffix('.pt')}: {key}: {why}" for key, why in reasons if why]
     return found or ([] if names else ["nothing was kept"])
 
 

@@ -2,6 +2,6 @@
 
 from embodied_rl.config.loader import config_names, load, override
 from embodied_rl.config.page import Entry, Page
-from embodied_rl.config.problems import ConfigError, Problem
+from embodied_rl.problems import ConfigError, Problem
 
 __all__ = ["ConfigError", "Entry", "Page", "Problem", "config_names", "load", "override"]

@@ -9,11 +9,11 @@ from typing import Any
 
 from embodied_rl import paths
 from embodied_rl.config.page import Page
-from embodied_rl.config.problems import ConfigError, Problem, did_you_mean, shown
 from embodied_rl.config.terms import SECTIONS
 from embodied_rl.config.validate import validate
-from embodied_rl.config.yaml import Document, Keys, display, dotted, parse, read
+from embodied_rl.problems import ConfigError, Problem, did_you_mean, shown
 from embodied_rl.robot import robot_names
+from embodied_rl.strict_yaml import Document, Keys, display, dotted, parse, read
 
 
 def config_names() -> list[str]:

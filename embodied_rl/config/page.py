@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
-from embodied_rl.config import yaml
-from embodied_rl.config.problems import did_you_mean, shown
+from embodied_rl import strict_yaml
 from embodied_rl.config.terms import EXTRAS, SECTIONS
 from embodied_rl.config.types import Fraction, NonNegative, Ordered, Positive, refuse
+from embodied_rl.problems import did_you_mean, shown
 
 Count = Annotated[int, Ge(1)]
 NaturalNumber = Annotated[int, Ge(0)]
@@ -320,7 +320,7 @@ class Page(Model):
 
     def to_yaml(self) -> str:
         """The resolved page: `load` reads it back to an equal one."""
-        return yaml.dump(self.to_mapping())
+        return strict_yaml.dump(self.to_mapping())
 
 
 def _entries(section: str, entries: Entries) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from pydantic_core import SchemaError
 
 from embodied_rl import paths
 from embodied_rl.config import types as config_types
-from embodied_rl.config.problems import Problem
-from embodied_rl.config.yaml import display
+from embodied_rl.problems import Problem
+from embodied_rl.strict_yaml import display
 
 #: The sections of a page that hold terms, and the kind of their terms.
 SECTIONS = {

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from embodied_rl.config.problems import did_you_mean, quoted, shown
+from embodied_rl.problems import did_you_mean, quoted, shown
 
 __all__ = ["BodyGroup", "Fraction", "Ge", "Gt", "Le", "Lt", "NonNegative", "Positive", "Range"]
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ValidationError, create_model
 
 from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page
-from embodied_rl.config.problems import ConfigError, Problem, did_you_mean, quoted, shown
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
-from embodied_rl.config.yaml import Document, Keys, display, dotted
+from embodied_rl.problems import ConfigError, Problem, did_you_mean, quoted, shown
 from embodied_rl.robot import RobotError, load_robot
+from embodied_rl.strict_yaml import Document, Keys, display, dotted
 
 M = TypeVar("M", bound=Model)
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.errors import UserError
-from embodied_rl.learn.distributed import Group
+from embodied_rl.learn.ranks.group import Group
 
 log = logging.getLogger("embodied_rl")
 

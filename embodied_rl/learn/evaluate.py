@@ -16,8 +16,8 @@ from torch import Tensor
 from embodied_rl.config import Page, override
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
+from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.learn.policy import Player
-from embodied_rl.learn.team import one_thread
 from embodied_rl.mdp.view import RobotState
 
 #: Seeds of evaluations; training refuses seeds from FIRST_SEED up, so that no policy has met them.

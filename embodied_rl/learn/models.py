@@ -8,8 +8,8 @@ from rsl_rl.modules.distribution import GaussianDistribution
 from torch import Tensor, nn
 
 from embodied_rl.config.page import PPOSettings
-from embodied_rl.env import ActionSpace
-from embodied_rl.learn.policy import Obs, Policy
+from embodied_rl.learn.policy import Policy
+from embodied_rl.vector_env import ActionSpace, Obs
 
 
 def policy_of(actor: MLPModel) -> Policy:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from embodied_rl.learn.distributions import Categorical, Distribution, Gaussian
+from embodied_rl.vector_env import Obs
 
-Obs = dict[str, Tensor]
 #: What a recurrent network remembers of each robot, each (layers, N, hidden): h of a GRU, h and c of an LSTM; else nothing.
 Memory = tuple[Tensor, ...]
 

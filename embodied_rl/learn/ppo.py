@@ -25,19 +25,19 @@ from rsl_rl.models import RNNModel
 from torch import Tensor
 
 from embodied_rl.config.page import PPOSettings
-from embodied_rl.env import ActionSpace
+from embodied_rl.cuda_graph import CudaGraph
 from embodied_rl.errors import UserError
-from embodied_rl.graph import CudaGraph
 from embodied_rl.learn.advantages import Reduce, gae, moments, vtrace
 from embodied_rl.learn.batch import Batch
-from embodied_rl.learn.gradients import Gradients, Terms, fused_gradients
+from embodied_rl.learn.cpu.gradients import Gradients, Terms, fused_gradients
+from embodied_rl.learn.cpu.perceptron import FrozenPerceptron, fused
+from embodied_rl.learn.cpu.team import Team, one_thread
 from embodied_rl.learn.models import build_actor, build_critic, policy_of, standard_deviation
 from embodied_rl.learn.normalizer import learn_statistics
-from embodied_rl.learn.perceptron import FrozenPerceptron, fused
-from embodied_rl.learn.policy import Obs, remember
+from embodied_rl.learn.policy import remember
 from embodied_rl.learn.rollout import Rollout
-from embodied_rl.learn.team import Team, one_thread
 from embodied_rl.random import stream_key
+from embodied_rl.vector_env import ActionSpace, Obs
 
 log = logging.getLogger("embodied_rl")
 

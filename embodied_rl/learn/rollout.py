@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from embodied_rl import random
-from embodied_rl.env import ActionSpace, Step
-from embodied_rl.learn.perceptron import FrozenPerceptron
-from embodied_rl.learn.policy import Memory, Obs, Policy
-from embodied_rl.learn.team import cores, one_thread
+from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
+from embodied_rl.learn.cpu.team import cores, one_thread
+from embodied_rl.learn.policy import Memory, Policy
+from embodied_rl.vector_env import ActionSpace, Obs, VectorEnv
 
 
 @dataclass
@@ -48,77 +48,6 @@ class Rollout:
     """Sums over the rollout, by metric name."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Where the time went."""
-
-
-class VectorEnv(Protocol):
-    """N environments in step: what a `LocalCollector` needs.  `Env` is one, and so is whatever `embodied_rl.sources` makes."""
-
-    num_envs: int
-    device: torch.device
-    env_ids: Tensor
-    """Global ids of the rows, int64 (N,); they key all randomness."""
-    action_space: ActionSpace
-    obs: Obs
-    """The present observations, (N, O), at addresses that stay."""
-    final_obs: Obs
-    """The last observations of episodes, for the groups that are bootstrapped from, (N, O); meaningful where truncated."""
-    buffers: dict[str, Tensor]
-    """Among them `age`: the steps that each environment has lived, int64 (N,)."""
-    physics_seconds: float
-    """Time spent in the simulator since the beginning."""
-
-    @property
-    def captured(self) -> bool:
-        """Whether steps are replayed from a CUDA graph."""
-        ...
-
-    @property
-    def result(self) -> Step:
-        """What the last step left behind."""
-        ...
-
-    def advance(self, actions: Tensor) -> None:
-        """One step; an environment whose episode ends begins the next one in it."""
-        ...
-
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """`function`, which calls `advance`, as one CUDA graph where there is a device for it; else as it is."""
-        ...
-
-    def advance_curricula(self, iteration: int) -> None:
-        """Set what a curriculum moves to what it is in this iteration."""
-        ...
-
-    def drain_totals(self) -> dict[str, float]:
-        """Sums over all steps since the last call, by name.
-
-        There are `steps`, `unstable`, `episodes`, `falls`, `episode_length`, `reward/total`, and more where there is more.
-        """
-        ...
-
-    def drain_unstable(self) -> list[dict]:
-        """What is known of environments that failed since the last call: `row`, `error`, and what replays them."""
-        ...
-
-    def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Index and sign of the left-right reflection of each observation group and of `actions`."""
-        ...
-
-    def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
-        """All that the rows' future depends on; rows int64 (R,), every tensor (R, ...)."""
-        ...
-
-    def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
-        """The inverse of `snapshot`."""
-        ...
-
-    def reset(self) -> Obs:
-        """Begin a new episode everywhere, in the random numbers of the present age; the first observations."""
-        ...
-
-    def close(self) -> None:
-        """Free the simulator."""
-        ...
 
 
 class Collector(Protocol):

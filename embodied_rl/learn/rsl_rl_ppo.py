@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rsl_rl.algorithms import PPO
@@ -12,12 +12,37 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from embodied_rl.config.page import PPOSettings
-from embodied_rl.env import ActionSpace
 from embodied_rl.errors import UserError
 from embodied_rl.learn.models import build_actor, build_critic, policy_of, standard_deviation
-from embodied_rl.learn.policy import Obs
 from embodied_rl.learn.rollout import Rollout
-from embodied_rl.learn.rsl_rl_env import algorithm_config
+from embodied_rl.vector_env import ActionSpace, Obs
+
+#: Settings of `ppo` that rsl_rl's PPO takes under the same name.
+_SAME = (
+    "num_learning_epochs",
+    "num_mini_batches",
+    "clip_param",
+    "gamma",
+    "lam",
+    "value_loss_coef",
+    "entropy_coef",
+    "learning_rate",
+    "schedule",
+    "desired_kl",
+    "max_grad_norm",
+    "use_clipped_value_loss",
+    "normalize_advantage_per_mini_batch",
+)
+#: Settings of `ppo` that rsl_rl's recurrent model takes under the same name.
+MEMORY_SETTINGS = ("rnn_type", "rnn_hidden_dim", "rnn_num_layers")
+
+
+class Mirrored(Protocol):
+    """What rsl_rl's symmetry asks of an environment."""
+
+    def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Index and sign of the left-right reflection of each observation group and of `actions`."""
+        ...
 
 
 class RslRlPPO:
@@ -53,7 +78,7 @@ class RslRlPPO:
         num_envs = len(obs["actor"])
         config = algorithm_config(page)
         if "symmetry_cfg" in config:  # all that its data_augmentation_func asks of an environment
-            config["symmetry_cfg"]["env"] = SimpleNamespace(env=SimpleNamespace(mirror_maps=lambda: mirrors))
+            config["symmetry_cfg"]["env"] = SimpleNamespace(mirror_maps=lambda: mirrors)
         actor, critic = build_actor(obs, space, page), build_critic(obs, page)
         storage = RolloutStorage("rl", num_envs, num_steps, _tensor_dict(obs), [space.size], str(device))
         self.algorithm = algorithm(actor, critic, storage, device=str(device), **config)
@@ -108,3 +133,33 @@ class RslRlPPO:
 def _tensor_dict(obs: Obs) -> TensorDict:
     values: dict[str, Any] = dict(obs)
     return TensorDict(values, batch_size=[len(next(iter(obs.values())))])
+
+
+def algorithm_config(ppo: PPOSettings) -> dict[str, Any]:
+    """The page's `ppo` section as the keyword arguments of rsl_rl's PPO, a new dict at every call."""
+    algorithm: dict[str, Any] = {name: getattr(ppo, name) for name in _SAME}
+    algorithm["use_mixed_precision"] = ppo.bfloat16
+    if ppo.schedule == "linear":  # rsl_rl has none
+        algorithm["schedule"] = "fixed"
+    if ppo.symmetry != "none":
+        algorithm["symmetry_cfg"] = {
+            "data_augmentation_func": with_mirrored,
+            "use_data_augmentation": ppo.symmetry == "augmentation",
+            "use_mirror_loss": ppo.symmetry == "mirror_loss",
+            "mirror_loss_coeff": ppo.mirror_loss_coeff,
+        }
+    return algorithm
+
+
+def with_mirrored(env: Mirrored, obs: TensorDict | None, actions: Tensor | None) -> tuple[TensorDict | None, Tensor | None]:
+    """Rows (B, ...) and below them their left-right reflections, (2 B, ...): what rsl_rl's symmetry asks for."""
+    maps = env.mirror_maps()
+
+    def mirrored(name: str, values: Any) -> Tensor:
+        index, sign = maps[name]
+        return torch.cat((values, values[:, index] * sign))
+
+    if obs is not None:
+        both: dict[str, Any] = {name: mirrored(name, values) for name, values in obs.items()}
+        obs = TensorDict(both, batch_size=[2 * len(obs)], device=obs.device)
+    return obs, mirrored("actions", actions) if actions is not None else None

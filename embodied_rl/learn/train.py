@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 from embodied_rl.config import Page
 from embodied_rl.errors import UserError
 from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints
-from embodied_rl.learn.distributed import Group, fingerprint
 from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.ranks.group import Group, fingerprint
 from embodied_rl.learn.report import Report
 from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.learn.run import Run

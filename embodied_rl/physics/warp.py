@@ -19,7 +19,7 @@ import torch
 import warp
 from torch import Tensor
 
-from embodied_rl import doctor
+from embodied_rl import machine
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
 from embodied_rl.physics import capacity
@@ -108,7 +108,7 @@ class WarpPhysics(TensorPhysics):
         self._overflow = warp.to_torch(self._data.overflow)
         self._captures: list[object] = []
         self._built = False
-        if device.type == "cuda" and settings.graph and (reason := doctor.graph_error(device)):
+        if device.type == "cuda" and settings.graph and (reason := machine.graph_error(device)):
             log.warning("physics.graph: %s; the step runs without a graph, several times slower", reason)
             self.capturable = False
         super().__init__(

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.env import Step
 from embodied_rl.pools.cluster import Connection
 from embodied_rl.pools.crew import Crew, Worker
 from embodied_rl.pools.errors import PoolError
+from embodied_rl.vector_env import Step
 
 _LED_TO = ("rewards", "terminated", "truncated", "valid")
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page, override
-from embodied_rl.env import ActionSpace
 from embodied_rl.pools.cluster import Connection
 from embodied_rl.pools.errors import PoolError
 from embodied_rl.pools.worker import SimWorker
+from embodied_rl.vector_env import ActionSpace
 
 log = logging.getLogger("embodied_rl")
 

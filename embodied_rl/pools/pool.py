@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.learn.policy import Obs, Policy
+from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.pools.assembly import Assembly
 from embodied_rl.pools.cluster import Connection
@@ -37,6 +37,7 @@ from embodied_rl.pools.crew import Crew, Worker
 from embodied_rl.pools.errors import PoolError
 from embodied_rl.pools.stale import weigh
 from embodied_rl.pools.status import write_status
+from embodied_rl.vector_env import Obs
 
 log = logging.getLogger("embodied_rl")
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embodied_rl.build import as_it_is, compiler, make_vector
 from embodied_rl.config import Page
 from embodied_rl.learn.policy import Policy
-from embodied_rl.learn.rollout import LocalCollector, Rollout, VectorEnv
+from embodied_rl.learn.rollout import LocalCollector, Rollout
+from embodied_rl.make_env import as_it_is, compiler, make_vector
 from embodied_rl.pools.copies import unpack
+from embodied_rl.vector_env import VectorEnv
 
 Arrays = dict[str, np.ndarray]
 

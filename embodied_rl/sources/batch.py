@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from embodied_rl.env import ActionSpace
 from embodied_rl.errors import UserError
+from embodied_rl.vector_env import ActionSpace
 
 
 class SourceError(UserError):

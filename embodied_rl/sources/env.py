@@ -20,8 +20,8 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.config import Page
-from embodied_rl.env import Step
 from embodied_rl.sources.batch import Batch, SourceError
+from embodied_rl.vector_env import Step
 
 log = logging.getLogger("embodied_rl")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from embodied_rl.config.problems import did_you_mean
+from embodied_rl.problems import did_you_mean
 from embodied_rl.sources.batch import Outcome, SourceError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from embodied_rl.config.problems import did_you_mean
+from embodied_rl.problems import did_you_mean
 from embodied_rl.sources.batch import Outcome, SourceError
 from embodied_rl.sources.spaces import ObservationMap, action_map
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from embodied_rl.config.problems import did_you_mean
-from embodied_rl.env import ActionSpace
+from embodied_rl.problems import did_you_mean
 from embodied_rl.sources.batch import SourceError
+from embodied_rl.vector_env import ActionSpace
 
 
 class ObservationMap:

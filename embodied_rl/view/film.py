@@ -17,8 +17,8 @@ import mujoco
 import numpy as np
 
 from embodied_rl.config.page import VideoSettings
-from embodied_rl.doctor import GL_REMEDY, gl_backend
 from embodied_rl.errors import UserError
+from embodied_rl.machine import GL_REMEDY, gl_backend
 from embodied_rl.scene import Scene
 
 _COMMAND, _MEASURED = (0.16, 0.64, 0.32), (0.13, 0.42, 0.92)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.config import Page, override
-from embodied_rl.env import Env, Step
+from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.view import RobotState
+from embodied_rl.vector_env import Step
 from embodied_rl.view.film import Film
 
 Policy = Callable[[dict[str, Tensor]], Tensor]

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import pytest
 
-from embodied_rl.config.problems import Problem
 from embodied_rl.config.terms import REQUIRED, TermSignature, find_terms, read_terms, shipped_modules
 from embodied_rl.config.types import Positive, Range
 from embodied_rl.config.validate import entry_model
+from embodied_rl.problems import Problem
 
 SAMPLE = '''
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embodied_rl.learn.distributed import Group
+from embodied_rl.learn.ranks.group import Group
 
 T = TypeVar("T")
 

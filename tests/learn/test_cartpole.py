@@ -12,9 +12,9 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.config.page import PPOSettings
-from embodied_rl.env import ActionSpace, Step
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.rollout import LocalCollector
+from embodied_rl.vector_env import ActionSpace, Step
 
 SETTINGS = {
     "num_steps_per_env": 32,

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from embodied_rl import factory
+from embodied_rl import runs, training
 from embodied_rl.config import load
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints
-from embodied_rl.learn.distributed import Group
+from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.run import RunError
 
 SMALL = [
@@ -64,7 +64,7 @@ def whole(tmp_path: Path) -> bytes:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with the checkpoints 1, 2 and 3."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    for _ in factory.start(load("go2_flat", SMALL), folder).train(3):
+    for _ in training.start(load("go2_flat", SMALL), folder).train(3):
         pass
     return folder
 
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(run: Path, monkeypatch: py
         checkpoint.save(path, state())
     assert str(caught.value) == f"{path}: not written (No space left on device)"
     assert path.read_bytes() == before and listing(run) == names
-    assert factory.load(run).checkpoint == path
+    assert runs.load(run).checkpoint == path
 
 
 def test_what_a_crash_leaves_behind_passes_for_no_checkpoint_and_is_removed(run: Path) -> None:
@@ -193,8 +193,8 @@ def test_what_a_crash_leaves_behind_passes_for_no_checkpoint_and_is_removed(run:
     (folder / "envs_000004_1_of_2.tmp").write_bytes(half)
     (folder / "envs_000004_0_of_2.pt").write_bytes(half)
     (folder / "model_000004.tmp").write_bytes((folder / "model_000003.pt").read_bytes()[:1000])
-    assert factory.load(run).iteration == 3
-    trainer = factory.resume(str(run), "go2_flat")
+    assert runs.load(run).iteration == 3
+    trainer = training.resume(str(run), "go2_flat")
     assert trainer.iteration == 3
     list(trainer.train(3))
     assert listing(run) == [*(f"envs_00000{n}_0_of_1.pt" for n in (1, 2, 3)), *(f"model_00000{n}.pt" for n in (1, 2, 3))]
@@ -205,7 +205,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from embodied_rl.learn.checkpoint import Checkpoints, read
-from embodied_rl.learn.distributed import Group
+from embodied_rl.learn.ranks.group import Group
 
 folder = Path(sys.argv[1])
 
@@ -293,20 +293,20 @@ def test_the_best_by_name(run: Path) -> None:
         content = checkpoint.read(path)
         content["infos"]["mean_reward"] = reward
         checkpoint.save(path, content)
-    assert factory.load(run / "best").iteration == 2
+    assert runs.load(run / "best").iteration == 2
     (run / "checkpoints" / "model_000002.pt").write_bytes(b"")
-    assert factory.load(f"{run}/best").iteration == 1
+    assert runs.load(f"{run}/best").iteration == 1
     (run / "checkpoints" / "model_000001.pt").unlink()
     with pytest.raises(RunError, match=r"/best: no checkpoint yet that knows its reward$"):
-        factory.load(run / "best")
+        runs.load(run / "best")
 
 
 def test_a_future_that_was_given_up_does_not_come_back(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever goes on from the first checkpoint and is killed before the next one goes on from the first again."""
-    trainer = factory.resume(str(run / "checkpoints" / "model_000001.pt"), "go2_flat", ["ppo.save_interval=10"])
+    trainer = training.resume(str(run / "checkpoints" / "model_000001.pt"), "go2_flat", ["ppo.save_interval=10"])
     for _ in trainer.train(5):
         break
-    assert factory.resume(str(run), "go2_flat").iteration == 1
+    assert training.resume(str(run), "go2_flat").iteration == 1
     aside = run / "checkpoints" / "superseded"
     assert sorted(path.name for path in aside.glob("model_*")) == ["model_000002.pt", "model_000003.pt"]
     assert len(list(aside.glob("envs_*"))) == 2
@@ -316,22 +316,22 @@ def test_a_future_that_was_given_up_does_not_come_back(run: Path, caplog: pytest
 def test_a_damaged_newest_checkpoint_is_passed_over(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     newest = run / "checkpoints" / "model_000003.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    loaded = factory.load(run)
+    loaded = runs.load(run)
     assert loaded.iteration == 2 and loaded.checkpoint.name == "model_000002.pt"
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert caplog.messages[0].startswith(f"{newest}: truncated or damaged")
 
-    trainer = factory.resume(str(run), "go2_flat")
+    trainer = training.resume(str(run), "go2_flat")
     assert trainer.iteration == 2
     for _ in trainer.train(3):
         pass
-    assert factory.load(run).iteration == 3  # the damaged file has given way to a whole one
+    assert runs.load(run).iteration == 3  # the damaged file has given way to a whole one
 
 
 def test_a_damaged_checkpoint_that_was_named_is_refused(run: Path) -> None:
     path = run / "checkpoints" / "model_000002.pt"
     path.write_bytes(b"")
-    for read in (lambda: factory.load(path), lambda: factory.resume(str(path), "go2_flat")):
+    for read in (lambda: runs.load(path), lambda: training.resume(str(path), "go2_flat")):
         with pytest.raises(CheckpointError, match="empty"):
             read()
 
@@ -340,10 +340,10 @@ def test_a_run_without_a_whole_checkpoint(run: Path) -> None:
     for path in (run / "checkpoints").glob("model_*"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model_000001\.pt: empty"):
-        factory.load(run)
+        runs.load(run)
     for path in (run / "checkpoints").iterdir():
         path.unlink()
-    for read in (lambda: factory.load(run), lambda: factory.resume(str(run), "go2_flat")):
+    for read in (lambda: runs.load(run), lambda: training.resume(str(run), "go2_flat")):
         with pytest.raises(RunError, match="no checkpoint yet"):
             read()
 
@@ -353,14 +353,14 @@ def test_a_damaged_shard_sends_a_run_to_the_checkpoint_before(run: Path, caplog:
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    assert factory.resume(str(run), "go2_flat").iteration == 2
+    assert training.resume(str(run), "go2_flat").iteration == 2
     assert caplog.messages[0].startswith(f"{shard}: damaged (another hash than model_000003.pt says); use an earlier checkpoint")
-    assert factory.load(run).iteration == 3  # its policy is as good as ever
+    assert runs.load(run).iteration == 3  # its policy is as good as ever
     with pytest.raises(CheckpointError, match="remove the file, and its robots start fresh"):
-        factory.resume(str(run / "checkpoints" / "model_000003.pt"), "go2_flat")
+        training.resume(str(run / "checkpoints" / "model_000003.pt"), "go2_flat")
     shard.unlink()
     caplog.clear()
-    trainer = factory.resume(str(run), "go2_flat")
+    trainer = training.resume(str(run), "go2_flat")
     assert trainer.iteration == 3
     assert caplog.messages == [f"{run}/checkpoints/model_000003.pt: holds no state of 4 of 4 robots; they start fresh"]
 
@@ -373,7 +373,7 @@ def test_no_shard_may_run_code(run: Path) -> None:
     content["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
     checkpoint.save(model, content)
     with pytest.raises(CheckpointError, match="could run code"):
-        factory.resume(str(model), "go2_flat")
+        training.resume(str(model), "go2_flat")
     assert not trace.exists()
 
 
@@ -393,4 +393,4 @@ def test_an_actor_of_another_page(run: Path) -> None:
     page = load(str(run / "config.yaml"), ["ppo.actor_hidden_dims=[8, 8]"])
     (run / "config.yaml").write_text(page.to_yaml())
     with pytest.raises(CheckpointError, match=r"its actor is not the one that .*config\.yaml describes"):
-        factory.load(run)
+        runs.load(run)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embodied_rl import factory
+from embodied_rl import make_env, runs
 from embodied_rl.config import Page, load, override
 from embodied_rl.errors import UserError
 from embodied_rl.learn import evaluate as protocol
@@ -83,7 +83,7 @@ def test_training_never_meets_the_seeds() -> None:
 def test_the_figures_of_a_run(page: Page) -> None:
     """Eight robots that stand or lie for 20 s, for no termination ends their episodes: what is asked for is the error."""
     page = override(page, ["terminations.tilt=null", "terminations.height=null"])
-    result = factory.evaluate_policy(page, stand)
+    result = runs.evaluate_policy(page, stand)
     assert KEYS | {f"reward/{name}" for name in (*page.rewards, "total")} == set(result)
     assert result["episodes"] == 8 and result["fall_rate"] == 0.0
     assert result["mean_episode_s"] == pytest.approx(20.0)
@@ -96,7 +96,7 @@ def test_the_figures_of_a_run(page: Page) -> None:
 def test_a_seed_makes_an_evaluation(page: Page) -> None:
     def result(seed: int) -> dict[str, float]:
         short = override(evaluation_page(page, seed), ["env.episode_s=2.0"])
-        env = factory.make(short, measure=("joint_torque",))
+        env = make_env.make(short, measure=("joint_torque",))
         try:
             return evaluate(env, stand)
         finally:
@@ -171,7 +171,7 @@ def test_a_fallen_episode_counts_up_to_the_fall(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_robot_that_blows_up_has_fallen(page: Page) -> None:
-    env = factory.make(evaluation_page(page, SEEDS[0]), ["env.episode_s=0.2", "env.compile=false"], measure=("joint_torque",))
+    env = make_env.make(evaluation_page(page, SEEDS[0]), ["env.episode_s=0.2", "env.compile=false"], measure=("joint_torque",))
     broken = torch.zeros(8).bool()
     broken[3] = True
     env.physics.write(broken, qvel=torch.full_like(env.physics.qvel, float("nan")))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from embodied_rl import factory
+from embodied_rl import make_env, runs, training
 from embodied_rl.config import Page
 from embodied_rl.learn.run import Run
 
@@ -17,7 +17,7 @@ SMALL += ["physics.deterministic=true"]
 
 
 def page(*overrides: str) -> Page:
-    return factory.resolve("go2_flat", [*SMALL, *overrides], device="cuda", engine="warp")
+    return make_env.resolve("go2_flat", [*SMALL, *overrides], device="cuda", engine="warp")
 
 
 @pytest.mark.gpu
@@ -25,7 +25,7 @@ def test_captured_updates_are_the_eager_ones(tmp_path: Path) -> None:
     learners, rollouts = {}, {}
     for graph in (True, False):
         torch.manual_seed(0)
-        trainer: Any = factory.make_trainer(
+        trainer: Any = training.make_trainer(
             page(f"physics.graph={str(graph).lower()}"), Run.create(page(), tmp_path / str(graph))
         )
         learner = learners[graph] = trainer.learner
@@ -43,25 +43,25 @@ def test_captured_updates_are_the_eager_ones(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["false", "auto"])
 def test_a_run_and_its_resumption(tmp_path: Path, compiled: str) -> None:
-    trainer: Any = factory.start(page(f"env.compile={compiled}"), tmp_path / "run")
+    trainer: Any = training.start(page(f"env.compile={compiled}"), tmp_path / "run")
     metrics = list(trainer.train(4))
     assert trainer.collector._env.captured and trainer.learner._captures
     assert all(one["Loss/skipped"] == 0 and one["Physics/overflow"] == 0 for one in metrics)
-    resumed: Any = factory.resume(str(tmp_path / "run"), "go2_flat", device="cuda")
+    resumed: Any = training.resume(str(tmp_path / "run"), "go2_flat", device="cuda")
     assert resumed.iteration == 4
     assert len(list(resumed.train(6))) == 2
 
 
 @pytest.mark.gpu
 def test_a_policy_answers_robots_of_another_device(tmp_path: Path) -> None:
-    trainer = factory.start(page(), tmp_path / "run")
+    trainer = training.start(page(), tmp_path / "run")
     next(trainer.train(1))
     trainer.save()
     for device in ("cpu", "cuda"):
-        policy = factory.load(tmp_path / "run", device=device).policy
+        policy = runs.load(tmp_path / "run", device=device).policy
         with torch.no_grad():
             for there, engine in (("cuda", "warp"), ("cpu", "native")):
-                env = factory.make("go2_flat", ["env.compile=false"], num_envs=8, device=there, engine=engine)
+                env = make_env.make("go2_flat", ["env.compile=false"], num_envs=8, device=there, engine=engine)
                 for _ in range(2):
                     done = env.step(policy(env.obs))
                 policy.forget(done.terminated)

@@ -14,13 +14,13 @@ from rsl_rl.models import MLPModel
 from torch import Tensor
 
 from embodied_rl.config import page as pages
-from embodied_rl.env import ActionSpace
 from embodied_rl.learn import ppo
 from embodied_rl.learn.advantages import gae
 from embodied_rl.learn.models import normalized, standard_deviation
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
+from embodied_rl.vector_env import ActionSpace
 
 STEPS, ENVS, ACTIONS = 8, 6, 4
 SIZES = {"actor": 5, "critic": 7}

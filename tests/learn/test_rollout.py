@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from embodied_rl import doctor, factory
+from embodied_rl import machine, make_env
 from embodied_rl.env import Env
 from embodied_rl.learn.models import build_actor, normalized, policy_of
 from embodied_rl.learn.rollout import LocalCollector, Rollout
@@ -17,7 +17,7 @@ SMALL = ["env.compile=false", "physics.num_threads=1", "env.episode_s=0.4", "ppo
 @pytest.fixture
 def envs() -> Iterator[tuple[Env, Env]]:
     """Twice the same."""
-    made = factory.make("go2_flat", SMALL, num_envs=ENVS), factory.make("go2_flat", SMALL, num_envs=ENVS)
+    made = make_env.make("go2_flat", SMALL, num_envs=ENVS), make_env.make("go2_flat", SMALL, num_envs=ENVS)
     yield made
     for env in made:
         env.close()
@@ -84,7 +84,7 @@ def tensors(rollout: Rollout) -> list[tuple[str, torch.Tensor]]:
 
 
 def test_a_compiled_policy_does_the_same(envs: tuple[Env, Env]) -> None:
-    if reason := doctor.cpp_error():
+    if reason := machine.cpp_error():
         pytest.skip(reason)
     env, other = envs
     torch.manual_seed(0)

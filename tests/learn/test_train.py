@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from embodied_rl import cli, factory
+from embodied_rl import cli, runs, training
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
@@ -76,11 +76,11 @@ def equal(one: object, other: object) -> bool:
 
 def test_half_a_run_and_the_rest_are_the_whole(tmp_path: Path) -> None:
     """20 iterations = 10 + resume 10, bit for bit: networks, optimizer, normalizers, robots, metrics."""
-    whole = factory.start(page(), tmp_path / "whole")
+    whole = training.start(page(), tmp_path / "whole")
     history = train(whole, 20)
-    first = factory.start(page(), tmp_path / "half")
+    first = training.start(page(), tmp_path / "half")
     halves = train(first, 10)
-    second = factory.resume(str(tmp_path / "half"), "go2_flat")
+    second = training.resume(str(tmp_path / "half"), "go2_flat")
     assert (second.iteration, second.env_steps) == (10, 10 * 8 * ENVS)
     halves += train(second, 20)
     assert halves == history
@@ -94,15 +94,15 @@ def test_half_a_run_and_the_rest_are_the_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
 def test_what_a_recurrent_policy_remembers_outlives_the_process(tmp_path: Path, rnn_type: str) -> None:
     recurrent = page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=8", "ppo.symmetry=none")
-    whole = factory.start(recurrent, tmp_path / "whole")
+    whole = training.start(recurrent, tmp_path / "whole")
     history = train(whole, 4)
-    halves = train(factory.start(recurrent, tmp_path / "half"), 2)
-    halves += train(factory.resume(str(tmp_path / "half"), "go2_flat"), 4)
+    halves = train(training.start(recurrent, tmp_path / "half"), 2)
+    halves += train(training.resume(str(tmp_path / "half"), "go2_flat"), 4)
     assert halves == history
     states = [robots(tmp_path / run, 4) for run in ("whole", "half")]
     assert equal(*states)
     assert states[0]["policy.memory.0"].abs().max() > 0.0
-    run = factory.load(tmp_path / "whole")
+    run = runs.load(tmp_path / "whole")
     obs = torch.randn(3, run.actor.obs_dim)
     first, second = run.policy(obs), run.policy(obs)
     assert not torch.equal(first, second)  # it remembers the first
@@ -113,13 +113,13 @@ def test_what_a_recurrent_policy_remembers_outlives_the_process(tmp_path: Path, 
 
 def test_rsl_rls_learner_is_one_line_away(tmp_path: Path) -> None:
     stock = page("ppo.class_name=rsl_rl.algorithms:PPO", "ppo.symmetry=augmentation")
-    trainer = factory.start(stock, tmp_path / "run")
+    trainer = training.start(stock, tmp_path / "run")
     before = weights(trainer)
     (metrics,) = list(trainer.train(1))
     assert metrics["Loss/value"] > 0.0 and not same(before, weights(trainer))
-    resumed = factory.resume(str(tmp_path / "run"), "go2_flat")
+    resumed = training.resume(str(tmp_path / "run"), "go2_flat")
     assert same(weights(resumed), weights(trainer))
-    own = factory.resume(str(tmp_path / "run"), "go2_flat", ["ppo.class_name=embodied_rl.learn.ppo:PPO"])
+    own = training.resume(str(tmp_path / "run"), "go2_flat", ["ppo.class_name=embodied_rl.learn.ppo:PPO"])
     assert same(weights(own), weights(trainer))
     list(own.train(2))
 
@@ -133,12 +133,12 @@ def test_rsl_rls_learner_is_one_line_away(tmp_path: Path) -> None:
 )
 def test_a_learner_that_is_not_there(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(UserError) as raised:
-        factory.start(page(f"ppo.class_name={name}"), tmp_path / "run")
+        training.start(page(f"ppo.class_name={name}"), tmp_path / "run")
     assert str(raised.value) == f"ppo.class_name: {name}: {reason}; write module:Class, like rsl_rl.algorithms:PPO"
 
 
 def test_too_many_minibatches_that_are_not_finite_end_the_run_with_what_they_were_of(tmp_path: Path) -> None:
-    trainer = factory.start(page("ppo.max_skipped=0.4"), tmp_path / "run")
+    trainer = training.start(page("ppo.max_skipped=0.4"), tmp_path / "run")
     train(trainer, 1)
     collect = trainer.collector.collect
 
@@ -161,7 +161,7 @@ def test_a_seed_makes_a_run_and_the_number_of_threads_does_not(tmp_path: Path) -
     runs = {"one": [], "again": [], "threads": ["physics.num_threads=2"], "other": ["env.seed=2"]}
     trained = {}
     for name, overrides in runs.items():
-        trainer = factory.start(page(*overrides), tmp_path / name)
+        trainer = training.start(page(*overrides), tmp_path / name)
         trained[name] = (train(trainer, 3), weights(trainer))
     history, one = trained["one"]
     for name in ("again", "threads"):
@@ -171,18 +171,18 @@ def test_a_seed_makes_a_run_and_the_number_of_threads_does_not(tmp_path: Path) -
 
 
 def test_checkpoints_at_the_interval_and_at_the_end(tmp_path: Path) -> None:
-    train(factory.start(page(), tmp_path / "run"), 10)
+    train(training.start(page(), tmp_path / "run"), 10)
     assert names(tmp_path / "run") == ["model_000004.pt", "model_000008.pt", "model_000010.pt"]
 
 
 def test_a_run_that_is_done_has_nothing_to_resume(tmp_path: Path) -> None:
-    train(factory.start(page(), tmp_path / "run"), 2)
-    assert train(factory.resume(str(tmp_path / "run"), "go2_flat"), 2) == []
+    train(training.start(page(), tmp_path / "run"), 2)
+    assert train(training.resume(str(tmp_path / "run"), "go2_flat"), 2) == []
     assert names(tmp_path / "run") == ["model_000002.pt"]
 
 
 def test_stop_ends_after_the_iteration_at_hand(tmp_path: Path) -> None:
-    trainer = factory.start(page(), tmp_path / "run")
+    trainer = training.start(page(), tmp_path / "run")
     for _ in trainer.train(10):
         if trainer.iteration == 3:
             trainer.stop()
@@ -191,7 +191,7 @@ def test_stop_ends_after_the_iteration_at_hand(tmp_path: Path) -> None:
 
 
 def test_training_outside_the_main_thread(tmp_path: Path) -> None:
-    trainer = factory.start(page(), tmp_path / "run")
+    trainer = training.start(page(), tmp_path / "run")
     thread = threading.Thread(target=lambda: train(trainer, 1))
     thread.start()
     thread.join()
@@ -199,7 +199,7 @@ def test_training_outside_the_main_thread(tmp_path: Path) -> None:
 
 
 def test_signal_handlers_are_given_back(tmp_path: Path) -> None:
-    trainer = factory.start(page(), tmp_path / "run")
+    trainer = training.start(page(), tmp_path / "run")
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     interrupts = signal.getsignal(signal.SIGINT)  # ignored where the tests run in a shell's background
     try:
@@ -262,12 +262,12 @@ def test_a_second_ctrl_c_ends_at_once(
 def test_tensorboard_has_the_names_of_rsl_rl_and_more(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = factory.start(page(), tmp_path / "run")
+    trainer = training.start(page(), tmp_path / "run")
     with Report(tmp_path / "run", 6, 0) as report:
         train(trainer, 4, report)
         for _ in trainer.train(6, report):
             break  # killed after the fifth iteration, which no checkpoint holds
-    trainer = factory.resume(str(tmp_path / "run"), "go2_flat")
+    trainer = training.resume(str(tmp_path / "run"), "go2_flat")
     assert trainer.iteration == 4
     with Report(tmp_path / "run", 6, trainer.iteration) as report:
         train(trainer, 6, report)
@@ -296,7 +296,7 @@ def blow_up(trainer: Trainer, rows: list[int]) -> None:
 
 
 def test_few_robots_that_blow_up_are_counted_and_dumped(tmp_path: Path) -> None:
-    trainer = factory.start(page("physics.max_unstable=0.2"), tmp_path / "run")
+    trainer = training.start(page("physics.max_unstable=0.2"), tmp_path / "run")
     history = []
     for metrics in trainer.train(3):
         history.append(metrics["Physics/unstable"])
@@ -314,7 +314,7 @@ def test_few_robots_that_blow_up_are_counted_and_dumped(tmp_path: Path) -> None:
 
 
 def test_many_robots_that_blow_up_end_the_run(tmp_path: Path) -> None:
-    trainer = factory.start(page("physics.max_unstable=0.2"), tmp_path / "run")
+    trainer = training.start(page("physics.max_unstable=0.2"), tmp_path / "run")
     with pytest.raises(UnstableError) as caught:
         for _ in trainer.train(3):
             blow_up(trainer, [0, 1, 2, 3])
@@ -324,7 +324,7 @@ def test_many_robots_that_blow_up_end_the_run(tmp_path: Path) -> None:
 
 
 def test_robots_that_run_out_of_room_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = factory.start(page("physics.max_overflow=0.2"), tmp_path / "run")
+    trainer = training.start(page("physics.max_overflow=0.2"), tmp_path / "run")
     overflows = iter([{"physics.njmax": 0, "physics.nconmax": 3}, {"physics.njmax": 4, "physics.nconmax": 0}])
     physics = trainer.collector._env.physics  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setattr(physics, "drain_overflow", lambda: next(overflows))
@@ -339,16 +339,16 @@ def test_robots_that_run_out_of_room_end_the_run(tmp_path: Path, monkeypatch: py
 
 
 def test_a_resumed_run_goes_by_the_page_it_was_started_with(tmp_path: Path) -> None:
-    train(factory.start(page("ppo.gamma=0.9"), tmp_path / "run"), 1)
-    resumed = factory.resume(str(tmp_path / "run"), "go2_flat", ["ppo.lam=0.8"])
+    train(training.start(page("ppo.gamma=0.9"), tmp_path / "run"), 1)
+    resumed = training.resume(str(tmp_path / "run"), "go2_flat", ["ppo.lam=0.8"])
     assert (resumed.page.ppo.gamma, resumed.page.ppo.lam, resumed.page.env.num_envs) == (0.9, 0.8, ENVS)
 
 
 @pytest.mark.parametrize("rnn_type", ["none", "gru"])
 def test_of_more_robots_the_new_ones_start_fresh(tmp_path: Path, caplog: pytest.LogCaptureFixture, rnn_type: str) -> None:
-    train(factory.start(page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=4", "ppo.symmetry=none"), tmp_path / "run"), 1)
+    train(training.start(page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=4", "ppo.symmetry=none"), tmp_path / "run"), 1)
     saved = robots(tmp_path / "run", 1)
-    trainer = factory.resume(str(tmp_path / "run"), "go2_flat", num_envs=ENVS + 4)
+    trainer = training.resume(str(tmp_path / "run"), "go2_flat", num_envs=ENVS + 4)
     assert caplog.messages == [f"{tmp_path}/run/checkpoints/model_000001.pt: holds no state of 4 of 20 robots; they start fresh"]
     state = trainer.collector.snapshot()
     assert all(torch.equal(value[:ENVS], saved[name]) for name, value in state.items())
@@ -360,8 +360,8 @@ def test_of_more_robots_the_new_ones_start_fresh(tmp_path: Path, caplog: pytest.
 
 
 def test_fewer_robots_are_the_first_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train(factory.start(page(), tmp_path / "run"), 1)
-    trainer = factory.resume(str(tmp_path / "run"), "go2_flat", num_envs=8)
+    train(training.start(page(), tmp_path / "run"), 1)
+    trainer = training.resume(str(tmp_path / "run"), "go2_flat", num_envs=8)
     saved = robots(tmp_path / "run", 1)
     assert all(torch.equal(value, saved[name][:8]) for name, value in trainer.collector.snapshot().items())
     assert not caplog.messages
@@ -372,7 +372,7 @@ def test_fewer_robots_are_the_first_ones(tmp_path: Path, caplog: pytest.LogCaptu
 def test_a_run_goes_on_without_room_for_checkpoints_until_it_needs_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer, fsync, full = factory.start(page("ppo.save_interval=2"), tmp_path / "run"), os.fsync, False
+    trainer, fsync, full = training.start(page("ppo.save_interval=2"), tmp_path / "run"), os.fsync, False
 
     def sync(handle: int) -> None:
         if full:
@@ -388,7 +388,7 @@ def test_a_run_goes_on_without_room_for_checkpoints_until_it_needs_the_last(
         "the run goes on, and its last checkpoint is that of iteration 2"
     ]
     full = False
-    assert train(factory.resume(str(tmp_path / "run"), "go2_flat"), 7)
+    assert train(training.resume(str(tmp_path / "run"), "go2_flat"), 7)
     assert names(tmp_path / "run") == ["model_000002.pt", "model_000006.pt", "model_000007.pt"]
 
 
@@ -402,23 +402,23 @@ def test_a_run_goes_on_without_room_for_checkpoints_until_it_needs_the_last(
     ],
 )
 def test_a_checkpoint_of_another_page_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
-    train(factory.start(page(), tmp_path / "run"), 1)
+    train(training.start(page(), tmp_path / "run"), 1)
     with pytest.raises(checkpoint.CheckpointError) as caught:
-        factory.resume(str(tmp_path / "run"), "go2_flat", overrides)
+        training.resume(str(tmp_path / "run"), "go2_flat", overrides)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_seeds_of_evaluation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="evaluation's; take a smaller one"):
-        factory.start(page(f"env.seed={SEEDS[0]}"), tmp_path / "run")
+        training.start(page(f"env.seed={SEEDS[0]}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    train(factory.start(page(), tmp_path / "run"), 1)
+    train(training.start(page(), tmp_path / "run"), 1)
     with pytest.raises(UserError, match="evaluation's; take a smaller one"):
-        factory.resume(str(tmp_path / "run"), "go2_flat", seed=SEEDS[1])
+        training.resume(str(tmp_path / "run"), "go2_flat", seed=SEEDS[1])
 
 
 def test_networks_that_are_lost_end_the_run_unsaved(tmp_path: Path) -> None:
-    trainer = factory.start(page(), tmp_path / "run")
+    trainer = training.start(page(), tmp_path / "run")
     with pytest.raises(UnstableError, match=r"4 minibatches of iteration 4 had a loss or gradient that is not finite"):
         for _ in trainer.train(10):
             if trainer.iteration == 3:

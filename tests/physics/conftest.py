@@ -9,12 +9,12 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/parity.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks/parity/engines.py"
 
 
 @pytest.fixture(scope="session")
 def parity() -> ModuleType:
-    """`benchmarks/parity.py`, which is no module of the package."""
+    """`benchmarks/parity/engines.py`, which is no module of the package."""
     spec = importlib.util.spec_from_file_location("parity", SCRIPT)
     assert spec and spec.loader
     # dataclasses look their module up by name

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embodied_rl import factory
+from embodied_rl import make_env
 from embodied_rl.env import Env
 
 ROWS, STEPS = 32, 50
@@ -63,8 +63,8 @@ def contact_switches(parity: ModuleType, env: Env, state: dict[str, Tensor], row
 
 
 def check(parity: ModuleType, page: str, engine: str, device: str, *overrides: str) -> None:
-    one = factory.make(page, [*PAGE, *overrides])
-    other = factory.make(page, [*PAGE, *overrides], engine=engine, device=device)
+    one = make_env.make(page, [*PAGE, *overrides])
+    other = make_env.make(page, [*PAGE, *overrides], engine=engine, device=device)
     generator = torch.Generator().manual_seed(0)
     outliers, ends, pushed, most = 0, 0, 0, 0.0
     for _ in range(STEPS):

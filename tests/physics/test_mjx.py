@@ -103,16 +103,16 @@ HANGS = """
 import sys
 import torch
 sys.path.insert(0, sys.argv[1])
-import parity
+import engines
 torch.set_grad_enabled(False)
-parity.compare("mjx", "go1", "cpu", 200, "feet")
+engines.compare("mjx", "go1", "cpu", 200, "feet")
 """
 
 
 @pytest.mark.slow
 def test_many_robots_on_two_cores_do_not_wait_for_each_other() -> None:
     """XLA's threads would, see the engine's setting of NPROC; a process that hangs uses no processor time."""
-    folder = Path(__file__).parents[2] / "benchmarks"
+    folder = Path(__file__).parents[2] / "benchmarks/parity"
     cores = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else []
     pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores and shutil.which("taskset") else []
     for _ in range(3):

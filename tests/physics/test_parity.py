@@ -1,6 +1,6 @@
 """Every engine against mj_step, robot by robot: 200 random states and controls, outputs poisoned first.
 
-Tolerances and what explains an outlier are benchmarks/parity.py's, where they are justified.
+Tolerances and what explains an outlier are benchmarks/parity/engines.py's, where they are justified.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embodied_rl import doctor, factory
+from embodied_rl import machine, make_env
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
 from embodied_rl.physics import capacity
@@ -126,7 +126,7 @@ def test_a_robot_that_runs_out_of_room_is_counted_by_the_setting_that_makes_more
 
 def test_an_overflow_reaches_the_metrics_of_the_iteration() -> None:
     small = ["env.compile=false", "physics.njmax=8", "physics.nconmax=8", "env.random_episode_phase=false"]
-    env = factory.make("go2_flat", small, engine="warp", device="cpu", num_envs=3)
+    env = make_env.make("go2_flat", small, engine="warp", device="cpu", num_envs=3)
     for _ in range(20):  # from above the ground onto it
         env.step(torch.zeros(3, 12))
     totals = env.drain_totals()
@@ -404,7 +404,7 @@ def test_where_capture_is_impossible_one_line_says_so(
     monkeypatch.setattr(warp, "get_cuda_driver_version", lambda: driver)
     monkeypatch.setattr(warp, "is_mempool_enabled", lambda device: pool)
     monkeypatch.setattr(warp.config, "verify_cuda", verify)
-    assert doctor.graph_error(torch.device("cuda:0")) == said
+    assert machine.graph_error(torch.device("cuda:0")) == said
 
 
 def test_the_step_then_runs_without_a_graph(
@@ -416,7 +416,7 @@ def test_the_step_then_runs_without_a_graph(
     get_device: Callable = warp.get_device
     monkeypatch.setattr(warp, "get_device", lambda name=None: get_device("cpu" if name else None))
     for graph, reason in ((True, None), (True, "an old driver"), (False, "an old driver")):
-        monkeypatch.setattr(doctor, "graph_error", lambda device, reason=reason: reason)
+        monkeypatch.setattr(machine, "graph_error", lambda device, reason=reason: reason)
         settings = PhysicsSettings(engine="warp", graph=graph)
         made[f"{graph} {reason}"] = engine.WarpPhysics(scene, 1, settings, torch.device("cuda"))
     assert [physics.capturable for physics in made.values()] == [True, False, True]

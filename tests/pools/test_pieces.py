@@ -13,7 +13,6 @@ from torch import nn
 
 from embodied_rl.config import ConfigError, load
 from embodied_rl.config.page import PPOSettings
-from embodied_rl.env import ActionSpace
 from embodied_rl.learn.advantages import gae, vtrace
 from embodied_rl.learn.models import build_actor, policy_of
 from embodied_rl.learn.policy import Policy
@@ -22,6 +21,7 @@ from embodied_rl.learn.rollout import Rollout
 from embodied_rl.pools.assembly import Assembly
 from embodied_rl.pools.copies import pack, plain_copy, unpack
 from embodied_rl.pools.stale import weigh
+from embodied_rl.vector_env import ActionSpace
 
 
 @pytest.mark.parametrize("discrete", [False, True])

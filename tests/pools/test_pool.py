@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from embodied_rl.build import make_vector
 from embodied_rl.config import Page, load
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
 from embodied_rl.learn.run import Run
+from embodied_rl.make_env import make_vector
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "embodied-rl[ray]"')
 
@@ -667,12 +667,12 @@ def test_every_rank_has_workers_of_its_own(cluster: Any, tmp_path: Path) -> None
 
 
 def test_a_pool_beside_this_process(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from embodied_rl.pools import bench
+    from embodied_rl.bench import pool
 
-    monkeypatch.setattr(bench, "_SIZE", [])
-    monkeypatch.setattr(bench, "_ROUNDS", 2)
-    monkeypatch.setattr(bench, "_ROLLOUTS", 1)
-    result = bench.bench_pool(page(f"pool.address={cluster.address}"))
+    monkeypatch.setattr(pool, "_SIZE", [])
+    monkeypatch.setattr(pool, "_ROUNDS", 2)
+    monkeypatch.setattr(pool, "_ROLLOUTS", 1)
+    result = pool.bench_pool(page(f"pool.address={cluster.address}"))
     assert set(result) == {
         *("num_envs", "workers", "local_steps_per_s", "pool_steps_per_s", "ratio", "put_ms", "return_ms", "wait_share"),
     }

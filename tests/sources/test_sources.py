@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import embodied_rl
-from embodied_rl.build import make_vector
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn.rollout import LocalCollector
+from embodied_rl.make_env import make_vector
 from embodied_rl.sources.env import SourceEnv
 
 gymnasium = pytest.importorskip("gymnasium", reason='needs Gymnasium: pip install "embodied-rl[gym]"')
@@ -233,16 +233,16 @@ def test_such_a_page_has_no_robot_to_show(tmp_path: Path) -> None:
 
 def test_a_pole_is_balanced_through_the_trainer(tmp_path: Path) -> None:
     """The whole way: page, source, collector, learner, checkpoint, resume."""
-    from embodied_rl import factory
+    from embodied_rl import training
 
     task = load(
         _written(tmp_path),
         ["env.num_envs=16", "ppo.learning_rate=3e-3", "ppo.schedule=fixed", "ppo.gamma=0.98", "ppo.init_std=1.0"],
     )
-    trainer = factory.start(task, tmp_path / "run")
+    trainer = training.start(task, tmp_path / "run")
     lengths = [metrics.get("Train/mean_episode_length", 0.0) for metrics in trainer.train(14)]
     assert lengths[0] < 40.0 and max(lengths[-4:]) > 90.0
-    again = factory.resume(str(tmp_path / "run"), str(tmp_path / "page.yaml"))
+    again = training.resume(str(tmp_path / "run"), str(tmp_path / "page.yaml"))
     collector = again.collector
     assert isinstance(collector, LocalCollector)
     assert torch.equal(collector._env.obs["actor"], trainer.collector._env.obs["actor"])  # pyright: ignore

@@ -1,4 +1,4 @@
-"""Jobs of two ranks are killed, and come to what nobody's interference would have come to; see benchmarks/survival.py."""
+"""Jobs of two ranks are killed, and come to what nobody's interference would have come to; see benchmarks/faults/survival.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/survival.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks/faults/survival.py"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks for processes in /proc")
 

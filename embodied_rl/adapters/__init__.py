@@ -1,0 +1,1 @@
+"""Our environments as others want them."""

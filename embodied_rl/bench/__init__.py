@@ -1,0 +1,1 @@
+"""Every measure that `embodied-rl bench` offers."""

@@ -1,0 +1,220 @@
+"""Multilayer perceptrons on the CPU, faster than layer by layer: `perceptron.cpp`, built by the machine's own compiler.
+
+Between the matrix products of a network as small as a walking robot's, torch spends as long on biases, activations and their
+derivatives as on the products.  Where there is no compiler, or the network has other activations, torch computes it as ever.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embodied_rl import machine
+
+log = logging.getLogger("embodied_rl")
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
+#: Of `perceptron.cpp`: it keeps the layers in arrays of this length.
+_MOST_LAYERS = 16
+#: In the order of its `Activation`.
+_ACTIVATIONS = (nn.ELU, nn.ReLU, nn.Tanh)
+
+
+def fused(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network as one operation that is learned through, where this machine can build it; else the network itself.
+
+    The result takes float32 (..., inputs) on the CPU whose gradient nobody asks for, and is within rounding of the network's.
+    """
+    layers, library = layers_of(network), None
+    if layers:
+        library = load_library()
+    if library is None:
+        return network
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    shape = shape_of(network)
+
+    def call(x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32 and not x.requires_grad
+        y = _Perceptron.apply(library, shape, x.flatten(0, -2), *parameters)
+        return y.view(*x.shape[:-1], layers[-1].out_features)
+
+    return call
+
+
+class FrozenPerceptron:
+    """The network with the weights of the last `refresh`, without gradients: one operation, which torch.compile takes whole.
+
+    Where this machine cannot build it, the network itself.
+
+    Args:
+        network: answers float32 (R, inputs).
+        helpers: how many threads may help the calling one.
+    """
+
+    def __init__(self, network: nn.Module, helpers: int = 0) -> None:
+        layers = layers_of(network)
+        library = load_library() if layers else None
+        self._network, self._layers, self._library, self._helpers = network, layers, library, helpers
+        self._fuses = library is not None
+        if library is not None:
+            self._shape = shape_of(network)
+            self._listed = list(self._shape)
+            self._prepared = torch.empty(library.prepared_size(self._shape))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the network's present weights."""
+        if self._library is not None:
+            weights, biases = [layer.weight for layer in self._layers], [layer.bias for layer in self._layers]
+            prepare(self._library, self._shape, weights, biases, self._prepared)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(R, inputs) to (R, outputs)."""
+        if not self._fuses:
+            return self._network(x)
+        return torch.ops.embodied_rl.perceptron(x, self._prepared, self._listed, self._helpers)
+
+
+_SCHEMA = "(Tensor x, Tensor prepared, int[] shape, int helpers) -> Tensor"
+
+
+@torch.library.custom_op("embodied_rl::perceptron", mutates_args=(), schema=_SCHEMA)
+def _infer(x: Tensor, prepared: Tensor, shape: list[int], helpers: int) -> Tensor:
+    library = load_library()
+    assert library is not None and x.dtype == torch.float32
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    y = x.new_empty(len(x), shape[-1])
+    sizes = (ctypes.c_int64 * len(shape))(*shape)
+    rows, apart = ctypes.c_int64(len(x)), ctypes.c_int64(x.stride(0))
+    library.infer(rows, sizes, address(x), apart, address(prepared), address(y), helpers)
+    return y
+
+
+@_infer.register_fake
+def _shape(x: Tensor, prepared: Tensor, shape: list[int], helpers: int) -> Tensor:
+    return x.new_empty(len(x), shape[-1])
+
+
+def layers_of(network: nn.Module) -> list[nn.Linear]:
+    """The layers of a network that `perceptron.cpp` computes; none, of one that it does not."""
+    modules = list(network) if isinstance(network, nn.Sequential) else []
+    layers = [module for module in modules if isinstance(module, nn.Linear)]
+    between = [module for module in modules if not isinstance(module, nn.Linear)]
+    alternate = [isinstance(module, nn.Linear) for module in modules] == [index % 2 == 0 for index in range(len(modules))]
+    same = len({type(module) for module in between}) <= 1
+    known = same and all(isinstance(module, _ACTIVATIONS) and getattr(module, "alpha", 1.0) == 1.0 for module in between)
+    parameters = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
+    singles = all(p is not None and p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+    return layers if alternate and known and singles and len(between) + 1 == len(layers) <= _MOST_LAYERS else []
+
+
+def shape_of(network: nn.Module) -> ctypes.Array:
+    """How many layers, the activation between them, inputs of the first, outputs of each."""
+    layers = layers_of(network)
+    between = [kind for kind in _ACTIVATIONS if any(isinstance(module, kind) for module in network.children())]
+    activation = _ACTIVATIONS.index(between[0]) if between else 0
+    return (ctypes.c_int64 * (len(layers) + 3))(
+        len(layers), activation, layers[0].in_features, *(layer.out_features for layer in layers)
+    )
+
+
+class _Perceptron(torch.autograd.Function):
+    """y of x (R, K) under parameters (W_1, b_1, W_2, ...)."""
+
+    @staticmethod
+    def forward(ctx: Any, library: ctypes.CDLL, shape: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        rows = ctypes.c_int64(len(x))
+        y, kept = x.new_empty(len(x), shape[-1]), x.new_empty(library.kept_size(rows, shape))
+        scratch = x.new_empty(library.scratch_size(shape))
+        prepared = prepare(library, shape, parameters[0::2], parameters[1::2])
+        apart = ctypes.c_int64(x.stride(0))
+        library.forward(rows, shape, address(x), apart, address(prepared), address(y), address(kept), address(scratch))
+        ctx.library, ctx.shape = library, shape
+        ctx.save_for_backward(kept, scratch, prepared, *parameters)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kept, scratch, prepared, *parameters = ctx.saved_tensors
+        dy = gradients[0].contiguous()
+        results = [torch.empty_like(parameter) for parameter in parameters]
+        ctx.library.backward(
+            ctypes.c_int64(len(dy)),
+            ctx.shape,
+            address(dy),
+            address(prepared),
+            address(kept),
+            addresses(results[0::2]),
+            addresses(results[1::2]),
+            address(scratch),
+        )
+        return None, None, None, *results
+
+
+def prepare(
+    library: ctypes.CDLL, shape: ctypes.Array, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None = None
+) -> Tensor:
+    """A network's present weights as its products want them."""
+    prepared = weights[0].new_empty(library.prepared_size(shape)) if out is None else out
+    library.prepare(shape, addresses(weights), addresses(biases), address(prepared))
+    return prepared
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL | None:
+    """The compiled source; None, with a line in the log, where it cannot be had."""
+    error = "Windows' compiler has no vector types" if sys.platform == "win32" else machine.cpp_error()
+    if error is None:
+        try:
+            library = ctypes.CDLL(str(_build()))
+        except (OSError, subprocess.SubprocessError) as reason:
+            error = f"perceptron.cpp does not build: {str(reason).partition(chr(10))[0]}"
+        else:
+            for name in ("kept_size", "prepared_size", "scratch_size", "learn_size"):
+                getattr(library, name).restype = ctypes.c_int64
+            return library
+    said = "%s: the networks are computed layer by layer, and updates take twice as long; `embodied-rl doctor` says more"
+    log.warning(said, error)
+    return None
+
+
+def _build() -> Path:
+    """The shared library for this machine's processor, built once and kept in the user's cache."""
+    compiler = os.environ.get("CXX") or {"darwin": "clang++"}.get(sys.platform, "g++")
+    # what the compiler makes of -march=native names the processor's abilities, should a home be shared among machines
+    target = subprocess.run([compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True)
+    key = hashlib.sha256(_SOURCE.read_bytes() + target.stdout + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embodied_rl"
+    path = folder / f"perceptron-{key}.so"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            built = Path(scratch) / path.name
+            subprocess.run([compiler, *_FLAGS, "-o", str(built), str(_SOURCE)], capture_output=True, check=True, timeout=120)
+            shutil.move(built, path)  # whole or not at all, should two processes build it
+    return path
+
+
+def address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
+    """Of an element, counted through the memory."""
+    return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
+
+
+def addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
+    """Of the first elements."""
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))

@@ -1,0 +1,170 @@
+"""From a page to an environment: the only place that names engines and sources.
+
+It imports no learner, so that a simulator far away can build its environments with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from embodied_rl import machine
+from embodied_rl.config import Page, override
+from embodied_rl.config import load as load_page
+from embodied_rl.env import Env
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.bind import Terms, needed
+from embodied_rl.physics.native import NativePhysics
+from embodied_rl.physics.protocol import Physics
+from embodied_rl.robot import load_robot
+from embodied_rl.scene import Scene, build_scene
+from embodied_rl.sources.env import make_source
+from embodied_rl.vector_env import VectorEnv
+
+log = logging.getLogger("embodied_rl")
+
+
+def make(
+    config: str | Path | Page,
+    overrides: Iterable[str] = (),
+    *,
+    num_envs: int | None = None,
+    device: str | None = None,
+    engine: str | None = None,
+    seed: int | None = None,
+    measure: Iterable[str] = (),
+    env_ids: Tensor | None = None,
+) -> Env:
+    """An environment of a page; see `embodied_rl.make`.
+
+    Args:
+        config: the page, its name or its path.
+        overrides: see `embodied_rl.make`.
+        num_envs: see `embodied_rl.make`.
+        device: see `embodied_rl.make`.
+        engine: see `embodied_rl.make`.
+        seed: see `embodied_rl.make`.
+        measure: what to measure beside what the page's terms need (`joint_torque`).
+        env_ids: global ids of the environments to build, int64 (N,), where they are a part of the page's.
+    """
+    if env_ids is not None:
+        num_envs = len(env_ids)
+    page = resolve(config, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
+    if page.env.source:
+        raise UserError(f"{page.name}: env.source: {page.env.source} is another's environment, with no robot of ours; train it")
+    robot = load_robot(page.robot)
+    needs = needed(page) | set(measure)
+    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs)
+    device_ = device_of(page)
+    compile_ = compiler(page, device_)
+    physics = _engine(page, scene, device_, compile_)
+    terms = Terms(page, scene, physics.device)
+    env_ids = torch.arange(page.env.num_envs) if env_ids is None else env_ids
+    with torch.no_grad():
+        return Env(page, scene, physics, terms, env_ids.to(physics.device), compile_)
+
+
+def make_vector(page: Page, env_ids: Tensor) -> VectorEnv:
+    """A page's environments of these global ids, whoever's they are.
+
+    Raises:
+        UserError: they cannot be made here.
+    """
+    return make_source(page, env_ids) if page.env.source else make(page, env_ids=env_ids)
+
+
+def device_of(page: Page) -> torch.device:
+    """Where the page's robots live, or, where they live in a pool's processes, where the learner computes.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    pooled = page.pool.workers is not None and page.pool.address != "none"
+    name, count = page.pool.device if pooled else page.physics.device, torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if count and (pooled or page.physics.engine != "native") else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        found = f"this machine has {count}" if count else machine.cuda_error()
+        raise UserError(f"{'pool' if pooled else 'physics'}.device: {name}: {found}; take {'cpu' if pooled else '--device cpu'}")
+    return device
+
+
+def _engine(page: Page, scene: Scene, device: torch.device, compile_: Callable) -> Physics:
+    """The page's engine; an extra is imported when it is asked for."""
+    settings, num_envs = page.physics, page.env.num_envs
+    if settings.engine == "native":
+        return NativePhysics(scene, num_envs, settings.decimation, settings.num_threads, compile_)
+    try:
+        if settings.engine == "warp":
+            from embodied_rl.physics.warp import WarpPhysics
+
+            return WarpPhysics(scene, num_envs, settings, device, compile_)
+        from embodied_rl.physics.mjx import MjxPhysics
+
+        return MjxPhysics(scene, num_envs, settings.decimation, device, compile_)
+    except ImportError as error:
+        extra = {"warp": "cuda"}.get(settings.engine, settings.engine)
+        raise UserError(
+            f'physics.engine: {settings.engine}: {error}; pip install "embodied-rl[{extra}]", or take engine: native'
+        ) from None
+
+
+def resolve(
+    config: str | Path | Page,
+    overrides: Iterable[str] = (),
+    *,
+    num_envs: int | None = None,
+    device: str | None = None,
+    engine: str | None = None,
+    seed: int | None = None,
+) -> Page:
+    """The page with what the command line says about it.
+
+    Raises:
+        ConfigError: the page or an override is wrong, one line for each error.
+    """
+    if device is not None and device.startswith("cuda") and engine is None:
+        engine = "warp"  # C runs on the CPU
+    if device is None and engine is not None:
+        device = "auto"  # what a page says of another engine's device does not hold for this one
+    settings = {"env.num_envs": num_envs, "physics.engine": engine, "physics.device": device, "env.seed": seed}
+    given = [*overrides, *(f"{path}={value}" for path, value in settings.items() if value is not None)]
+    return override(config, given) if isinstance(config, Page) else load_page(str(config), given)
+
+
+def compiler(page: Page, device: torch.device) -> Callable:
+    """What wraps the parts of the step: torch.compile where the page wants it and a compiler is there."""
+    if page.env.compile is False:
+        return as_it_is
+    error = machine.cpp_error() if device.type == "cpu" else machine.triton_error()
+    if error:
+        if page.env.compile is True:
+            raise UserError(f"env.compile: true: {error}; install one (g++), or set env.compile to auto or false")
+        log.warning("%s: the step runs without torch.compile, a little slower; `embodied-rl doctor` says more", error)
+        return as_it_is
+    return lambda function: torch.compile(_copied(function), fullgraph=True, dynamic=False)
+
+
+def _copied(function: Callable) -> Callable:
+    """A function or bound method with code of its own: torch.compile counts variants by code, and gives up at the ninth.
+
+    Each environment compiles variants for its own shapes, so that a few of them in one process would be too many.
+    """
+    if isinstance(function, types.MethodType):
+        return types.MethodType(_copied(function.__func__), function.__self__)
+    if not isinstance(function, types.FunctionType):
+        return function
+    copied = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__)
+    copied.__defaults__, copied.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    return copied
+
+
+def as_it_is(function: Callable) -> Callable:
+    """What compiles nothing."""
+    return function

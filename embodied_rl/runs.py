@@ -1,0 +1,99 @@
+"""From a run to its policy: load, evaluate, export."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rsl_rl.models import MLPModel
+from torch import Tensor
+
+from embodied_rl.config import Page, override
+from embodied_rl.export import export
+from embodied_rl.learn import checkpoint
+from embodied_rl.learn.evaluate import SEEDS, evaluate, evaluation_page
+from embodied_rl.learn.models import build_actor, policy_of
+from embodied_rl.learn.policy import Player
+from embodied_rl.learn.run import Run, RunError, find_run
+from embodied_rl.make_env import make
+from embodied_rl.vector_env import ActionSpace, Obs
+
+log = logging.getLogger("embodied_rl")
+
+
+def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False) -> dict:
+    """The figures of `embodied_rl.learn.evaluate.evaluate` for a policy trained on a page."""
+    # one episode of a small batch: compiling the step would take longer than it saves
+    settings = override(evaluation_page(page, seed, reference=reference), ["env.compile=false"])
+    env = make(settings, measure=("joint_torque",))
+    try:
+        return evaluate(env, policy)
+    finally:
+        env.close()
+
+
+def export_run(run: str | Path, output: Path | None = None) -> Path:
+    """Write a run's policy as ONNX with its contract; where it was written.
+
+    Raises:
+        UserError: there is no such run, or the exported network does not agree with torch.
+    """
+    loaded = load(run)
+    env = make(loaded.page, ["env.compile=false"], num_envs=1)
+    path = output or loaded.run.path / "exported" / "policy.onnx"
+    try:
+        return export(loaded.actor, env, path, git_commit=loaded.run.git_commit)
+    finally:
+        env.close()
+
+
+@dataclass
+class LoadedRun:
+    """A trained policy and the page it was trained on."""
+
+    page: Page
+    run: Run
+    checkpoint: Path
+    actor: MLPModel
+    policy: Player
+    """Mean actions, (N, A), of the observations of the group `actor`, (N, O), or of a dict of groups."""
+    iteration: int
+    env_steps: int
+
+
+def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
+    """A run's policy; see `embodied_rl.load`.  A damaged newest checkpoint is passed over with a warning."""
+    found, named = find_run(run)
+    path, state = _newest(found, named, device)
+    page = found.page
+    weights = state["actor_state_dict"]
+    try:
+        # the networks' sizes stand in the checkpoint itself: no environment is needed to load a policy
+        first = "mlp.0.weight" if page.ppo.rnn_type == "none" else "rnn.rnn.weight_ih_l0"
+        outputs = [value for name, value in weights.items() if name.startswith("mlp.")][-1].shape[0]
+        space = ActionSpace(outputs, discrete=not any(name.startswith("distribution.") for name in weights))
+        actor = build_actor({"actor": torch.zeros(1, weights[first].shape[1])}, space, page.ppo).to(device)
+        actor.load_state_dict(weights)
+    except (KeyError, RuntimeError):
+        raise checkpoint.CheckpointError(f"{path}: its actor is not the one that {found.path}/config.yaml describes") from None
+    actor.eval()
+    steps = int((state.get("infos") or {}).get("env_steps", 0))
+    return LoadedRun(page, found, path, actor, Player(policy_of(actor)), int(state["iter"]), steps)
+
+
+def _newest(run: Run, named: Path | None, device: str) -> tuple[Path, dict]:
+    """The checkpoint that was named, or the newest one that can be read."""
+    candidates = [named] if named else run.newest_checkpoints()
+    if not candidates:
+        raise RunError(f"{run.path}: no checkpoint yet")
+    for path in candidates:
+        try:
+            return path, checkpoint.read(path, device)
+        except checkpoint.CheckpointError as error:
+            if path == candidates[-1]:
+                raise
+            log.warning("%s", error)
+    raise AssertionError("unreachable")

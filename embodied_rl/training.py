@@ -1,0 +1,237 @@
+"""From a page to a trainer, from a run to its policy."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import rsl_rl.algorithms
+import torch
+from torch import Tensor
+
+from embodied_rl.config import Page, override
+from embodied_rl.config import load as load_page
+from embodied_rl.errors import UserError
+from embodied_rl.learn import checkpoint
+from embodied_rl.learn.cpu.team import cores
+from embodied_rl.learn.evaluate import FIRST_SEED
+from embodied_rl.learn.ranks.group import Group, join, launchers
+from embodied_rl.learn.ranks.share import env_ids, learning_rate_factor, num_envs_scope, rank_device
+from embodied_rl.learn.rollout import Collector, LocalCollector
+from embodied_rl.learn.run import Run, RunError, find_run, runs_of
+from embodied_rl.learn.train import Learner, Trainer
+from embodied_rl.make_env import as_it_is, compiler, device_of, make_vector, resolve
+
+log = logging.getLogger("embodied_rl")
+
+
+def start(page: Page, path: Path | None = None) -> Trainer:
+    """A trainer in a fresh run directory, which is written before anything is built.
+
+    Where torchrun has started this process again after a failure, it goes on with the run that it began.
+
+    Raises:
+        UserError: the seed is one of evaluation's, there is no such device, or the directory holds a run already.
+    """
+    _check_seed(page)
+    device_of(page)
+    group = _join(page)
+    names = launchers(group)
+    page, run, candidates = group.lead(lambda: _create(page, path, names))
+    return _go_on(make_trainer(page, run, group), candidates)
+
+
+def resume(
+    name: str,
+    config: str,
+    overrides: Iterable[str] = (),
+    *,
+    path: Path | None = None,
+    num_envs: int | None = None,
+    device: str | None = None,
+    engine: str | None = None,
+    seed: int | None = None,
+) -> Trainer:
+    """A trainer that goes on where a run stopped: on the run's own page, with what the command line changes.
+
+    The changed page is the run's from then on.  The number of processes may be another one.
+
+    A damaged newest checkpoint is passed over with a warning.
+
+    Args:
+        name: a run directory, a checkpoint in one, `latest`, or `auto`: the run in `path`, or the page's newest, or a new one.
+        config: the page's name or path.
+        overrides: see `embodied_rl.make`.
+        path: the directory that `auto` looks at.
+        num_envs: see `embodied_rl.make`.
+        device: see `embodied_rl.make`.
+        engine: see `embodied_rl.make`.
+        seed: see `embodied_rl.make`.
+
+    Raises:
+        UserError: there is no such run, it is of another page, or no checkpoint of it can be read.
+    """
+    fresh = load_page(config)
+    resolved = lambda page: resolve(page, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)  # noqa: E731
+    group = _join(resolved(fresh))
+    names = launchers(group)
+
+    def find() -> tuple[Page, Page, Run, list[Path]] | None:
+        if name == "auto":
+            known = runs_of(fresh.name) if path is None else [Run(path)]
+            run, named = next((run for run in known if (run.path / "config.yaml").is_file()), None), None
+            if run is None:
+                return None
+        else:
+            run, named = find_run(name)
+        before = run.page
+        if fresh.name != before.name:
+            raise UserError(f"--resume {run.path}: that run is of the page {before.name}, not of {config}")
+        page = resolved(before)
+        _check_seed(page)
+        run.lock()
+        run.launchers = names
+        # after a restart, what it had come to counts, and not where it once went on from
+        candidates = [named] if named and not run.begun_by(names) else run.newest_checkpoints()
+        if not candidates and name != "auto":
+            raise RunError(f"{run.path}: no checkpoint yet")
+        return before, page, run, candidates
+
+    found = group.lead(find)
+    if found is None:
+        return start(resolved(fresh), path)
+    before, page, run, candidates = found
+    trainer = _go_on(make_trainer(page, run, group), candidates)
+    if page != before and group.rank == 0:
+        run.change(page)
+    return trainer
+
+
+def _create(page: Page, path: Path | None, names: list[str]) -> tuple[Page, Run, list[Path]]:
+    """A fresh run, or the one that these launchers began; its page, and checkpoints to go on from."""
+    known = runs_of(page.name) if path is None else [Run(path)]
+    begun = next((run for run in known if run.begun_by(names)), None)
+    run = begun or Run.create(page, path)
+    run.lock()
+    run.launchers = names
+    if begun:
+        return begun.page, begun, begun.newest_checkpoints()
+    run.note_launchers()
+    return page, run, []
+
+
+def _go_on(trainer: Trainer, candidates: list[Path]) -> Trainer:
+    """The trainer at the first of some checkpoints that is whole; as it is where there are none."""
+    for path in candidates:
+        try:
+            state = trainer.group.lead(partial(checkpoint.read, path))
+            trainer.resume(path, state)
+            break
+        except checkpoint.DamagedError as error:
+            if path == candidates[-1]:
+                raise
+            log.warning("%s", error)
+    return trainer
+
+
+def _join(page: Page) -> Group:
+    """The processes that train the page."""
+    return join(page.distributed, lambda local_rank: rank_device(device_of(page), local_rank, page.distributed))
+
+
+def _check_seed(page: Page) -> None:
+    if page.env.seed >= FIRST_SEED:
+        raise UserError(f"env.seed: {page.env.seed}: seeds from {FIRST_SEED} up are evaluation's; take a smaller one")
+
+
+def _own_page(page: Page, group: Group) -> Page:
+    """The page as one of several ranks runs it: its device, its share of robots and cores, the job's learning rate."""
+    if group.size == 1:
+        return page
+    device = rank_device(device_of(page), group.local_rank, page.distributed)
+    pooled = page.pool.workers is not None
+    page = override(page, [f"distributed.num_envs_scope={num_envs_scope(page, device)}"])
+    changes = [f"ppo.learning_rate={page.ppo.learning_rate * learning_rate_factor(page, group.size)}"]
+    if pooled or not page.env.source:
+        changes.append(f"{'pool' if pooled else 'physics'}.device={device}")
+    if page.physics.num_threads == 0 and group.local_size > 1 and not pooled:
+        changes.append(f"physics.num_threads={cores()}")
+    return override(page, changes)
+
+
+def make_trainer(page: Page, run: Run, group: Group | None = None) -> Trainer:
+    """Everything that trains the page, or one rank's part of it."""
+    group = group or Group()
+    collector, learner = group.together(lambda: _make_parts(page, group, run))
+    if group.size > 1:  # equal machines begin with equal networks, others do not
+        learner.load_state_dict(checkpoint.unpack(group.lead(lambda: checkpoint.pack(learner.state_dict()))))
+    return Trainer(page, collector, learner, run, group)
+
+
+def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]:
+    """This rank's robots, and its copy of the learner."""
+    ids = env_ids(page, group.rank, group.size)
+    page = _own_page(page, group)
+    rows = torch.arange(ids.start, ids.stop)
+    if page.pool.workers is not None and page.pool.address != "none":
+        return _make_pooled(page, group, run, rows)
+    env = make_vector(page, rows)
+    symmetry = page.ppo.symmetry != "none"
+    # evaluated as in a pool, where the page speaks of one: to the same bits
+    chunk = page.pool.shard_size if page.pool.workers is not None or page.env.source else None
+    wrap = as_it_is if page.env.source else compiler(page, env.device)
+    steps, seed = page.ppo.num_steps_per_env, page.env.seed
+    collector = LocalCollector(env, steps, seed, symmetry=symmetry, compiler=wrap, chunk=chunk)
+    learner = make_learner(page, collector, env.device, group)
+    if learner.critic_group not in env.final_obs:
+        env.close()
+        given = f"[{', '.join(page.env.final_obs_groups)}]"
+        raise UserError(
+            f"env.final_obs_groups: {given}: training bootstraps time-outs from the last observation of "
+            f"{learner.critic_group!r}; add it, or leave the key out"
+        )
+    return collector, learner
+
+
+def _make_pooled(page: Page, group: Group, run: Run, rows: Tensor) -> tuple[Collector, Learner]:
+    """A pool of this rank's robots, and its copy of the learner."""
+    from embodied_rl.pools import make_collector
+
+    of = f"_rank_{group.rank}" if group.size > 1 else ""
+    device = device_of(page)
+    collector = make_collector(page, rows, device=device, status=run.path / f"pool{of}.json", world_size=group.size)
+    return collector, make_learner(page, collector, device, group)
+
+
+def make_learner(page: Page, collector: Collector, device: torch.device | str = "cpu", group: Group | None = None) -> Learner:
+    """The page's learner, for what the collector gives, on its own or as one of a group's.
+
+    Raises:
+        UserError: `ppo.class_name` is none, or cannot learn the page.
+    """
+    settings, obs = page.ppo, collector.observe()
+    torch.manual_seed(page.env.seed)
+    learner = _class(settings.class_name)
+    if issubclass(learner, rsl_rl.algorithms.PPO):
+        if group is not None and group.size > 1:
+            raise UserError(f"ppo.class_name: {settings.class_name}: it trains in one process; leave the key out, or torchrun")
+        from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
+
+        return RslRlPPO(learner, obs, collector.action_space, settings, collector.mirrors, collector.num_steps, device)
+    # on the CPU the networks are one operation each, and what is left is not worth ten seconds of compiling
+    wrap = compiler(page, torch.device(device)) if torch.device(device).type == "cuda" else as_it_is
+    own: dict[str, Any] = {"reduce": (group or Group()).sum, "compiler": wrap, "graph": page.physics.graph}
+    return learner(obs, collector.action_space, settings, collector.mirrors, page.env.seed, device, **own)
+
+
+def _class(name: str) -> Any:
+    """The class that `module:Class` names."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"ppo.class_name: {name}: {error}; write module:Class, like rsl_rl.algorithms:PPO") from None

@@ -1,0 +1,111 @@
+"""What a learner sees of any environment, ours or another's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class ActionSpace(NamedTuple):
+    """What an action is."""
+
+    size: int
+    """Numbers of a box, or choices of a discrete space."""
+    discrete: bool = False
+    """Whether an action is one of `size` choices, int64 (N,), and not a vector, float32 (N, size)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step leaves behind: views of the environment's own buffers, overwritten by the next step."""
+
+    obs: dict[str, Tensor]
+    """Observation of each group, (N, O); of rows whose episode ended, the first of the next one."""
+    rewards: Tensor
+    """(N,)."""
+    terminated: Tensor
+    """Bool (N,): the episode ended for good, there is nothing to bootstrap from."""
+    truncated: Tensor
+    """Bool (N,): the episode ended by the clock alone."""
+    final_obs: dict[str, Tensor]
+    """The last observation of the episode, for `env.final_obs_groups`, (N, O); meaningful where truncated."""
+    valid: Tensor
+    """Bool (N,): False where the simulation blew up and the transition means nothing."""
+
+
+Obs = dict[str, Tensor]
+
+
+class VectorEnv(Protocol):
+    """N environments in step: what a `LocalCollector` needs.  `Env` is one, and so is whatever `embodied_rl.sources` makes."""
+
+    num_envs: int
+    device: torch.device
+    env_ids: Tensor
+    """Global ids of the rows, int64 (N,); they key all randomness."""
+    action_space: ActionSpace
+    obs: Obs
+    """The present observations, (N, O), at addresses that stay."""
+    final_obs: Obs
+    """The last observations of episodes, for the groups that are bootstrapped from, (N, O); meaningful where truncated."""
+    buffers: dict[str, Tensor]
+    """Among them `age`: the steps that each environment has lived, int64 (N,)."""
+    physics_seconds: float
+    """Time spent in the simulator since the beginning."""
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed from a CUDA graph."""
+        ...
+
+    @property
+    def result(self) -> Step:
+        """What the last step left behind."""
+        ...
+
+    def advance(self, actions: Tensor) -> None:
+        """One step; an environment whose episode ends begins the next one in it."""
+        ...
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """`function`, which calls `advance`, as one CUDA graph where there is a device for it; else as it is."""
+        ...
+
+    def advance_curricula(self, iteration: int) -> None:
+        """Set what a curriculum moves to what it is in this iteration."""
+        ...
+
+    def drain_totals(self) -> dict[str, float]:
+        """Sums over all steps since the last call, by name.
+
+        There are `steps`, `unstable`, `episodes`, `falls`, `episode_length`, `reward/total`, and more where there is more.
+        """
+        ...
+
+    def drain_unstable(self) -> list[dict]:
+        """What is known of environments that failed since the last call: `row`, `error`, and what replays them."""
+        ...
+
+    def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Index and sign of the left-right reflection of each observation group and of `actions`."""
+        ...
+
+    def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
+        """All that the rows' future depends on; rows int64 (R,), every tensor (R, ...)."""
+        ...
+
+    def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
+        """The inverse of `snapshot`."""
+        ...
+
+    def reset(self) -> Obs:
+        """Begin a new episode everywhere, in the random numbers of the present age; the first observations."""
+        ...
+
+    def close(self) -> None:
+        """Free the simulator."""
+        ...

@@ -1,0 +1,43 @@
+"""The probes say in one line why something does not work here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from embodied_rl import machine
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="triton has its own compiler there")
+def test_what_triton_builds_with_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert machine.triton_error() == "there is no C compiler, gcc or clang, which triton needs"
+    broken = tmp_path / "broken-compiler"
+    broken.write_text("#!/bin/sh\necho 'stdin:1:10: fatal error: Python.h: no such file' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert machine.triton_error() == "stdin:1:10: fatal error: Python.h: no such file"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="cl is not run")
+def test_the_compiler_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert machine.cpp_error() == "there is no C++ compiler: no-such-compiler is not on the PATH"
+    broken = tmp_path / "broken-compiler"
+    first, last = "stdin:1:10: fatal error: Python.h: no such file", "compilation ended"
+    broken.write_text(f"#!/bin/sh\necho '{first}' >&2\necho '{last}' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert machine.cpp_error() == first
+
+
+def test_rendering_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
+    backend, reason = machine.gl_backend()
+    assert backend is None
+    assert "no-such-backend" in reason
+    assert "\n" not in reason
