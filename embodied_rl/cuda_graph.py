@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 from embodied_rl.errors import UserError
 from embodied_rl.physics.protocol import Physics
+
+log = logging.getLogger("embodied_rl")
 
 
 class CudaGraph:
@@ -58,6 +61,24 @@ class CudaGraph:
     def __call__(self) -> None:
         """Launch it once."""
         self._graph.replay()
+
+
+def try_to_capture(
+    function: Callable[[], None], device: torch.device, physics: Physics | None = None, *, what: str = "the step"
+) -> CudaGraph | None:
+    """Capture a function, or warn why that cannot be done and return None: it can still be called as it is.
+
+    Args:
+        function: see `CudaGraph`.
+        device: see `CudaGraph`.
+        physics: see `CudaGraph`.
+        what: see `CudaGraph`.
+    """
+    try:
+        return CudaGraph(function, device, physics, what=what)
+    except UserError as error:
+        log.warning("%s; until then its operations are launched one by one, several times slower", error)
+        return None
 
 
 @contextmanager

@@ -8,7 +8,6 @@ Legend: N envs, A actions, R rewards, O observations.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.config.page import Page
-from embodied_rl.cuda_graph import CudaGraph
+from embodied_rl.cuda_graph import try_to_capture
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.events import Draft
@@ -27,8 +26,6 @@ from embodied_rl.mdp.view import Draw, RobotState, View
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import ActionSpace, Step
-
-log = logging.getLogger("embodied_rl")
 
 #: Buffers that are zero when an episode begins.
 _PER_EPISODE = ("episode_length", "episode_rewards", "actions", "previous_actions", "foot_air_time")
@@ -123,17 +120,13 @@ class Env:
         state, totals = self.snapshot(rows), self._totals.clone()
         for _ in range(_WARMUP):
             function()
-        graph: Callable[[], None] = function
-        try:
-            graph = CudaGraph(function, self.device, self.physics)
-        except UserError as error:
-            log.warning("%s; until then its operations are launched one by one, several times slower", error)
-            self.physics.capturable = False
+        graph = try_to_capture(function, self.device, self.physics)
+        self.physics.capturable = graph is not None
         self.restore(rows, state)
         self._totals.copy_(totals)
         self.physics.drain_unstable()  # what the steps that are taken back met is no news
         self.physics.drain_overflow()
-        return graph
+        return graph or function
 
     def _step(self) -> None:
         self.advance(self._inputs)

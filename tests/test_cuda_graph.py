@@ -145,14 +145,14 @@ def test_a_capture_that_fails_leaves_torch_as_it_was(events: list[str]) -> None:
 def test_a_step_that_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     small = ["env.compile=false", "physics.num_threads=1"]
 
-    def graph(function: Any, device: Any, physics: Any) -> Any:
+    def graph(function: Any, device: Any, physics: Any, *, what: str) -> Any:
         raise UserError("physics.graph: the step cannot be captured here: why; set physics.graph=false")
 
     with torch.no_grad():
         env, reference = (make_env.make("go2_flat", small, num_envs=3, device="cpu") for _ in range(2))
         monkeypatch.setattr(env.physics, "capturable", True)
         monkeypatch.setattr(type(env), "captured", property(lambda self: self.physics.capturable))
-        monkeypatch.setattr("embodied_rl.env.CudaGraph", graph)
+        monkeypatch.setattr("embodied_rl.cuda_graph.CudaGraph", graph)
         for step in range(3):
             given = 0.8 * torch.randn(3, 12, generator=torch.Generator().manual_seed(step))
             assert torch.equal(env.step(given).obs["actor"], reference.step(given).obs["actor"])
@@ -187,14 +187,14 @@ def test_the_steps_before_a_capture_are_taken_back(engine: str, monkeypatch: pyt
     small = ["env.compile=false", "env.episode_s=0.1", "physics.num_threads=1"]
     launched = []
 
-    def graph(function: Any, device: Any, physics: Any) -> Any:
+    def graph(function: Any, device: Any, physics: Any, *, what: str) -> Any:
         return lambda: (launched.append(True), function())
 
     with torch.no_grad():
         env = make_env.make("go2_flat", small, num_envs=6, engine=engine, device="cpu")
         reference = make_env.make("go2_flat", small, num_envs=6, engine=engine, device="cpu")
         monkeypatch.setattr(Env, "captured", True)  # a CPU that stands for a GPU
-        monkeypatch.setattr("embodied_rl.env.CudaGraph", graph)
+        monkeypatch.setattr("embodied_rl.cuda_graph.CudaGraph", graph)
         blown = torch.full_like(env.physics.qvel, torch.nan)
         for one in (env, reference):
             one.physics.write(torch.arange(6) == 2, qvel=blown)

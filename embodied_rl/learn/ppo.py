@@ -13,7 +13,6 @@ Legend: T steps, N envs, B rows of a minibatch, A actions.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -25,8 +24,7 @@ from rsl_rl.models import RNNModel
 from torch import Tensor
 
 from embodied_rl.config.page import PPOSettings
-from embodied_rl.cuda_graph import CudaGraph
-from embodied_rl.errors import UserError
+from embodied_rl.cuda_graph import try_to_capture
 from embodied_rl.learn.advantages import Reduce, gae, moments, vtrace
 from embodied_rl.learn.batch import Batch
 from embodied_rl.learn.cpu.gradients import Gradients, Terms, fused_gradients
@@ -38,8 +36,6 @@ from embodied_rl.learn.policy import remember
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.random import stream_key
 from embodied_rl.vector_env import ActionSpace, Obs
-
-log = logging.getLogger("embodied_rl")
 
 R = TypeVar("R")
 
@@ -274,15 +270,13 @@ class PPO:
 
     def _capture(self, key: tuple[str, int], half: Callable[[int], None]) -> None:
         function = partial(half, key[1])
-        try:
-            self._graphs[key] = CudaGraph(function, self.device, what="the update")
-        except UserError as error:
-            log.warning("%s; until then its operations are launched one by one", error)
+        graph = try_to_capture(function, self.device, what="the update")
+        if graph is None:
             self._captures = False
             self._graphs.clear()
-            function()
         else:
-            self._graphs[key]()
+            self._graphs[key] = graph
+        (graph or function)()
 
     # ----------------------------------------------------------------------------------------------- what is learned from
 

@@ -99,7 +99,7 @@ def test_a_compiled_policy_does_the_same(envs: tuple[Env, Env]) -> None:
 def test_a_graph_is_captured_anew_after_a_restore(envs: tuple[Env, Env], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its steps before the capture write into the rollout too, and find room there: a CPU that stands for a GPU."""
     monkeypatch.setattr(Env, "captured", True)
-    monkeypatch.setattr("embodied_rl.env.CudaGraph", lambda function, device, physics: function)
+    monkeypatch.setattr("embodied_rl.cuda_graph.CudaGraph", lambda function, device, physics, *, what: function)
     env, other = envs
     policy = policy_of(build_actor(env.obs, env.action_space, env.page.ppo))
     collector, reference = LocalCollector(env, 2, seed=1), LocalCollector(other, 2, seed=1)
