@@ -54,3 +54,21 @@ class Batch:
         parts = table.split([width or 1 for width in self._widths.values()], dim=-1)
         named = zip(self._widths.items(), parts, strict=True)
         return {name: part if width else part[..., 0] for (name, width), part in named}
+
+
+def permutations(rows: int, epochs: int, seed: int, *, reshuffle: bool) -> Tensor:
+    """Draw the order in which each epoch takes a batch's rows, int64 (epochs, rows).
+
+    By default it is the same in all epochs of an iteration, as in rsl_rl, where each transition is met again after as many
+    minibatches.  Where it is not, some are met twice in short succession: the policy goes further from the one that acted, and
+    the objective on a rollout that was not learned from is the worse for it (docs/performance.md).
+
+    Args:
+        rows: how many there are.
+        epochs: how often all are taken.
+        seed: of the generator, which looks at 32 bits of it and no more: a hash, then.
+        reshuffle: another order in each epoch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(rows, generator=generator) for _ in range(epochs if reshuffle else 1)]
+    return torch.stack(orders).expand(epochs, rows)

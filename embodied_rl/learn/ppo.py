@@ -26,9 +26,9 @@ from torch import Tensor
 from embodied_rl.config.page import PPOSettings
 from embodied_rl.cuda_graph import try_to_capture
 from embodied_rl.learn.advantages import Reduce, gae, moments, vtrace
-from embodied_rl.learn.batch import Batch
+from embodied_rl.learn.batch import Batch, permutations
 from embodied_rl.learn.cpu.gradients import Gradients, Terms, fused_gradients
-from embodied_rl.learn.cpu.perceptron import FrozenPerceptron, fused
+from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.cpu.team import Team, one_thread
 from embodied_rl.learn.models import build_actor, build_critic, policy_of, standard_deviation
 from embodied_rl.learn.normalizer import learn_statistics
@@ -47,7 +47,7 @@ _LINEAR_END = 0.1
 _PART = 1536
 #: What stands behind the gradient in the bucket: how many rows count, and sums over them.
 _SUMS = ("rows", "surrogate", "value", "entropy", "kl", "clip_fraction", "symmetry")
-#: What an iteration adds up over its minibatches: those that count, their means, and those that do not.
+#: Accumulated over an iteration: how many minibatches were applied, sums of their means, how many were skipped and stopped.
 _TOTALS = ("minibatches", *_SUMS[1:], "grad_norm", "skipped", "stopped")
 
 
@@ -85,9 +85,6 @@ class PPO:
         self.critic_group = self.critic.obs_groups[0]
         self.policy = policy_of(self.actor)
         self._team = Team() if self.device.type == "cpu" else None
-        networks = self.actor.mlp, self.critic.mlp
-        fuses = self._team is not None and not page.bfloat16
-        self._actor_network, self._critic_network = map(fused, networks) if fuses else networks
         self._frozen_critic = FrozenPerceptron(self.critic.mlp)
         self._discrete, self._recurrent = space.discrete, isinstance(self.actor, RNNModel)
         self._parameters = parameters = list(chain(self.actor.parameters(), self.critic.parameters()))
@@ -108,7 +105,7 @@ class PPO:
         self._entropy_coef = torch.zeros((), device=device)
         self._stopped = torch.zeros((), dtype=torch.bool, device=device)
         self._totals, self._one = torch.zeros(len(_TOTALS), device=device), torch.ones(1, device=device)
-        # what a minibatch's advantages are standardized by, mean and deviation; standing so, they stay as they are
+        # mean and deviation that standardize a minibatch's advantages; (0, 1) leaves them unchanged
         self._advantage_scale = torch.tensor([0.0, 1.0], device=device)
         self._batch = Batch(self._widths(obs, space), sequences=self._recurrent)
         self._old_std: Tensor | None = None
@@ -169,7 +166,7 @@ class PPO:
         return fused_gradients((self.actor.mlp, self.critic.mlp), self._parameters, terms, self._team)
 
     def _part(self, rows: Tensor) -> Tensor:
-        """The same of some rows."""
+        """Gradient and `_SUMS` of these rows, flat."""
         loss, sums = self._losses(self._batch.take(rows), *(part[:, rows] for part in self._memory))
         gradient = torch.autograd.grad(loss, self._parameters)
         return torch.cat((*(part.flatten() for part in gradient), sums))
@@ -190,7 +187,7 @@ class PPO:
             weight, old_log_prob, old_value, target, advantage = doubled
             copies = 2
         with torch.autocast(self.device.type, torch.bfloat16, enabled=page.bfloat16):
-            output, value = self._output(actor_obs, b["done"], memory), self._critic_network(critic_obs)[..., 0]
+            output, value = self._output(actor_obs, b["done"], memory), self.critic.mlp(critic_obs)[..., 0]
         output, value = output.to(table.dtype), value.to(table.dtype)
         pi = self.policy.distribution(output)
 
@@ -213,7 +210,7 @@ class PPO:
         if page.symmetry == "mirror_loss":
             # L_S = E[(pi(mirrored s) - mirrored pi(s))^2], the second held
             image = self._mirror("actions", output.detach())
-            asymmetry = ((self._actor_network(b["mirrored_actor"]) - image).square().mean(-1) * weight).sum()
+            asymmetry = ((self.actor.mlp(b["mirrored_actor"]) - image).square().mean(-1) * weight).sum()
             loss = loss + page.mirror_loss_coeff * asymmetry
         with torch.no_grad():
             kl = (self.policy.distribution(b["output"], self._old_std).kl(pi) * b["weight"]).sum()
@@ -224,7 +221,7 @@ class PPO:
     def _output(self, obs: Tensor, done: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
         """What the actor's network says of normalized observations, (..., A)."""
         if not self._recurrent:
-            return self._actor_network(obs)
+            return self.actor.mlp(obs)
         features = []
         for now, ends in zip(obs, done, strict=True):
             out, memory = remember(self.actor.rnn.rnn, now, memory)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
@@ -363,17 +360,10 @@ class PPO:
             yield rows
 
     def _orders(self, iteration: int) -> Tensor:
-        """A permutation of the batch's rows for each epoch, (epochs, rows).
-
-        By default it is the same in all epochs of an iteration, as in rsl_rl, where each transition is met again after as many
-        minibatches.  Where it is not, some are met twice in short succession: the policy goes further from the one that acted,
-        and the objective on a rollout that was not learned from is the worse for it (docs/performance.md).
-        """
-        # a hash, for the generator looks at 32 bits of a seed and no more
-        generator = torch.Generator().manual_seed(int(stream_key(self._seed, f"minibatches of iteration {iteration}")))
-        epochs, rows = self.page.num_learning_epochs, self._batch.num_rows
-        orders = [torch.randperm(rows, generator=generator) for _ in range(epochs if self.page.reshuffle else 1)]
-        return torch.stack(orders).expand(epochs, rows).to(self.device)
+        """A permutation of the batch's rows for each epoch, (epochs, rows)."""
+        seed = int(stream_key(self._seed, f"minibatches of iteration {iteration}"))
+        orders = permutations(self._batch.num_rows, self.page.num_learning_epochs, seed, reshuffle=self.page.reshuffle)
+        return orders.to(self.device)
 
     def _scales(self, minibatches: list[Tensor]) -> list[Tensor]:
         """Mean and deviation of the advantages of each minibatch, over all processes, (2,)."""

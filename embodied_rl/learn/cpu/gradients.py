@@ -19,7 +19,7 @@ from embodied_rl.learn.batch import Batch
 from embodied_rl.learn.cpu.perceptron import address, layers_of, load_library, prepare, shape_of
 from embodied_rl.learn.cpu.team import Team
 
-#: Of `perceptron.cpp`.
+#: Must equal MOST_ACTIONS in perceptron.cpp.
 _MOST_ACTIONS = 256
 #: Parts that rows are cut into: enough for the cores of a desk, and each worth a thread's waking up.
 _MOST_PARTS, _LEAST_ROWS = 8, 384
@@ -29,7 +29,7 @@ _COLUMNS += ("advantage", "weight")
 
 
 class _Minibatch(ctypes.Structure):
-    """`Minibatch` of `perceptron.cpp`."""
+    """Must equal the struct `Minibatch` in perceptron.cpp."""
 
     _fields_ = (
         ("table", ctypes.c_void_p),

@@ -7,15 +7,12 @@
 // Widths are padded with zeros to whole vectors, so that no kernel has a tail.  Legend: R rows, K inputs, N outputs of a layer.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
-#include <mutex>
-#include <thread>
-#include <type_traits>
 #include <vector>
+
+#include "helpers.hpp"
 
 namespace {
 
@@ -237,66 +234,14 @@ struct Network {
   }
 };
 
-// Threads that sleep until there is something to share.  Waking one takes 40 us, for it needs no interpreter; the caller works
-// meanwhile, and whoever is free takes the next piece.
-class Helpers {
- public:
-  // work(0), ..., work(count - 1), each once, by the caller and up to `others` more.
-  template <class Work>
-  void share(int64_t count, int others, Work&& work) {
-    std::unique_lock<std::mutex> only(used, std::try_to_lock);
-    if (!only || others < 1 || count < 2) {
-      for (int64_t i = 0; i < count; i++) work(i);
-      return;
-    }
-    while ((int)threads.size() < others) threads.emplace_back([this] { help(); });
-    {
-      std::lock_guard<std::mutex> lock(mutex);
-      call = [](void* what, int64_t i) { (*(std::remove_reference_t<Work>*)what)(i); };
-      what = &work, pieces = count, places = others, next = 0, round++;
-    }
-    wake.notify_all();
-    for (int64_t i; (i = next.fetch_add(1)) < count;) work(i);
-    std::unique_lock<std::mutex> lock(mutex);
-    places = 0;  // who wakes now is too late
-    left.wait(lock, [this] { return inside == 0; });
-  }
-
- private:
-  void help() {
-    uint64_t seen = 0;
-    std::unique_lock<std::mutex> lock(mutex);
-    for (;;) {
-      wake.wait(lock, [&] { return round != seen; });
-      seen = round;
-      if (places < 1) continue;
-      places--, inside++;
-      lock.unlock();
-      for (int64_t i; (i = next.fetch_add(1)) < pieces;) call(what, i);
-      lock.lock();
-      if (--inside == 0) left.notify_one();
-    }
-  }
-
-  std::vector<std::thread> threads;
-  std::mutex used, mutex;
-  std::condition_variable wake, left;
-  std::atomic<int64_t> next{0};
-  uint64_t round = 0;
-  int64_t pieces = 0;
-  int places = 0, inside = 0;
-  void (*call)(void*, int64_t) = nullptr;
-  void* what = nullptr;
-};
-
 Helpers& helpers = *new Helpers;  // never destroyed: its threads wait in it when the process ends
 
 }  // namespace
 
 extern "C" {
 
-// Floats that `forward` leaves in `kept` for `backward`: inputs of every layer, padded.
-int64_t kept_size(int64_t rows, const int64_t* shape) {
+// Floats of the inputs of every layer, padded.
+static int64_t kept_size(int64_t rows, const int64_t* shape) {
   const Network network(shape);
   int64_t total = 0;
   for (int l = 0; l < network.layers; l++) total += rows * padded(network.widths[l]);
@@ -328,25 +273,16 @@ void prepare(const int64_t* shape, const float* const* weights, const float* con
   }
 }
 
-// Floats of scratch memory that `forward` or `backward` needs.
-int64_t scratch_size(const int64_t* shape) {
+// Floats of a gradient, and of two tiles as wide as the widest layer.
+static int64_t scratch_size(const int64_t* shape) {
   const Network network(shape);
   int64_t gradient = 0;
   for (int l = 0; l < network.layers; l++) gradient += (padded(network.widths[l]) + 1) * padded(network.widths[l + 1]);
   return gradient + 2 * TILE * network.widest();
 }
 
-// Leaves y and what `backward` needs.  x: (rows, inputs), rows `ldx` apart; y: (rows, outputs).
-void forward(int64_t rows, const int64_t* shape, const float* x, int64_t ldx, float* prepared, float* y,
-             float* kept, float* scratch) {
-  Network network(shape);
-  network.read(prepared);
-  network.make_room(rows, kept);
-  for (int64_t r = 0; r < rows; r += TILE) network.answer(std::min(TILE, rows - r), r, x + r * ldx, ldx, y, scratch);
-}
-
-// The same where nobody asks for the gradient, with up to `others` helpers: what lies between x and y stays in a thread's own
-// memory, call after call.
+// y, (rows, outputs), of x, (rows, inputs), whose rows stand `ldx` apart, with up to `others` helpers: what lies between the two
+// stays in a thread's own memory, call after call.
 void infer(int64_t rows, const int64_t* shape, const float* x, int64_t ldx, float* prepared, float* y, int others) {
   helpers.share((rows + PIECE - 1) / PIECE, others, [&](int64_t piece) {
     static thread_local std::vector<float> memory;
@@ -358,25 +294,6 @@ void infer(int64_t rows, const int64_t* shape, const float* x, int64_t ldx, floa
     float* scratch = network.make_room(PIECE, memory.data());
     network.answer(std::min(PIECE, rows - r), 0, x + r * ldx, ldx, y + r * network.widths[network.layers], scratch);
   });
-}
-
-// dy: (rows, outputs); dweights[l], dbiases[l]: of the shapes of weights and biases, overwritten.
-void backward(int64_t rows, const int64_t* shape, const float* dy, float* prepared, float* kept,
-              float* const* dweights, float* const* dbiases, float* scratch) {
-  Network network(shape);
-  network.read(prepared);
-  network.make_room(rows, kept);
-  float *d = network.make_gradient(scratch), *spare = d + TILE * network.widest();
-  int64_t last = network.last(), width = network.widths[network.layers];
-  for (int64_t r = 0; r < rows; r += TILE) {
-    int64_t count = std::min(TILE, rows - r);
-    for (int64_t i = 0; i < count; i++) {
-      std::memcpy(d + i * last, dy + (r + i) * width, sizeof(float) * width);
-      std::memset(d + i * last + width, 0, sizeof(float) * (last - width));
-    }
-    network.backward(count, r, d, spare);
-  }
-  network.finish(dweights, dbiases);
 }
 
 // A minibatch of PPO with a Gaussian policy: where everything stands.  Columns are counted in a row of the table.

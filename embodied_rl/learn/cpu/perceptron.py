@@ -15,9 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,32 +26,12 @@ from embodied_rl import machine
 log = logging.getLogger("embodied_rl")
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
+_HELPERS = _SOURCE.with_name("helpers.hpp")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
-#: Of `perceptron.cpp`: it keeps the layers in arrays of this length.
+#: Must equal MOST_LAYERS in perceptron.cpp, which keeps the layers in arrays of this length.
 _MOST_LAYERS = 16
-#: In the order of its `Activation`.
+#: The activations that perceptron.cpp knows, in the order of its `Activation`.
 _ACTIVATIONS = (nn.ELU, nn.ReLU, nn.Tanh)
-
-
-def fused(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network as one operation that is learned through, where this machine can build it; else the network itself.
-
-    The result takes float32 (..., inputs) on the CPU whose gradient nobody asks for, and is within rounding of the network's.
-    """
-    layers, library = layers_of(network), None
-    if layers:
-        library = load_library()
-    if library is None:
-        return network
-    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    shape = shape_of(network)
-
-    def call(x: Tensor) -> Tensor:
-        assert x.dtype == torch.float32 and not x.requires_grad
-        y = _Perceptron.apply(library, shape, x.flatten(0, -2), *parameters)
-        return y.view(*x.shape[:-1], layers[-1].out_features)
-
-    return call
 
 
 class FrozenPerceptron:
@@ -132,40 +111,6 @@ def shape_of(network: nn.Module) -> ctypes.Array:
     )
 
 
-class _Perceptron(torch.autograd.Function):
-    """y of x (R, K) under parameters (W_1, b_1, W_2, ...)."""
-
-    @staticmethod
-    def forward(ctx: Any, library: ctypes.CDLL, shape: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        x = x if x.stride(-1) == 1 else x.contiguous()
-        rows = ctypes.c_int64(len(x))
-        y, kept = x.new_empty(len(x), shape[-1]), x.new_empty(library.kept_size(rows, shape))
-        scratch = x.new_empty(library.scratch_size(shape))
-        prepared = prepare(library, shape, parameters[0::2], parameters[1::2])
-        apart = ctypes.c_int64(x.stride(0))
-        library.forward(rows, shape, address(x), apart, address(prepared), address(y), address(kept), address(scratch))
-        ctx.library, ctx.shape = library, shape
-        ctx.save_for_backward(kept, scratch, prepared, *parameters)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        kept, scratch, prepared, *parameters = ctx.saved_tensors
-        dy = gradients[0].contiguous()
-        results = [torch.empty_like(parameter) for parameter in parameters]
-        ctx.library.backward(
-            ctypes.c_int64(len(dy)),
-            ctx.shape,
-            address(dy),
-            address(prepared),
-            address(kept),
-            addresses(results[0::2]),
-            addresses(results[1::2]),
-            address(scratch),
-        )
-        return None, None, None, *results
-
-
 def prepare(
     library: ctypes.CDLL, shape: ctypes.Array, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None = None
 ) -> Tensor:
@@ -185,7 +130,7 @@ def load_library() -> ctypes.CDLL | None:
         except (OSError, subprocess.SubprocessError) as reason:
             error = f"perceptron.cpp does not build: {str(reason).partition(chr(10))[0]}"
         else:
-            for name in ("kept_size", "prepared_size", "scratch_size", "learn_size"):
+            for name in ("prepared_size", "learn_size"):
                 getattr(library, name).restype = ctypes.c_int64
             return library
     said = "%s: the networks are computed layer by layer, and updates take twice as long; `embodied-rl doctor` says more"
@@ -198,7 +143,8 @@ def _build() -> Path:
     compiler = os.environ.get("CXX") or {"darwin": "clang++"}.get(sys.platform, "g++")
     # what the compiler makes of -march=native names the processor's abilities, should a home be shared among machines
     target = subprocess.run([compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True)
-    key = hashlib.sha256(_SOURCE.read_bytes() + target.stdout + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    sources = b"".join(path.read_bytes() for path in (_SOURCE, _HELPERS))
+    key = hashlib.sha256(sources + target.stdout + " ".join(_FLAGS).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embodied_rl"
     path = folder / f"perceptron-{key}.so"
     if not path.is_file():
@@ -211,10 +157,10 @@ def _build() -> Path:
 
 
 def address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
-    """Of an element, counted through the memory."""
+    """Point to element `offset` of the tensor's storage, counted from the tensor's first."""
     return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
 
 
 def addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
-    """Of the first elements."""
+    """Point to each tensor's first element, in a C array."""
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
