@@ -289,7 +289,7 @@ def _pool(options: argparse.Namespace) -> int:
     from embodied_rl.learn.run import find_run
     from embodied_rl.pools.status import read_status, shown
 
-    run, _ = find_run(options.run)
+    run, _ = find_run(options.run, trained=False)  # one that has just begun, too
     print("\n\n".join(map(shown, read_status(run.path))))
     return 0
 

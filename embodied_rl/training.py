@@ -63,7 +63,8 @@ def resume(
     A damaged newest checkpoint is passed over with a warning.
 
     Args:
-        name: a run directory, a checkpoint in one, `latest`, or `auto`: the run in `path`, or the page's newest, or a new one.
+        name: a run directory, a checkpoint in one, `latest`, the page's newest that has a checkpoint, or `auto`: the run
+            in `path`, or the page's newest, or a new one.
         config: the page's name or path.
         overrides: see `embodied_rl.make`.
         path: the directory that `auto` looks at.
@@ -87,7 +88,7 @@ def resume(
             if run is None:
                 return None
         else:
-            run, named = find_run(name)
+            run, named = find_run(name, fresh.name)
         before = run.page
         if fresh.name != before.name:
             raise UserError(f"--resume {run.path}: that run is of the page {before.name}, not of {config}")

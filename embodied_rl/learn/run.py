@@ -166,22 +166,31 @@ class Run:
 
 
 def runs_of(page_name: str) -> list[Run]:
-    """The runs of a page, the one begun last first."""
-    found = sorted((RUNS / page_name).glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    """List the runs of a page, or of all (`*`), the one begun last first."""
+    found = sorted(RUNS.glob(f"{page_name}/*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     return [Run(path.parent) for path in found]
 
 
-def find_run(name: str | Path) -> tuple[Run, Path | None]:
-    """A run directory, a checkpoint in one, `latest`, or RUN/best; and the checkpoint where one was named.
+def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) -> tuple[Run, Path | None]:
+    """Find a run directory, a checkpoint in one, `latest`, or RUN/best; and the checkpoint where one was named.
+
+    Args:
+        name: a path, or `latest`: the run begun last that has a checkpoint.
+        page_name: the page whose `latest` is meant; by default any.
+        trained: whether `latest` passes over runs that failed, were stopped or are still before their first checkpoint.
 
     Raises:
         RunError: there is none.
     """
     if str(name) == "latest":
-        runs = sorted(RUNS.glob("*/*/config.yaml"), key=lambda p: p.stat().st_mtime)
-        if not runs:
-            raise RunError(f"latest: no run under {RUNS.resolve()}; start one with `embodied-rl train go2_flat`")
-        return Run(runs[-1].parent), None
+        known = runs_of(page_name)
+        found = next((run for run in known if run.newest_checkpoints() or not trained), None)
+        if found is None:
+            of = "" if page_name == "*" else f" of {page_name}"
+            why = f"no run{of} under {RUNS.resolve()}"
+            why += f" has a checkpoint, of {len(known)}" if known else ""
+            raise RunError(f"latest: {why}; start one with `embodied-rl train {'go2_flat' if page_name == '*' else page_name}`")
+        return found, None
     path = Path(name)
     if path.name == "best" and (path.parent / "config.yaml").is_file():
         run = Run(path.parent)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -187,16 +190,20 @@ class _Finder:
         return getattr(_module(signature), name)
 
 
-_own_modules: dict[Path, Any] = {}
-
-
-def _module(signature: TermSignature) -> Any:
+def _module(signature: TermSignature) -> ModuleType:
     if signature.module_name.startswith("embodied_rl."):
         return importlib.import_module(signature.module_name)
     path = signature.module_path.resolve()
-    if path not in _own_modules:
-        spec = importlib.util.spec_from_file_location(f"embodied_rl_own_terms_{path.stem}", path)
+    # one name for each file: two pages may have a my_terms.py each
+    name = f"embodied_rl_terms_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
-        _own_modules[path] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(_own_modules[path])
-    return _own_modules[path]
+        # torch.compile looks a function's module up there, and so do dataclasses and pickle
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]

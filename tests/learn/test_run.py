@@ -52,14 +52,24 @@ def test_checkpoints_newest_first(here: Path) -> None:
     assert found == ["model_001000.pt", "model_000100.pt", "model_000050.pt", "model_000009.pt"]
 
 
-def test_latest_is_the_run_begun_last() -> None:
-    with pytest.raises(RunError, match=r"latest: no run under .*; start one with"):
+def test_latest_is_the_run_begun_last_that_has_a_checkpoint() -> None:
+    with pytest.raises(RunError, match=r"latest: no run under .*[^0-9]; start one with `embodied-rl train go2_flat`"):
         find_run("latest")
-    paths = [Run.create(load(name), Path("runs") / name / time).path for name, time in (("go2_flat", "b"), ("go1_flat", "a"))]
-    for age, path in enumerate(reversed(paths)):
+    names = {"go2_flat/a": 5, "go1_flat/b": 1, "go2_flat/c": 3, "go2_flat/d": 0}
+    for name, age in names.items():
+        Run.create(load(name.partition("/")[0]), path := Path("runs") / name)
         os.utime(path / "config.yaml", (1e9 - age, 1e9 - age))
-    found, named = find_run("latest")
-    assert (found.path, named) == (paths[1], None)
+    with pytest.raises(RunError, match=r"latest: no run under .* has a checkpoint, of 4; start one with"):
+        find_run("latest")
+    for name in ("go2_flat/a", "go1_flat/b", "go2_flat/c"):  # d failed, or is still before its first
+        Run(Path("runs") / name).checkpoint(50).touch()
+    latest = lambda *page, **options: str(find_run("latest", *page, **options)[0].path)  # noqa: E731
+    assert (latest(), latest("go2_flat"), latest(trained=False)) == ("runs/go1_flat/b", "runs/go2_flat/c", "runs/go2_flat/d")
+    assert find_run("latest")[1] is None
+    with pytest.raises(
+        RunError, match=r"latest: no run of go1_flat_full under .*; start one with `embodied-rl train go1_flat_full`"
+    ):
+        find_run("latest", "go1_flat_full")
 
 
 def test_a_run_by_its_path_or_a_checkpoint_of_it(here: Path) -> None:

@@ -1,0 +1,52 @@
+"""A page's own modules of terms: each file is a module of its own, and one as others are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from embodied_rl.config import load
+from embodied_rl.mdp.bind import _Finder
+
+TERMS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from embodied_rl.mdp.term import reward
+
+@dataclass
+class Memory:
+    value: float = {value}
+
+@reward()
+def mine(env, *, std: float = 1.0):
+    \"\"\"{value}.\"\"\"
+    return Memory().value
+"""
+
+
+def term(folder: Path, value: float):
+    folder.mkdir()
+    (folder / "my_terms.py").write_text(TERMS.format(value=value))
+    (folder / "page.yaml").write_text("extends: go2_flat.yaml\nterms: [my_terms.py]\nrewards:\n  mine: {weight: 1.0}\n")
+    return _Finder(load(str(folder / "page.yaml")))("rewards", "mine")
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
+    one, other = (term(tmp_path / f"folder_{number}", float(number)) for number in (1, 2))
+    assert (one(None), other(None)) == (1.0, 2.0)
+    for function in (one, other):
+        assert sys.modules[function.__module__].mine is function
+
+
+def test_a_file_that_fails_leaves_no_half_module(tmp_path: Path) -> None:
+    before = set(sys.modules)
+    (tmp_path / "broken").mkdir()
+    source = TERMS.format(value=0.0).replace("\n@reward", "\n1 / 0\n\n@reward")
+    (tmp_path / "broken" / "my_terms.py").write_text(source)
+    page = "extends: go2_flat.yaml\nterms: [my_terms.py]\nrewards:\n  mine: {weight: 1.0}\n"
+    (tmp_path / "broken" / "page.yaml").write_text(page)
+    with pytest.raises(ZeroDivisionError):
+        _Finder(load(str(tmp_path / "broken" / "page.yaml")))("rewards", "mine")
+    assert not [name for name in set(sys.modules) - before if "my_terms" in name]
