@@ -29,8 +29,6 @@ class velocity:  # noqa: N801  named as its entry on the page
     that a robot told to stop in mid-stride may end it.
     """
 
-    size = 3
-
     def __init__(
         self,
         name: str,

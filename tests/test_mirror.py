@@ -59,8 +59,8 @@ def _randomize(env: Env, generator: torch.Generator) -> None:
     physics.qvel.copy_(normal(physics.qvel))
     for name in ("frame_pos", "frame_lin_vel", "joint_torque"):
         getattr(physics, name).copy_(normal(getattr(physics, name)))
-    for name, tensor in physics.sensors.items():
-        tensor.copy_(normal(tensor) if name == "foot_force" else (normal(tensor) > 0).float())
+    for tensor in physics.sensors.values():
+        tensor.copy_((normal(tensor) > 0).float())
     for name in ("actions", "previous_actions", "previous_joint_vel"):
         buffers[name].copy_(normal(buffers[name]))
     for name in ("foot_air_time", "foot_friction"):
@@ -98,7 +98,7 @@ def _mirror(env: Env) -> None:
         kind, _, group = name.partition(":")
         bodies = robot.spec.bodies[group] if kind == "contact" else ()
         order = [bodies.index(robot.spec.mirrored_name(body)) for body in bodies] or feet
-        tensor.copy_(tensor[:, order] * (vector if name == "foot_force" else 1.0))
+        tensor.copy_(tensor[:, order])
     for name in ("actions", "previous_actions", "previous_joint_vel"):
         buffers[name].copy_(joints(buffers[name]))
     for name in ("foot_air_time", "foot_friction"):

@@ -20,7 +20,7 @@ from typing import Literal, TypeVar
 
 T = TypeVar("T", bound=Callable)
 
-#: What a term may ask the scene to measure: `foot_contact` (flags), `foot_force`, `foot_frames` (positions and velocities),
+#: What a term may ask the scene to measure: `foot_contact` (flags), `foot_frames` (positions and velocities),
 #: `foot_air_time`, `joint_torque`, or `contact:{group}` (flags of a body group, named by the term's parameter `group`).
 Need = str
 

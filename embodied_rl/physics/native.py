@@ -17,7 +17,7 @@ from torch import Tensor
 
 from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
-from embodied_rl.physics.tensors import sensor_values
+from embodied_rl.physics.tensors import touches
 from embodied_rl.scene import Scene
 
 #: Steps kept before a blow-up, and blow-ups kept between two drains.
@@ -185,7 +185,7 @@ class NativePhysics:
         if self._sensordata is not None:
             data = self._sensordata
             for name, (columns, shape) in self._sensor_slices.items():
-                self.sensors[name].copy_(sensor_values(name, data[:, columns].view(-1, *shape)))
+                self.sensors[name].copy_(touches(data[:, columns].view(-1, *shape)))
         if self._torque is not None:
             self.joint_torque.copy_(self._torque)
 

@@ -41,8 +41,7 @@ class Physics(Protocol):
     frame_lin_vel: Tensor
     """World velocities of the frames' origins [m/s], (N, K, 3).  *kinematic*"""
     sensors: dict[str, Tensor]
-    """By meaning: `foot_contact` (N, F) in {0, 1}, `foot_force` (N, F, 3), that of the ground on
-    the foot in the world [N], `contact:<group>` (N, B) in {0, 1}.  *force*"""
+    """By meaning, in {0, 1}: `foot_contact` (N, F), `contact:<group>` (N, B).  *force*"""
     joint_torque: Tensor
     """Torques of the actuators at the joints [N m], (N, nu).  *force*"""
     unstable: Tensor

@@ -222,7 +222,7 @@ class TensorPhysics(ABC):
         self._kept_at.copy_(torch.where(bad & ~self._kept, self._steps, self._kept_at))
         self._kept.copy_(self._kept | bad)
         for name, (columns, shape) in self._slices.items():
-            values = sensor_values(name, self._sensordata[:, columns].view(-1, *shape))
+            values = touches(self._sensordata[:, columns].view(-1, *shape))
             self.sensors[name].copy_(torch.where(bad.view(-1, *[1] * (values.dim() - 1)), 0.0, values))
         if self._reads_torque:
             self.joint_torque.copy_(torch.where(bad[:, None], 0.0, self._actuator_force))
@@ -272,10 +272,9 @@ def _assign(mask: Tensor, targets: list[Tensor], values: list[Tensor]) -> None:
         target.copy_(torch.where(mask.view(-1, *[1] * (target.dim() - 1)), value, target))
 
 
-def sensor_values(name: str, values: Tensor) -> Tensor:
-    """What the columns of a contact sensor mean: values (N, feet or bodies, geoms each, ...) to (N, feet or bodies, ...)."""
-    # A contact sensor counts its matches: the flag is whether any geom has one; and its force is the geom's on what it touches
-    return -values.sum(2) if name == "foot_force" else (values.amax(2) > 0).float()
+def touches(values: Tensor) -> Tensor:
+    """Say 1 where any geom of a foot or body B has matches: (N, B, geoms of each) to (N, B)."""
+    return (values.amax(2) > 0).float()
 
 
 def runnable(model: mujoco.MjModel) -> mujoco.MjModel:

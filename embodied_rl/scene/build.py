@@ -15,9 +15,9 @@ from embodied_rl.robot import RobotSpec
 from embodied_rl.scene.terrain import FlatTerrain
 
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
-_FOUND, _FORCE, _NETFORCE = 1, 2, 3
+_FOUND = 1
 #: Needs that the scene, the engine or the environment know how to serve; `contact:<group>` aside.
-_NEEDS = ("foot_contact", "foot_force", "foot_frames", "foot_air_time", "foot_friction", "joint_torque")
+_NEEDS = ("foot_contact", "foot_frames", "foot_air_time", "foot_friction", "joint_torque")
 _DISABLED = (
     # a blown-up state must be seen, not silently replaced by the default one
     mujoco.mjtDisableBit.mjDSBL_AUTORESET,
@@ -110,8 +110,6 @@ def _check(needs: set[str], robot: RobotSpec) -> None:
             raise SceneError(f"a term reads {need!r}: {what}; {hint}")
         if kind.startswith("foot_") and not robot.feet:
             raise SceneError(f"{page}: feet: none named, but a term of the page reads {need!r}; name them")
-    if "foot_force" in needs and len({len(foot.geoms) for foot in robot.feet}) > 1:
-        raise SceneError(f"{page}: feet: a term reads 'foot_force', which wants as many geoms of every foot")
 
 
 def _fix_inertias(spec: mujoco.MjSpec) -> None:
@@ -156,19 +154,18 @@ def _add_sensors(
     feet = [list(foot.geoms) for foot in robot.feet]
     for need in sorted(needs):
         kind, _, group = need.partition(":")
-        if kind in ("foot_contact", "foot_force"):
+        if kind == "foot_contact":
             geoms = feet
         elif kind == "contact":
             geoms = [_body_geoms(spec, robot, body, group, collisions) for body in robot.bodies[group]]
         else:
             continue
-        force = kind == "foot_force"
         width = max(len(row) for row in geoms)
         for row in geoms:
             for geom in (row + row[-1:] * width)[:width]:  # rows of one length: repeating a geom changes no maximum
                 sensor = spec.add_sensor(type=mujoco.mjtSensor.mjSENS_CONTACT, objtype=mujoco.mjtObj.mjOBJ_GEOM, objname=geom)
-                sensor.intprm[:3] = (_FORCE, _NETFORCE, 1) if force else (_FOUND, 0, 1)
-        shape = (len(geoms), width, 3) if force else (len(geoms), width)
+                sensor.intprm[:3] = (_FOUND, 0, 1)
+        shape = (len(geoms), width)
         sensors[need] = (slice(columns, columns + int(np.prod(shape))), shape)
         columns += int(np.prod(shape))
     return sensors

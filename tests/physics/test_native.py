@@ -15,7 +15,7 @@ from embodied_rl.robot import load_robot
 from embodied_rl.scene import Scene, build_scene
 
 DECIMATION = 4
-NEEDS = {"foot_contact", "foot_force", "foot_frames", "joint_torque"}
+NEEDS = {"foot_contact", "foot_frames", "joint_torque"}
 CASES = [("go2", "feet"), ("go2", "full"), ("go1", "feet"), ("go1", "full")]
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 EVERY = slice(None)
@@ -85,20 +85,16 @@ def _assert_identical(
 
 
 def _contacts(scene: Scene, model: mujoco.MjModel, data: mujoco.MjData) -> dict[str, np.ndarray]:
-    """Contact flags and forces, gathered from MuJoCo's contacts and not from its sensors."""
+    """Contact flags, gathered from MuJoCo's contacts and not from its sensors."""
     feet = [tuple(model.geom(name).id for name in foot.geoms) for foot in scene.robot.feet]
     all_feet = {geom for geoms in feet for geom in geoms}
-    found = {"foot_contact": np.zeros(len(feet)), "foot_force": np.zeros((len(feet), 3))}
+    found = {"foot_contact": np.zeros(len(feet))}
     found |= {name: np.zeros(shape[0]) for name, (_, shape) in scene.sensors.items() if name.startswith("contact:")}
-    for index, contact in enumerate(data.contact):
-        wrench = np.zeros(6)
-        mujoco.mj_contactForce(model, data, index, wrench)
-        force = contact.frame.reshape(3, 3).T @ wrench[:3]  # in the world, on geom2
-        for geom, sign in ((contact.geom1, -1.0), (contact.geom2, 1.0)):
+    for contact in data.contact:
+        for geom in (contact.geom1, contact.geom2):
             for foot, geoms in enumerate(feet):
                 if geom in geoms:
                     found["foot_contact"][foot] = 1.0
-                    found["foot_force"][foot] += sign * force
             body = model.body(model.geom_bodyid[geom]).name
             for name in found:
                 group = scene.robot.bodies.get(name.removeprefix("contact:"), ())
@@ -134,8 +130,6 @@ def _compare(scene: Scene, physics: NativePhysics, rows, models, states, ctrl) -
     for name, values in stacked.items():
         if name in ("qpos", "qvel", "joint_torque", "foot_contact") or name.startswith("contact:"):
             np.testing.assert_array_equal(found[name][rows].numpy(), values.astype(np.float32), err_msg=name)
-        elif name == "foot_force":  # the sensor adds up in another order
-            np.testing.assert_allclose(found[name][rows].numpy(), values, rtol=1e-5, atol=1e-3, err_msg=name)
         else:
             np.testing.assert_allclose(found[name][rows].numpy(), values, atol=3e-5, err_msg=name)
     return stacked
@@ -218,11 +212,8 @@ def test_a_standing_robot_is_carried_by_its_feet(scene):
     physics.write(_everyone(physics), qpos=pose[None], qvel=torch.zeros(1, scene.model.nv))
     for _ in range(150):
         physics.step(default[None])
-    weight = 9.81 * scene.model.body_subtreemass[scene.base_body]
     assert physics.sensors["foot_contact"].tolist() == [[1.0] * 4]
-    # the ground pushes up, whatever the foot's own frame
-    assert (physics.sensors["foot_force"][0, :, 2] > 0.1 * weight).all()
-    np.testing.assert_allclose(physics.sensors["foot_force"][0].sum(0).numpy(), (0.0, 0.0, weight), atol=0.01 * weight)
+    assert float(physics.qpos[0, 2]) > 0.8 * scene.robot.base_height and float(physics.qvel[0, :3].norm()) < 0.05
 
 
 def test_friction_of_the_feet_is_the_friction_of_the_contact(scene):

@@ -223,9 +223,9 @@ def test_sensors_stand_in_the_columns_that_the_scene_says(biped):
 def test_only_what_is_asked_for_is_measured(name):
     bare = _build(name)
     assert (bare.sensors, bare.frames, bare.joint_torque, bare.model.nsensor) == ({}, (), False, 0)
-    scene = _build(name, "full", {"foot_force", "foot_frames", "joint_torque", "contact:calves"})
-    assert set(scene.sensors) == {"foot_force", "contact:calves"} and len(scene.frames) == 4 and scene.joint_torque
-    assert scene.sensors["foot_force"][1] == (4, 1, 3)
+    scene = _build(name, "full", {"foot_contact", "foot_frames", "joint_torque", "contact:calves"})
+    assert set(scene.sensors) == {"foot_contact", "contact:calves"} and len(scene.frames) == 4 and scene.joint_torque
+    assert scene.sensors["foot_contact"][1] == (4, 1)
     columns = sorted(i for c, _ in scene.sensors.values() for i in range(*c.indices(10**6)))
     assert columns == list(range(scene.model.nsensordata))
 
@@ -236,7 +236,7 @@ def test_only_what_is_asked_for_is_measured(name):
         ({"contact:thighs"}, "feet", "'thighs', but 'FL_thigh' cannot touch anything: set scene.collisions: full"),
         ({"contact:thigs"}, "full", "has no group 'thigs'; did you mean 'contact:thighs'?"),
         ({"foot_contacts"}, "feet", "'foot_contacts' is unknown; did you mean 'foot_contact'?"),
-        ({"zzz"}, "feet", "'zzz' is unknown; allowed: foot_contact, foot_force"),
+        ({"zzz"}, "feet", "'zzz' is unknown; allowed: foot_contact, foot_frames"),
     ],
 )
 def test_a_need_that_cannot_be_served_is_one_line(needs, collisions, message):
@@ -245,7 +245,7 @@ def test_a_need_that_cannot_be_served_is_one_line(needs, collisions, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("need", ["foot_contact", "foot_force", "foot_frames", "foot_air_time", "foot_friction"])
+@pytest.mark.parametrize("need", ["foot_contact", "foot_frames", "foot_air_time", "foot_friction"])
 def test_a_robot_without_feet_cannot_serve_their_terms(biped, need):
     footless = dataclasses.replace(biped, feet=())
     with pytest.raises(SceneError, match=f"robot.yaml: feet: none named, but a term of the page reads '{need}'"):
@@ -257,11 +257,6 @@ def test_a_body_without_collision_geoms_in_the_full_set(biped, tmp_path):
     (tmp_path / "biped.xml").write_text(BIPED.replace('name="trunk" type', 'contype="0" conaffinity="0" type'))
     with pytest.raises(SceneError, match=r"give trunk a collision geom in .*biped.xml"):
         _build(biped, "full", {"contact:trunk"})
-
-
-def test_foot_force_wants_as_many_geoms_of_every_foot(biped):
-    with pytest.raises(SceneError, match="'foot_force', which wants as many geoms of every foot"):
-        _build(biped, "full", {"foot_force"})
 
 
 # ---------------------------------------------------------------------------------------------------------- what is shown
