@@ -75,9 +75,50 @@ class RobotState:
     def __init__(self, robot: Robot, physics: Physics) -> None:
         self._robot, self._physics = robot, physics
 
-    def __getattr__(self, name: str) -> Tensor:
-        # constants of the robot: default_joint_pos, joint_limits, mass, ...
-        return getattr(self._robot, name)
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """The joints in robot.yaml's order."""
+        return self._robot.joint_names
+
+    @property
+    def default_joint_pos(self) -> Tensor:
+        """Joint positions that actions and observations count from [rad], (J,)."""
+        return self._robot.default_joint_pos
+
+    @property
+    def joint_limits(self) -> Tensor:
+        """Lower and upper limits [rad], (2, J)."""
+        return self._robot.joint_limits
+
+    @property
+    def qpos_index(self) -> Tensor:
+        """Where each joint's position stands in qpos, int64 (J,)."""
+        return self._robot.qpos_index
+
+    @property
+    def qvel_index(self) -> Tensor:
+        """Where each joint's velocity stands in qvel, int64 (J,)."""
+        return self._robot.qvel_index
+
+    @property
+    def mass(self) -> float:
+        """Total mass [kg]."""
+        return self._robot.mass
+
+    @property
+    def floating(self) -> bool:
+        """Whether the base moves freely."""
+        return self._robot.floating
+
+    @property
+    def foot_geoms(self) -> Tensor:
+        """Which geoms of the model are a foot's, bool (ngeom,)."""
+        return self._robot.foot_geoms
+
+    @property
+    def foot_radius(self) -> float:
+        """Radius of a foot's sphere [m]."""
+        return self._robot.foot_radius
 
     @once
     def base_pos_w(self) -> Tensor:
@@ -102,7 +143,7 @@ class RobotState:
 
     @once
     def base_lin_vel_b(self) -> Tensor:
-        """The same in the base frame [m/s], (N, 3).  *state*"""
+        """Velocity of the base's origin in the base frame [m/s], (N, 3).  *state*"""
         return rotations.rotate_inverse(self.base_quat_w, self.base_lin_vel_w)
 
     @once

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pytest
 import torch
 
 from embodied_rl.config.page import PhysicsSettings
-from embodied_rl.mdp.view import Draw, Robot
+from embodied_rl.mdp.view import Draw, Robot, RobotState
+from embodied_rl.physics.protocol import Physics
 from embodied_rl.robot import load_robot
 from embodied_rl.scene import Scene, build_scene
 
@@ -67,6 +69,15 @@ def test_a_joint_without_limits_has_none(tmp_path):
 
 def test_a_robot_without_a_mirror_can_be_built(tmp_path):
     Robot(_scene(tmp_path, more=""), torch.device("cpu"))
+
+
+def test_a_term_sees_the_constants_of_the_robot_and_is_told_of_its_typing_errors(tmp_path):
+    robot = Robot(_scene(tmp_path), torch.device("cpu"))
+    state = RobotState(robot, cast("Physics", None))  # constants ask no engine
+    names = ("joint_names", "joint_limits", "default_joint_pos", "qpos_index", "qvel_index", "mass", "floating", "foot_geoms")
+    assert all(getattr(state, name) is getattr(robot, name) for name in (*names, "foot_radius"))
+    with pytest.raises(AttributeError, match="'RobotState' object has no attribute 'joint_limit'"):
+        state.joint_limit  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_draw_beyond_its_block_is_an_error():
