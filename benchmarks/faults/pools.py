@@ -220,15 +220,15 @@ def lose_node(table: Table, *, after: bool) -> Callable[[SimPool], Any]:
         worker = next(worker for worker in pool.crew.workers if worker.node in homes)
         node = homes[worker.node]
         if after:
-            wait = pool._wait
+            dispatcher, wait = pool.dispatcher, pool.dispatcher.wait
 
-            def once(accept: Any) -> None:
-                pool._wait = wait  # the result is there, and the driver has not looked yet
-                ray.wait([pool._requests[worker.index][0].ref], fetch_local=False, timeout=60.0)
+            def once(receiver: Any) -> None:
+                dispatcher.wait = wait  # the result is there, and the driver has not looked yet
+                ray.wait([dispatcher.requests[worker.index][0].ref], fetch_local=False, timeout=60.0)
                 node.kill_raylet()
-                wait(accept)
+                wait(receiver)
 
-            pool._wait = once
+            dispatcher.wait = once
         else:
             threading.Timer(0.1, node.kill_raylet).start()
 
