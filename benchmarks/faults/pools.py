@@ -80,7 +80,7 @@ class Harmful(gymnasium.Env):
 
 
 def make(**options: Any) -> gymnasium.Env:
-    """What `python:pool_faults:make` makes."""
+    """What `python:pools:make` makes."""
     return Harmful(**options)
 
 
@@ -156,7 +156,7 @@ class Table:
         with tempfile.TemporaryDirectory() as folder:
             trap = Path(folder) / "trap"
             path = Path(folder) / "page.yaml"
-            source = {"source": "python:pool_faults:make", "source_options": {"trap": str(trap)}, "num_envs": 16}
+            source = {"source": "python:pools:make", "source_options": {"trap": str(trap)}, "num_envs": 16}
             pool_ = {"workers": 2, "shard_size": 4, "spares": 0}
             ppo = {"num_steps_per_env": STEPS}
             path.write_text(json.dumps({"env": source, "physics": {"max_unstable": 1.0}, "pool": pool_, "ppo": ppo}))
