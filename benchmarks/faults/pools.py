@@ -80,7 +80,7 @@ class Harmful(gymnasium.Env):
 
 
 def make(**options: Any) -> gymnasium.Env:
-    """What `python:pool_faults:make` makes."""
+    """What `python:pools:make` makes."""
     return Harmful(**options)
 
 
@@ -156,7 +156,7 @@ class Table:
         with tempfile.TemporaryDirectory() as folder:
             trap = Path(folder) / "trap"
             path = Path(folder) / "page.yaml"
-            source = {"source": "python:pool_faults:make", "source_options": {"trap": str(trap)}, "num_envs": 16}
+            source = {"source": "python:pools:make", "source_options": {"trap": str(trap)}, "num_envs": 16}
             pool_ = {"workers": 2, "shard_size": 4, "spares": 0}
             ppo = {"num_steps_per_env": STEPS}
             path.write_text(json.dumps({"env": source, "physics": {"max_unstable": 1.0}, "pool": pool_, "ppo": ppo}))
@@ -220,15 +220,15 @@ def lose_node(table: Table, *, after: bool) -> Callable[[SimPool], Any]:
         worker = next(worker for worker in pool.crew.workers if worker.node in homes)
         node = homes[worker.node]
         if after:
-            wait = pool._wait
+            dispatcher, wait = pool.dispatcher, pool.dispatcher.wait
 
-            def once(accept: Any) -> None:
-                pool._wait = wait  # the result is there, and the driver has not looked yet
-                ray.wait([pool._requests[worker.index][0].ref], fetch_local=False, timeout=60.0)
+            def once(receiver: Any) -> None:
+                dispatcher.wait = wait  # the result is there, and the driver has not looked yet
+                ray.wait([dispatcher.requests[worker.index][0].ref], fetch_local=False, timeout=60.0)
                 node.kill_raylet()
-                wait(accept)
+                wait(receiver)
 
-            pool._wait = once
+            dispatcher.wait = once
         else:
             threading.Timer(0.1, node.kill_raylet).start()
 

@@ -28,6 +28,7 @@ from embodied_rl import training
 from embodied_rl.config import load
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.run import Run
+from embodied_rl.pools.asynchronous import rollout_size
 from embodied_rl.pools.pool import SimPool
 
 STOCK = "ppo.class_name=rsl_rl.algorithms:PPO"
@@ -78,9 +79,8 @@ def cases(what: str, slow: float) -> Iterator[tuple[str, list[str], float]]:
 def train(page: str, overrides: list[str], seed: int, steps: int, slow: float = 0.0) -> dict[str, Any]:
     """One run: its curve (env steps, seconds, return), its return, its speed."""
     task = load(page, [f"env.seed={seed}", *overrides])
-    shards = task.env.num_envs // task.pool.shard_size
-    taken = max(1, round(task.pool.batch_share * shards)) if task.pool.mode == "async" else shards
-    each = taken * task.pool.shard_size * task.ppo.num_steps_per_env
+    envs = rollout_size(task.env.num_envs, task.pool) if task.pool.mode == "async" else task.env.num_envs
+    each = envs * task.ppo.num_steps_per_env
     iterations = max(2, steps // each)
     task = load(page, [f"env.seed={seed}", *overrides, f"ppo.max_iterations={iterations}"])
     curve: list[tuple[float, ...]] = []

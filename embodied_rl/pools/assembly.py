@@ -16,25 +16,41 @@ from embodied_rl.learn.rollout import Rollout
 
 #: Arrays (T, n, ...) of a fragment that a rollout has under the same name.
 _PLAIN = ("actions", "output", "rewards", "terminated", "truncated", "valid")
+#: Totals that every rollout has.
+_TOTALS = ("steps", "unstable", "episodes", "falls", "episode_length", "reward/total")
+
+Fragment = dict[str, Any]
+"""What `SimWorker.collect` sends."""
 
 
 class Assembly:
     """A rollout that stays at its address, and what is written into it.
 
     Args:
-        fragment: the first one that came, for sizes and types.
         num_steps: T.
         num_envs: N.
         final_groups: observation groups that are bootstrapped from.
         device: where the learner wants it.
     """
 
-    def __init__(
-        self, fragment: dict[str, Any], num_steps: int, num_envs: int, final_groups: Iterable[str], device: torch.device
-    ) -> None:
-        arrays = fragment["arrays"]
-        self.num_steps, self.num_envs, self._device = num_steps, num_envs, device
-        pinned = device.type == "cuda"
+    def __init__(self, num_steps: int, num_envs: int, final_groups: Iterable[str], device: torch.device) -> None:
+        self.num_steps = num_steps
+        self.num_envs = num_envs
+        self._final_groups = final_groups
+        self._device = device
+        self._rollout: Rollout | None = None
+        self._there: Rollout | None = None
+
+    @property
+    def rollout(self) -> Rollout:
+        """What has been written, on the CPU."""
+        assert self._rollout is not None, "nothing has been written"
+        return self._rollout
+
+    def _allocated(self, like: Fragment) -> Rollout:
+        """Zeros of the sizes and types that the first fragment has."""
+        num_steps, num_envs, arrays = self.num_steps, self.num_envs, like["arrays"]
+        pinned = self._device.type == "cuda"
 
         def space(*lead: int, like: np.ndarray, skip: int) -> Tensor:
             kind = torch.from_numpy(np.empty(0, like.dtype)).dtype
@@ -43,23 +59,24 @@ class Assembly:
         whole = lambda name: space(num_steps, num_envs, like=arrays[name], skip=2)  # noqa: E731
         groups = [name.partition(":")[2] for name in arrays if name.startswith("obs:")]
         memory = [arrays[name] for name in arrays if name.startswith("memory:")]
-        self.rollout = Rollout(
+        return Rollout(
             obs={name: whole(f"obs:{name}") for name in groups},
             **{name: whole(name) for name in _PLAIN},  # pyright: ignore[reportArgumentType]
             std=torch.from_numpy(np.array(arrays["std"])) if "std" in arrays else None,
-            final_obs={name: whole(f"obs:{name}") for name in final_groups},
+            final_obs={name: whole(f"obs:{name}") for name in self._final_groups},
             last_obs={name: space(num_envs, like=arrays[f"last_obs:{name}"], skip=1) for name in groups},
             memory=tuple(space(part.shape[0], num_envs, part.shape[2], like=part, skip=3) for part in memory),
         )
-        self._there: Rollout | None = None
 
-    def write(self, fragment: dict[str, Any], rows: slice, taken: slice = slice(None)) -> None:
+    def write(self, fragment: Fragment, rows: slice, taken: slice = slice(None)) -> None:
         """Put a fragment's environments (those of `taken`) in their rows.
 
         Where it ends early, the state it ends in stands for what would have come: not valid and terminated, so that the last
         valid transition is bootstrapped from V of that state and nothing is learned beyond it.
         """
-        rollout, arrays, steps = self.rollout, fragment["arrays"], fragment["steps"]
+        if self._rollout is None:
+            self._rollout = self._allocated(fragment)
+        rollout, arrays, steps = self._rollout, fragment["arrays"], fragment["steps"]
         for name in _PLAIN:
             target = getattr(rollout, name).numpy()
             target[:steps, rows] = arrays[name][:, taken]
@@ -76,6 +93,8 @@ class Assembly:
         inside = (env >= first) & (env < end)
         for name, tensor in rollout.final_obs.items():
             tensor.numpy()[at[inside], env[inside] - first + rows.start] = arrays[f"final_obs:{name}"][inside]
+        if rollout.std is not None:
+            rollout.std.copy_(torch.from_numpy(np.array(arrays["std"])))
 
     def leave_out(self, rows: slice) -> None:
         """Nothing came of these rows: no transition of them means anything."""
@@ -96,6 +115,17 @@ class Assembly:
         if self._there is None:
             self._there = _moved(self.rollout, self._device, None)
         return _moved(self.rollout, self._device, self._there)
+
+
+def sum_totals(fragments: Iterable[Fragment]) -> dict[str, float]:
+    """Sum what fragments count; the order of the sums is theirs."""
+    totals: dict[str, float] = {}
+    for fragment in fragments:
+        for name, value in fragment["totals"].items():
+            totals[name] = totals.get(name, 0.0) + value
+    for name in _TOTALS:
+        totals.setdefault(name, 0.0)
+    return totals
 
 
 def _moved(rollout: Rollout, device: torch.device, into: Rollout | None) -> Rollout:

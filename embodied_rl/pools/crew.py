@@ -69,8 +69,12 @@ class Crew:
     """
 
     def __init__(self, page: Page, env_ids: Tensor, connection: Connection, world_size: int = 1) -> None:
-        self.page, self.connection, self._ray = page, connection, connection.ray
-        self._settings, self._world_size = page.pool, world_size
+        self.page = page
+        self.connection = connection
+        self._ray = connection.ray
+        self.num_envs = len(env_ids)
+        self.settings = page.pool
+        self._world_size = world_size
         self._class = self._ray.remote(max_restarts=0, concurrency_groups={"control": 1})(SimWorker)
         self._policy: Any = None
         self._spares: list[tuple[str, Any]] = []
@@ -98,7 +102,7 @@ class Crew:
 
     def _plan(self, env_ids: np.ndarray) -> list[Worker]:
         """Whole shards, in order, on the nodes in turn."""
-        settings, nodes = self._settings, self.connection.nodes()
+        settings, nodes = self.settings, self.connection.nodes()
         size = settings.shard_size
         shards = -(-len(env_ids) // size)
         cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) // self._world_size for node in nodes}
@@ -133,7 +137,7 @@ class Crew:
 
     def keep_spares(self) -> None:
         """Start what `pool.spares` asks for, where the fewest workers are."""
-        while len(self._spares) < self._settings.spares:
+        while len(self._spares) < self.settings.spares:
             node = self._emptiest()
             self._spares.append((node, self._start(node, num_cpus=0)))
 
@@ -153,11 +157,11 @@ class Crew:
         return worker.actor.build.remote(page, worker.env_ids)
 
     def _started(self, worker: Worker, ref: Any) -> dict[str, Any]:
-        ready, _ = self._ray.wait([ref], timeout=self._settings.start_timeout_s)
+        ready, _ = self._ray.wait([ref], timeout=self.settings.start_timeout_s)
         if not ready:
             wants, free = self._cores(worker), self._ray.available_resources().get("CPU", 0.0)
             raise PoolError(
-                f"pool: {worker.name} did not start within {self._settings.start_timeout_s:g} s (it wants {wants:g} cores, the "
+                f"pool: {worker.name} did not start within {self.settings.start_timeout_s:g} s (it wants {wants:g} cores, the "
                 f"cluster has {free:g} free); take fewer pool.workers, or a larger pool.start_timeout_s"
             )
         try:
@@ -205,7 +209,7 @@ class Crew:
         Raises:
             PoolError: that has happened too often.
         """
-        settings, now = self._settings, time.monotonic()
+        settings, now = self.settings, time.monotonic()
         worker.restarts += 1
         worker.starts.append(now)
         while worker.starts and now - worker.starts[0] > settings.restart_window_s:

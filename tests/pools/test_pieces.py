@@ -74,7 +74,7 @@ def test_fragments_come_in_any_order_and_any_cut() -> None:
     parts = {(0, 2): fragment(4, 2, 1), (2, 5): fragment(4, 3, 2)}
     rollouts = []
     for order in (list(parts), list(parts)[::-1]):
-        assembly = Assembly(parts[order[0]], 4, 5, ["actor"], torch.device("cpu"))
+        assembly = Assembly(4, 5, ["actor"], torch.device("cpu"))
         for rows in order:
             assembly.write(parts[rows], slice(*rows))
         rollouts.append(assembly.rollout)
@@ -84,7 +84,7 @@ def test_fragments_come_in_any_order_and_any_cut() -> None:
     first = parts[0, 2]["arrays"]
     for (step, env), value in zip(first["final_rows"].tolist(), first["final_obs:actor"], strict=True):
         assert np.array_equal(rollouts[0].final_obs["actor"][step, env].numpy(), value)
-    taken = Assembly(parts[2, 5], 4, 2, ["actor"], torch.device("cpu"))
+    taken = Assembly(4, 2, ["actor"], torch.device("cpu"))
     taken.write(parts[2, 5], slice(0, 2), slice(1, 3))
     assert torch.equal(taken.rollout.actions, rollouts[0].actions[:, 3:])
     mask = taken.rollout.truncated
@@ -99,7 +99,7 @@ def test_a_cut_is_bootstrapped_and_nothing_is_learned_beyond_it() -> None:
     cut = fragment(4, 1, 5, done=2)
     cut["arrays"]["truncated"][:] = False
     cut["arrays"]["final_rows"], cut["arrays"]["final_obs:actor"] = np.zeros((0, 2), int), np.zeros((0, 3), np.float32)
-    assembly = Assembly(cut, 4, 1, ["actor"], torch.device("cpu"))
+    assembly = Assembly(4, 1, ["actor"], torch.device("cpu"))
     assembly.write(cut, slice(0, 1))
     rollout = assembly.rollout
     assert rollout.valid[:, 0].tolist() == [True, True, False, False] == [not end for end in rollout.terminated[:, 0].tolist()]
@@ -163,7 +163,7 @@ def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
     """The advantages that the surrogate sees are those of V-trace, normalized, times the ratio."""
     page = PPOSettings.model_validate({"num_steps_per_env": 4, "actor_hidden_dims": (4,), "critic_hidden_dims": (4,)})
     whole = fragment(4, 2, 3)
-    assembly = Assembly(whole, 4, 2, ["actor"], torch.device("cpu"))
+    assembly = Assembly(4, 2, ["actor"], torch.device("cpu"))
     assembly.write(whole, slice(0, 2))
     torch.manual_seed(0)
     learner = PPO({"actor": torch.zeros(1, 3)}, ActionSpace(2), page, {}, seed=1)

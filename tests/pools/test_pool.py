@@ -160,12 +160,12 @@ def beginning(pool: SimPool) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def again(pool: SimPool, beginning: dict[str, torch.Tensor]) -> Iterator[SimPool]:
     """The same pool at its beginning, with the page's settings."""
-    pool._settings = pool.crew._settings = pool.page.pool
+    pool.crew.settings = pool.page.pool
     for worker in pool.crew.workers:
         worker.starts.clear()
     pool.restore(beginning)
     yield pool
-    pool._settings = pool.crew._settings = pool.page.pool
+    pool.crew.settings = pool.page.pool
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def expected() -> list[dict[str, torch.Tensor]]:
 
 
 def change(pool: SimPool, **settings: Any) -> None:
-    pool._settings = pool.crew._settings = pool.page.pool.model_copy(update=settings)
+    pool.crew.settings = pool.page.pool.model_copy(update=settings)
 
 
 def kill(worker: Worker, number: signal.Signals = signal.SIGKILL) -> None:
@@ -217,7 +217,7 @@ def test_the_number_of_workers_changes_no_bit(cluster: Any, expected: list[dict[
 def test_what_a_rollout_says_beside_its_tensors(again: SimPool, tmp_path: Path) -> None:
     task = page()
     collector, acting = local(task), policy(task)
-    again._status = tmp_path / "pool.json"
+    again._status_file = tmp_path / "pool.json"
     for iteration in range(2):
         here, there = collector.collect(acting, iteration), again.collect(acting, iteration)
     for name, value in here.totals.items():
@@ -225,10 +225,11 @@ def test_what_a_rollout_says_beside_its_tensors(again: SimPool, tmp_path: Path) 
     assert there.totals["pool/restarts"] == there.totals["pool/masked_steps"] == 0.0
     assert set(there.seconds) == {"physics", "env", "policy", "slowest", "transfer"} and min(there.seconds.values()) >= 0.0
     (status,) = read_status(tmp_path)
+    assert again.status() | {"time": status["time"]} == status
     assert [worker["shards"] for worker in status["workers"]] == [[0, 1], [2, 3]]
     assert len({worker["node"] for worker in status["workers"]}) == 2 and status["iteration"] == 1
     assert f"{ENVS} environments" in shown(status)
-    again._status = None
+    again._status_file = None
 
 
 def test_a_worker_knows_no_learner(again: SimPool) -> None:
@@ -279,7 +280,7 @@ def test_a_killed_worker_collects_its_part_again(again: SimPool, expected: list[
     in_a_while(0.05, lambda: kill(again.crew.workers[0]))
     second = again.collect(acting, 1)
     assert differences(tensors(second), expected[1]) == []
-    assert second.totals["pool/restarts"] + again._counts["restarts"] == 1.0
+    assert second.totals["pool/restarts"] + again.dispatcher.counts["restarts"] == 1.0
     assert differences(tensors(again.collect(acting, 2)), expected[2]) == []
 
 
@@ -335,9 +336,11 @@ def test_a_lost_worker_may_be_the_end(again: SimPool) -> None:
         again.collect(policy(page()), 1)
     said = str(caught.value)
     assert "worker 1 (pid" in said and "environments 16 to 31" in said and "pool.on_crash: raise" in said and "\n" not in said
+    with pytest.raises(PoolError, match=r"worker 1 .*; pool.on_crash: raise"):
+        again.snapshot()
     change(again)
-    again._requests[1].clear()
-    again._requests[0].clear()
+    again.dispatcher.requests[1].clear()
+    again.dispatcher.requests[0].clear()
     again.crew.replace(again.crew.workers[1], "the test is over")
 
 
@@ -353,23 +356,24 @@ def test_a_worker_that_is_lost_again_and_again_ends_the_run(again: SimPool) -> N
                 again.collect(acting, 2)
     again.crew.workers[0].starts.clear()
     change(again)
-    again._requests[1].clear()
-    again._requests[0].clear()
+    again.dispatcher.requests[1].clear()
+    again.dispatcher.requests[0].clear()
     again.crew.replace(again.crew.workers[0], "the test is over")
 
 
 def test_an_answer_to_another_question_is_thrown_away(again: SimPool) -> None:
     acting = policy(page())
     again.collect(acting, 0)
-    again._publish(acting)
+    dispatcher = again.dispatcher
+    dispatcher.publish(acting, 1)
     for worker in again.crew.workers:
-        again._send(worker, 1)
-    request = again._requests[0][0]
-    older = ray.get(request.ref) | {"version": again._version - 1}
+        dispatcher.send(worker, 1)
+    request = dispatcher.requests[0][0]
+    older = ray.get(request.ref) | {"version": dispatcher.version - 1}
     request.ref = ray.put(older)
-    rollout = again._gather(1)
-    assert rollout.totals["pool/late_fragments"] == 1.0 and again._got[0] is not None
-    assert again._got[0]["version"] == again._version
+    rollout, fragments = again._mode.gather()  # pyright: ignore[reportAttributeAccessIssue]
+    assert rollout.totals["pool/late_fragments"] == 1.0
+    assert [fragment["version"] for fragment in fragments] == [dispatcher.version] * 2
 
 
 def test_no_cluster_at_the_address() -> None:
@@ -496,9 +500,10 @@ def _slow_down(worker: Any) -> None:
 
 @pytest.mark.slow
 def test_one_that_hangs_is_given_up_and_named(trapped: Any, tmp_path: Path) -> None:
-    pool = trapped("pool.timeout_s=4.0", "pool.max_restarts=0")
+    pool = trapped()
     acting = policy(pool.page)
-    pool.collect(acting, 0)
+    pool.collect(acting, 0)  # in which a busy machine loads for longer than 4 s
+    change(pool, timeout_s=4.0, max_restarts=0)
     (tmp_path / "trap").write_text("hang")
     with pytest.raises(PoolError) as caught:
         pool.collect(acting, 1)
@@ -519,16 +524,16 @@ def test_one_that_fails_at_every_step_ends_the_run_by_name(trapped: Any, tmp_pat
 # --------------------------------------------------------------------------------------------------------------------- modes
 
 
-def test_overlap_is_one_version_behind_and_says_so(again: SimPool, expected: list[dict[str, torch.Tensor]]) -> None:
-    change(again, mode="overlap")
-    acting, task = policy(page()), page()
-    first = tensors(again.collect(acting, 0))
+def test_overlap_is_one_version_behind_and_says_so(cluster: Any, expected: list[dict[str, torch.Tensor]]) -> None:
+    task = page("pool.mode=overlap")
+    made, acting = SimPool(task), policy(task)
+    first = tensors(made.collect(acting, 0))
     assert (first.pop("ratio") == 1.0).all()
     assert differences(first, expected[0]) == []
     # the next is under way, with the policy as it was
     for parameter in acting.network.parameters():
         parameter.add_(0.01)
-    second = again.collect(acting, 1)
+    second = made.collect(acting, 1)
     old = policy(task)
     assert torch.equal(second.obs["actor"], expected[1]["obs.actor"]) and torch.equal(second.actions, expected[1]["actions"])
     assert second.totals["pool_mean/staleness"] == ENVS * STEPS and second.ratio is not None
@@ -537,12 +542,10 @@ def test_overlap_is_one_version_behind_and_says_so(again: SimPool, expected: lis
     torch.testing.assert_close(second.ratio, (now - mu).exp().clamp(max=2.0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(second.output, acting(second.obs["actor"])[0].output)
     # a worker is lost with a fragment in flight: the same again
-    kill(again.crew.workers[0])
-    third = again.collect(acting, 2)
+    kill(made.crew.workers[0])
+    third = made.collect(acting, 2)
     assert third.valid.all() and third.totals["pool_mean/staleness"] == ENVS * STEPS
-    for worker in again.crew.workers:
-        again._settle(worker)
-        again._requests[worker.index].clear()
+    made.close()
 
 
 def test_async_waits_for_nobody(trapped: Any) -> None:

@@ -1,0 +1,96 @@
+"""Mode `async`: workers never wait, and a rollout is the first shards that come, whatever policy collected them.
+
+They are handed out with the odds that the present policy would have done the same (`Rollout.ratio`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import torch
+
+from embodied_rl.config.page import PoolSettings
+from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.rollout import Rollout
+from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
+from embodied_rl.pools.crew import Worker
+from embodied_rl.pools.dispatcher import Dispatcher
+from embodied_rl.pools.replay import Request
+from embodied_rl.pools.stale import Stds, weigh
+
+
+def rollout_size(num_envs: int, settings: PoolSettings) -> int:
+    """The number of environments in a rollout: `batch_share` of the shards, one at least."""
+    return max(1, round(settings.batch_share * (num_envs // settings.shard_size))) * settings.shard_size
+
+
+class Async:
+    """Nobody waits for a worker.
+
+    Args:
+        dispatcher: to the workers.
+        device: where the learner wants rollouts.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, device: torch.device) -> None:
+        self.timings: dict[str, float] = {}
+        self._dispatcher = dispatcher
+        self._crew = dispatcher.crew
+        self._size = rollout_size(self._crew.num_envs, self._crew.settings)
+        self._assembly = Assembly(dispatcher.num_steps, self._size, self._crew.described["final_obs"], device)
+        # fragments, and which of their environments no rollout has had yet
+        self._arrived: deque[tuple[Worker, Fragment, slice]] = deque()
+
+    def collect(self, policy: Policy, iteration: int) -> Rollout:
+        """Take the first shards that come, not older than `max_staleness` versions."""
+        dispatcher, settings = self._dispatcher, self._crew.settings
+        for worker in self._crew.workers:
+            worker.actor.renew.options(concurrency_group="control").remote(dispatcher.weights)
+            self._fill_up(worker)
+        stds: Stds = []
+        begun: list[tuple[int, Fragment]] = []
+        staleness = torch.zeros(self._size)
+        filled, started = 0, time.perf_counter()
+        while filled < self._size:
+            while not self._arrived:
+                dispatcher.wait(self)
+            worker, fragment, rows = self._arrived.popleft()
+            age = dispatcher.version - fragment["version"]
+            if age > settings.max_staleness:
+                dispatcher.counts["late_fragments"] += 1
+                continue
+            count = min(rows.stop - rows.start, self._size - filled)
+            places = slice(filled, filled + count)
+            self._assembly.write(fragment, places, slice(rows.start, rows.start + count))
+            stds.append((places, fragment["arrays"].get("std")))
+            staleness[places] = age
+            if count < rows.stop - rows.start:
+                self._arrived.appendleft((worker, fragment, slice(rows.start + count, rows.stop)))
+            if not rows.start:  # its totals count once, in the first rollout that has some of it
+                begun.append((worker.index, fragment))
+            filled += count
+        self.timings["wait"] = time.perf_counter() - started
+        rollout = self._assembly.done()
+        totals = sum_totals(fragment for _, fragment in sorted(begun, key=lambda pair: pair[0]))
+        rollout.totals = totals | dispatcher.drain_counts()
+        rollout.seconds = {"wait": self.timings["wait"]}
+        return weigh(rollout, policy, stds, staleness, settings.importance_clip)
+
+    def accept(self, worker: Worker, fragment: Fragment) -> None:
+        """See `Receiver`."""
+        self._arrived.append((worker, fragment, slice(0, len(worker.env_ids))))
+        self._fill_up(worker)
+
+    def is_straggling(self, request: Request, now: float) -> bool:
+        """Never: nobody waits for it."""
+        return False
+
+    def replaced(self, worker: Worker, owed: list[Request]) -> None:
+        """Ask a replacement for new fragments; nobody waits for those that the lost worker owed."""
+        self._fill_up(worker, starting=True)
+
+    def _fill_up(self, worker: Worker, *, starting: bool = False) -> None:
+        """Two requests in flight: one that is worked on, one that follows without a pause."""
+        while len(self._dispatcher.requests[worker.index]) < 2:
+            self._dispatcher.send(worker, self._dispatcher.iteration, starting=starting)

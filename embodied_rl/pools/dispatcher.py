@@ -1,0 +1,202 @@
+"""The protocol with the workers: requests out, fragments back, and another worker in the place of one that is lost.
+
+The policy's numbers go out once an iteration.  At most one request is in flight for a worker (two in `async`), so that nothing
+piles up.  A lost worker is replaced, and by default collects its part again, with the same weights and the same random numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from embodied_rl.learn.policy import Policy
+from embodied_rl.pools.assembly import Fragment
+from embodied_rl.pools.copies import pack
+from embodied_rl.pools.crew import Crew, Worker
+from embodied_rl.pools.errors import PoolError
+from embodied_rl.pools.replay import Replay, Request
+
+log = logging.getLogger("embodied_rl")
+
+#: Seconds between two looks at who is late.
+_TICK_S = 0.05
+#: Counts of a rollout that a pool adds to its totals, under `pool/`.
+_COUNTS: tuple[str, ...] = ("restarts", "masked_steps", "cut_steps", "late_fragments", "replayed_fragments")
+
+
+class Receiver(Protocol):
+    """Whoever waits for fragments: a mode."""
+
+    def accept(self, worker: Worker, fragment: Fragment) -> None:
+        """Take a fragment that was asked for."""
+        ...
+
+    def is_straggling(self, request: Request, now: float) -> bool:
+        """Whether a worker is to stop and give what it has."""
+        ...
+
+    def replaced(self, worker: Worker, owed: list[Request]) -> None:
+        """Ask a replacement for what the lost worker owed, or do without."""
+        ...
+
+
+class Dispatcher:
+    """Sends requests and receives fragments.
+
+    Args:
+        crew: the workers.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew = crew
+        self.num_steps: int = crew.page.ppo.num_steps_per_env
+        self.replay = Replay(crew)
+        self.requests: dict[int, deque[Request]] = {worker.index: deque() for worker in crew.workers}
+        """What each worker owes, the oldest first."""
+        self.iteration = 0
+        self.version = -1
+        self.weights: Any = None
+        """Reference of the newest ones: `version` and `numbers`."""
+        self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
+        self.unstable: list[dict] = []
+        """What is known of environments that failed; `row` is the pool's."""
+        self._ray = crew.connection.ray
+
+    # ------------------------------------------------------------------------------------------------------------- requests
+
+    def publish(self, policy: Policy, iteration: int) -> None:
+        """Put the policy's numbers where every worker fetches them, once."""
+        self.iteration = iteration
+        self.version += 1
+        # the newest is held until it is replaced, older ones by the requests that a replay needs
+        self.weights = self._ray.put({"version": self.version, "numbers": pack(policy)})
+
+    def send(self, worker: Worker, iteration: int, *, starting: bool = False) -> None:
+        """Ask for a fragment, collected with the newest weights, of a worker that is there or is starting."""
+        self._send(worker, iteration, self.weights, self.version, starting=starting)
+
+    def send_again(self, worker: Worker, owed: list[Request]) -> None:
+        """Ask a replacement for what the lost worker owed, collected with the weights that were sent then."""
+        for request in owed:
+            self._send(worker, request.iteration, request.weights, request.version, starting=True)
+
+    def _send(self, worker: Worker, iteration: int, weights: Any, version: int, *, starting: bool) -> None:
+        settings = self.crew.settings
+        ref = worker.actor.collect.remote(weights, iteration, self.replay.wants_state(iteration))
+        patience = settings.timeout_s + (settings.start_timeout_s if starting else 0.0)
+        self.requests[worker.index].append(Request(iteration, weights, version, ref, time.monotonic(), patience))
+
+    # ------------------------------------------------------------------------------------------------------------ fragments
+
+    def wait(self, receiver: Receiver) -> None:
+        """Hand over the fragments that are there, and see who is late.
+
+        Raises:
+            PoolError: a worker was lost and `pool.on_crash` is raise, or more were lost than the page allows.
+        """
+        first = {requests[0].ref: index for index, requests in self.requests.items() if requests}
+        ready, _ = self._ray.wait(list(first), num_returns=len(first), timeout=0.0, fetch_local=True)
+        if not ready:
+            # one that is here already is no reason to sleep, and one that never comes none to sleep long
+            ready, _ = self._ray.wait(list(first), num_returns=1, timeout=_TICK_S, fetch_local=True)
+        for ref in ready:
+            self._receive(self.crew.workers[first[ref]], receiver)
+        self._look_after_the_late(receiver)
+
+    def _receive(self, worker: Worker, receiver: Receiver) -> None:
+        request = self.requests[worker.index][0]
+        try:
+            fragment: Fragment = self._ray.get(request.ref, timeout=self.crew.settings.grace_s)
+        except self._ray.exceptions.RayError as error:
+            receiver.replaced(worker, self._replace(worker, self.crew.blame(worker, error), error))
+            return
+        self.requests[worker.index].popleft()
+        # newer weights than those of the request may have come to the worker beside it
+        if fragment["iteration"] != request.iteration or fragment["version"] < request.version:
+            # not what was asked for, whoever's answer it is
+            self.counts["late_fragments"] += 1
+            self._send(worker, request.iteration, request.weights, request.version, starting=False)
+            return
+        steps, count = fragment["steps"], len(worker.env_ids)
+        worker.pid, worker.node = fragment["pid"], fragment["node"] or worker.node
+        worker.busy_s = fragment["seconds"]["busy"]
+        worker.steps_per_s = steps * count / max(worker.busy_s, 1e-9)
+        self.counts["cut_steps"] += (self.num_steps - steps) * count
+        self.unstable += [dump | {"row": dump["row"] + worker.rows.start} for dump in fragment["unstable"]]
+        self.replay.add(worker, request, fragment.pop("snapshot"))
+        receiver.accept(worker, fragment)
+
+    def drain_counts(self) -> dict[str, float]:
+        """What went wrong since the last call, as totals of a rollout."""
+        counts, self.counts = self.counts, dict.fromkeys(_COUNTS, 0)
+        return {f"pool/{name}": float(value) for name, value in counts.items()}
+
+    def ask(self, worker: Worker, question: Callable[[Any], Any]) -> Any:
+        """A worker's answer between two rollouts, after what is in flight; its replacement's where it is lost.
+
+        Raises:
+            PoolError: the worker's code raised, or a worker was lost that the page does not allow to lose.
+        """
+        settings = self.crew.settings
+        while True:
+            for request in self.requests[worker.index]:
+                self._ray.wait([request.ref], timeout=settings.timeout_s, fetch_local=False)
+            try:
+                return self._ray.get(question(worker.actor), timeout=settings.timeout_s)
+            except self._ray.exceptions.RayError as error:
+                if self.crew.is_its_own(error):
+                    raise PoolError(f"pool: {self.crew.blame(worker, error)}") from None
+                self.send_again(worker, self._replace(worker, self.crew.blame(worker, error), error))
+
+    # ----------------------------------------------------------------------------------------------------- when things fail
+
+    def _look_after_the_late(self, receiver: Receiver) -> None:
+        """Hurry stragglers where the page says so; give up those that are silent for too long."""
+        now = time.monotonic()
+        for worker in self.crew.workers:
+            if not (requests := self.requests[worker.index]):
+                continue
+            request = requests[0]
+            grace = now - request.hurried if request.hurried is not None else 0.0
+            if now - request.sent > request.patience or grace > self.crew.settings.grace_s:
+                waited = f"no answer for {now - request.sent:.1f} s" + (f", {grace:.1f} s after it was hurried" if grace else "")
+                why = f"{worker.name}: {waited}; it is {self.crew.where(worker)}"
+                receiver.replaced(worker, self._replace(worker, why))
+            elif request.hurried is None and receiver.is_straggling(request, now):
+                request.hurried = now
+                worker.actor.stop.options(concurrency_group="control").remote(request.iteration)
+
+    def _replace(self, worker: Worker, why: str, error: BaseException | None = None) -> list[Request]:
+        """Put a new process in a lost one's place, where that one stood or at new beginnings; what the lost one still owed.
+
+        Raises:
+            PoolError: the page says so, the environment itself raised, or it has happened too often.
+        """
+        if error is not None and self.crew.is_its_own(error):
+            # it would raise again: the code is the same
+            log.error("%s", error)
+            raise PoolError(f"pool: {why}; iteration {self.iteration}, env.seed {self.crew.page.env.seed}") from None
+        if self.crew.settings.on_crash == "raise":
+            raise PoolError(f"pool: {why}; iteration {self.iteration}; pool.on_crash: raise") from None
+        if error is not None:
+            self._note_node(worker, error)
+        self.counts["restarts"] += 1
+        self.crew.replace(worker, why)
+        if self.replay.enabled:
+            self.counts["replayed_fragments"] += self.replay.run(worker)
+        else:
+            worker.actor.fresh.remote((self.iteration + 1) * self.num_steps)
+        owed = list(self.requests[worker.index])
+        self.requests[worker.index].clear()
+        return owed
+
+    def _note_node(self, worker: Worker, error: BaseException) -> None:
+        """Stay away from a node that is said to be dead, which the list of nodes may learn later."""
+        text = str(error).lower()
+        if "node" in text and ("died" in text or "dead" in text or "unreachable" in text or "unavailable" in text):
+            alive = {node["NodeID"] for node in self.crew.connection.nodes()}
+            if len(alive) > 1 or worker.node not in alive:
+                self.crew.lost_nodes.add(worker.node)

@@ -1,0 +1,129 @@
+"""Modes `sync` and `overlap`: a rollout is one fragment of every worker, all collected with one policy.
+
+`sync` asks for fragments and waits for them.  `overlap` sends the next requests before it hands out what came, so that
+simulators work while the learner does; it hands out what an older policy did, with the odds that the present one would have
+done it (`Rollout.ratio`).
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.rollout import Rollout
+from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
+from embodied_rl.pools.crew import Worker
+from embodied_rl.pools.dispatcher import Dispatcher
+from embodied_rl.pools.replay import Request
+from embodied_rl.pools.stale import weigh
+
+
+class _Lockstep:
+    """Waits for a fragment of every worker.
+
+    Args:
+        dispatcher: to the workers.
+        device: where the learner wants rollouts.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, device: torch.device) -> None:
+        self.timings: dict[str, float] = {}
+        self._dispatcher = dispatcher
+        self._crew = dispatcher.crew
+        self._assembly = Assembly(dispatcher.num_steps, self._crew.num_envs, self._crew.described["final_obs"], device)
+        # of the rollout that is waited for, by the worker's index; None: it is left out
+        self._got: dict[int, Fragment | None] = {}
+        self._share_came: float | None = None
+        self._copying_s = 0.0
+
+    def gather(self) -> tuple[Rollout, list[Fragment]]:
+        """Wait until every worker has sent its fragment, or is left out; the rollout, and what it was put together from."""
+        started = time.perf_counter()
+        self._got, self._share_came, self._copying_s = {}, None, 0.0
+        while len(self._got) < len(self._crew.workers):
+            self._dispatcher.wait(self)
+        self.timings["wait"] = time.perf_counter() - started - self._copying_s
+        fragments: list[Fragment] = []
+        for worker in self._crew.workers:
+            if (fragment := self._got[worker.index]) is not None:
+                fragments.append(fragment)
+            else:
+                self._assembly.leave_out(worker.rows)
+                self._dispatcher.counts["masked_steps"] += len(worker.env_ids) * self._dispatcher.num_steps
+        rollout = self._assembly.done()
+        rollout.totals = sum_totals(fragments) | self._dispatcher.drain_counts()
+        rollout.seconds = {"wait": self.timings["wait"]}
+        return rollout, fragments
+
+    def accept(self, worker: Worker, fragment: Fragment) -> None:
+        """See `Receiver`."""
+        started = time.perf_counter()
+        self._assembly.write(fragment, worker.rows)
+        self._copying_s += time.perf_counter() - started
+        # what stays must be a copy: a view would hold the whole fragment in the object store
+        fragment["arrays"] = {name: np.array(value) for name, value in fragment["arrays"].items() if name == "std"}
+        self._got[worker.index] = fragment
+
+    def is_straggling(self, request: Request, now: float) -> bool:
+        """See `Receiver`."""
+        settings, workers = self._crew.settings, self._crew.workers
+        if settings.deadline_share is None:
+            return False
+        arrived = sum(len(workers[index].shards) for index in self._got)
+        if arrived < settings.deadline_share * sum(len(worker.shards) for worker in workers):
+            return False
+        if self._share_came is None:
+            self._share_came = now
+        return now - request.sent > settings.deadline_factor * (self._share_came - request.sent)
+
+    def replaced(self, worker: Worker, owed: list[Request]) -> None:
+        """See `Receiver`."""
+        if not self._dispatcher.replay.enabled and self._may_do_without(worker):
+            self._got[worker.index] = None
+            owed = owed[1:]
+        self._dispatcher.send_again(worker, owed)
+
+    def _may_do_without(self, worker: Worker) -> bool:
+        """Whether enough of the rollout is left when this worker's part of it is left out too."""
+        missing = sum(len(self._crew.workers[index].env_ids) for index, fragment in self._got.items() if fragment is None)
+        left = self._crew.num_envs - missing - len(worker.env_ids)
+        return left > 0 and left >= self._crew.settings.min_valid * self._crew.num_envs
+
+
+class Sync(_Lockstep):
+    """Simulators wait while the learner updates."""
+
+    def collect(self, policy: Policy, iteration: int) -> Rollout:
+        """Ask every worker for a fragment, and wait for all."""
+        for worker in self._crew.workers:
+            self._dispatcher.send(worker, iteration)
+        rollout, fragments = self.gather()
+        rollout.seconds = self._seconds([fragment["seconds"] for fragment in fragments])
+        return rollout
+
+    def _seconds(self, seconds: list[dict[str, float]]) -> dict[str, float]:
+        """Where the time went: means over workers, what the slowest took beyond that, and what no worker accounts for."""
+        mean = {name: sum(one.get(name, 0.0) for one in seconds) / len(seconds) for name in ("physics", "env", "policy")}
+        busy = [one["busy"] for one in seconds]
+        average = sum(busy) / len(busy)
+        self.timings |= {"busy": average, "slowest": max(busy)}
+        return mean | {"slowest": max(busy) - average, "transfer": max(0.0, self.timings["wait"] - max(busy))}
+
+
+class Overlap(_Lockstep):
+    """Simulators collect the next rollout while the learner updates, with the policy as it was before."""
+
+    def collect(self, policy: Policy, iteration: int) -> Rollout:
+        """Hand out what was asked for one update ago, and ask for the next before it is learned from."""
+        for worker in self._crew.workers:
+            if not self._dispatcher.requests[worker.index]:
+                self._dispatcher.send(worker, iteration)
+        rollout, fragments = self.gather()
+        for worker in self._crew.workers:
+            self._dispatcher.send(worker, iteration + 1)
+        stds = [(slice(0, self._crew.num_envs), fragments[0]["arrays"].get("std"))]
+        staleness = torch.full((self._crew.num_envs,), float(self._dispatcher.version - fragments[0]["version"]))
+        return weigh(rollout, policy, stds, staleness, self._crew.settings.importance_clip)
