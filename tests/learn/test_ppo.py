@@ -14,6 +14,7 @@ from rsl_rl.models import MLPModel
 from torch import Tensor
 
 from embodied_rl.config import page as pages
+from embodied_rl.errors import UserError
 from embodied_rl.learn import ppo
 from embodied_rl.learn.advantages import gae
 from embodied_rl.learn.models import normalized, standard_deviation
@@ -541,3 +542,22 @@ def test_torch_lets_an_update_be_captured(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     for half in (made._gradients, made._apply):
         half(rows)
+
+
+def test_an_update_that_cannot_be_captured_is_made_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The CPU stands for a GPU: a minibatch's second time is its capture, which fails; the third goes on without one."""
+
+    def graph(function: Any, device: Any, physics: Any, *, what: str) -> Any:
+        raise UserError(f"physics.graph: {what} cannot be captured here: why; set physics.graph=false")
+
+    monkeypatch.setattr("embodied_rl.cuda_graph.CudaGraph", graph)
+    made, reference = (learner(settings(num_mini_batches=1, num_learning_epochs=3)) for _ in range(2))
+    made._captures = True
+    rollout = drive(made.actor)
+    assert made.update(rollout, 0) == reference.update(rollout, 0)
+    for one, other in zip(made.actor.parameters(), reference.actor.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not made._captures and not made._graphs
+    assert len(caplog.messages) == 1 and "the update cannot be captured here: why" in caplog.messages[0]
