@@ -57,9 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _tell(error: UserError) -> None:
     """Once, if several processes of a job have the same to say."""
     if "RANK" in os.environ:
-        from embodied_rl.learn.ranks.group import says
+        from embodied_rl.learn.ranks.group import reports
 
-        if not says(error):
+        if not reports(error):
             return
     print(error, file=sys.stderr)
 

@@ -27,7 +27,7 @@ class CudaGraph:
             everything it launches is compiled.
         device: where it launches.
         physics: the engine that it steps, if it steps one.
-        what: it is, for the error.
+        what: the error's name for the function.
 
     Raises:
         UserError: the capture failed; `function` can still be called as it is.

@@ -124,7 +124,7 @@ class Env:
         self.physics.capturable = graph is not None
         self.restore(rows, state)
         self._totals.copy_(totals)
-        self.physics.drain_unstable()  # what the steps that are taken back met is no news
+        self.physics.drain_unstable()  # those steps happen again, and report then
         self.physics.drain_overflow()
         return graph or function
 

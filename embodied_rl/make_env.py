@@ -56,7 +56,9 @@ def make(
         num_envs = len(env_ids)
     page = resolve(config, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
     if page.env.source:
-        raise UserError(f"{page.name}: env.source: {page.env.source} is another's environment, with no robot of ours; train it")
+        raise UserError(
+            f"{page.name}: env.source: {page.env.source}: make builds pages with a robot; embodied-rl train takes this one"
+        )
     robot = load_robot(page.robot)
     needs = needed(page) | set(measure)
     scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs)
@@ -141,13 +143,13 @@ def resolve(
 def compiler(page: Page, device: torch.device) -> Callable:
     """What wraps the parts of the step: torch.compile where the page wants it and a compiler is there."""
     if page.env.compile is False:
-        return as_it_is
+        return identity
     error = machine.cpp_error() if device.type == "cpu" else machine.triton_error()
     if error:
         if page.env.compile is True:
             raise UserError(f"env.compile: true: {error}; install one (g++), or set env.compile to auto or false")
         log.warning("%s: the step runs without torch.compile, a little slower; `embodied-rl doctor` says more", error)
-        return as_it_is
+        return identity
     return lambda function: torch.compile(_copied(function), fullgraph=True, dynamic=False)
 
 
@@ -165,6 +167,6 @@ def _copied(function: Callable) -> Callable:
     return copied
 
 
-def as_it_is(function: Callable) -> Callable:
-    """What compiles nothing."""
+def identity(function: Callable) -> Callable:
+    """Return the function uncompiled."""
     return function

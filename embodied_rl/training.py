@@ -24,7 +24,7 @@ from embodied_rl.learn.ranks.share import env_ids, learning_rate_factor, num_env
 from embodied_rl.learn.rollout import Collector, LocalCollector
 from embodied_rl.learn.run import Run, RunError, find_run, runs_of
 from embodied_rl.learn.train import Learner, Trainer
-from embodied_rl.make_env import as_it_is, compiler, device_of, make_vector, resolve
+from embodied_rl.make_env import compiler, device_of, identity, make_vector, resolve
 
 log = logging.getLogger("embodied_rl")
 
@@ -182,9 +182,9 @@ def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]
         return _make_pooled(page, group, run, rows)
     env = make_vector(page, rows)
     symmetry = page.ppo.symmetry != "none"
-    # evaluated as in a pool, where the page speaks of one: to the same bits
+    # chunks of a pool's size where the page speaks of one, so that both give the same bits
     chunk = page.pool.shard_size if page.pool.workers is not None or page.env.source else None
-    wrap = as_it_is if page.env.source else compiler(page, env.device)
+    wrap = identity if page.env.source else compiler(page, env.device)
     steps, seed = page.ppo.num_steps_per_env, page.env.seed
     collector = LocalCollector(env, steps, seed, symmetry=symmetry, compiler=wrap, chunk=chunk)
     learner = make_learner(page, collector, env.device, group)
@@ -224,7 +224,7 @@ def make_learner(page: Page, collector: Collector, device: torch.device | str = 
 
         return RslRlPPO(learner, obs, collector.action_space, settings, collector.mirrors, collector.num_steps, device)
     # on the CPU the networks are one operation each, and what is left is not worth ten seconds of compiling
-    wrap = compiler(page, torch.device(device)) if torch.device(device).type == "cuda" else as_it_is
+    wrap = compiler(page, torch.device(device)) if torch.device(device).type == "cuda" else identity
     own: dict[str, Any] = {"reduce": (group or Group()).sum, "compiler": wrap, "graph": page.physics.graph}
     return learner(obs, collector.action_space, settings, collector.mirrors, page.env.seed, device, **own)
 

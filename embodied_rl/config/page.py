@@ -258,15 +258,15 @@ class Entry(Model):
     params: dict[str, Any] = {}
     """Every parameter of the term, defaults filled in."""
     weight: float = 1.0
-    """Of a reward."""
+    """Factor of a reward."""
     noise: NonNegative = 0.0
     """Half the width of the uniform noise on an observation."""
     scale: float = 1.0
-    """Of an observation."""
+    """Factor of an observation."""
     clip: Annotated[tuple[float, float], Ordered()] | None = None
     """Bounds of an observation."""
     delay: IntRange = (0, 0)
-    """Of an observation, drawn from this range [control steps]."""
+    """Age of an observation, drawn from this range [control steps]."""
     history: Count = 1
     """How many of the last observations stand side by side."""
 

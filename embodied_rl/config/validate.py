@@ -38,7 +38,7 @@ class _Head(Model):
 
 
 class _SourceHead(Model):
-    """The same of a page whose environments are others'."""
+    """The head keys of a page with `env.source`."""
 
     name: str
 

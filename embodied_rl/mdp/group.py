@@ -27,7 +27,7 @@ class ObservationTerm:
     delay: tuple[int, int]
     history: int
     size: int
-    """Of one value, before history."""
+    """Numbers of one value, before history."""
 
     @property
     def buffered(self) -> bool:

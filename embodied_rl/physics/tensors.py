@@ -77,7 +77,7 @@ class TensorPhysics(ABC):
         self._steps = torch.zeros(1, dtype=torch.int64, device=self.device)
         # a row that blew up keeps its history until it is drained, with the number of steps until then
         self._kept, self._kept_at = self._zeros().bool(), self._zeros().long()
-        # what a row's history holds from before its last drain belongs to another life
+        # history older than the row's last drain is not dumped again
         self._drained_at = self._zeros().long()
         self._remember, self._finish = compiler(self._remember), compiler(self._finish)
         self._assign, self._track = compiler(_assign), compiler(self._track)

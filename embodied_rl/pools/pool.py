@@ -74,7 +74,7 @@ class SimPool:
         self.dispatcher = Dispatcher(self.crew)
         self.timings: dict[str, float] = {}
         self.steps_per_s = 0.0
-        """Of the last rollout, since the one before it: what the run makes, its updates included."""
+        """Speed of the last rollout, from the end of the one before it: updates included."""
         self._device = torch.device(device)
         self._mode = _MODES[page.pool.mode](self.dispatcher, self._device)
         self._policy: Policy | None = None

@@ -19,7 +19,7 @@ from torch import Tensor
 from embodied_rl.config import Page
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
-from embodied_rl.make_env import as_it_is, compiler, make_vector
+from embodied_rl.make_env import compiler, identity, make_vector
 from embodied_rl.pools.copies import unpack
 from embodied_rl.vector_env import VectorEnv
 
@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class SimWorker:
-    """One process of simulators; an actor of Ray's, of which next to nothing in here knows.
+    """One process of simulators; an actor of Ray's, of which little in here depends on Ray.
 
     Args:
         path: where modules of the page's own are looked for, beside what is installed.
@@ -47,7 +47,7 @@ class SimWorker:
         """Make the environments of these global ids; what they are like."""
         self._doing = ("building", -1, time.time())
         env = make_vector(page, torch.from_numpy(np.array(env_ids)))
-        wrap = as_it_is if page.env.source else compiler(page, env.device)
+        wrap = identity if page.env.source else compiler(page, env.device)
         steps, size = page.ppo.num_steps_per_env, page.pool.shard_size
         symmetry = page.ppo.symmetry != "none"
         self._collector = LocalCollector(

@@ -21,7 +21,7 @@ class Outcome(NamedTuple):
     """What a step led to, for R rows."""
 
     obs: dict[str, np.ndarray]
-    """Of each group, float32 (R, O); of rows whose episode ended, the last one of it."""
+    """Observation of each group, float32 (R, O); of rows whose episode ended, the last one of it."""
     rewards: np.ndarray
     """(R,)."""
     terminated: np.ndarray

@@ -112,7 +112,7 @@ class SourceEnv:
         return function
 
     def advance_curricula(self, iteration: int) -> None:
-        """They bring none along."""
+        """Do nothing: environments of others have no curricula."""
 
     def drain_totals(self) -> dict[str, float]:
         totals = self._totals

@@ -47,7 +47,7 @@ class ObservationMap:
         return {name: self._flat(keys, obs) for name, keys in self._parts.items()}
 
     def batch(self, obs: Any) -> dict[str, np.ndarray]:
-        """The same of R at once, boxes only: (R, O)."""
+        """Flatten R observations of boxes at once: (R, O)."""
         joined = {}
         for name, keys in self._parts.items():
             parts = [np.asarray(obs[key] if key else obs) for key in keys or ("",)]

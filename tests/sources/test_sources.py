@@ -227,7 +227,7 @@ def test_what_cannot_be_had(own: Any, tmp_path: Path, name: str, env: dict, said
 
 def test_such_a_page_has_no_robot_to_show(tmp_path: Path) -> None:
     source("gymnasium:CartPole-v1", tmp_path)
-    with pytest.raises(UserError, match="is another's environment, with no robot of ours; train it"):
+    with pytest.raises(UserError, match="make builds pages with a robot; embodied-rl train takes this one"):
         embodied_rl.make(tmp_path / "page.yaml")
 
 

@@ -45,10 +45,10 @@ class Group:
     rank, size = 0, 1
     """Which of how many processes this is."""
     local_rank, local_size = 0, 1
-    """Likewise of those on this machine."""
+    """Which of how many processes on this machine this is."""
 
     def sum(self, tensor: Tensor) -> None:
-        """Add it up over all ranks, in place; the same bits on every rank."""
+        """Sum the tensor over all ranks, in place; the same bits on every rank."""
 
     def gather(self, value: T) -> list[T]:
         """What every rank gives, by rank."""
@@ -63,11 +63,11 @@ class Group:
         return value
 
     def lead(self, function: Callable[[], T]) -> T:
-        """What rank 0 gets of the function, on every rank; its UserError too."""
+        """Run the function on rank 0, and return its result, or raise its UserError, on all ranks."""
         return _result(self.broadcast(_attempt(function) if self.rank == 0 else (None, None)))
 
     def together(self, function: Callable[[], T]) -> T:
-        """What this rank gets of the function; the UserError of one is everyone's."""
+        """Run the function on every rank, and return this rank's result; where one raises a UserError, all do."""
         answer = _attempt(function)
         errors = self.gather(answer[1])
         if any(errors):
@@ -256,8 +256,8 @@ def join(settings: DistributedSettings, device: Callable[[int], torch.device]) -
     return _joined
 
 
-def says(error: Exception) -> bool:
-    """Whether this process is the one to show an error: the first of those that share it."""
+def reports(error: Exception) -> bool:
+    """Say whether this process prints an error: true on one of the ranks that share it."""
     if "RANK" not in os.environ:
         return True
     if _joined is None:  # one a machine, for they may differ in their files
@@ -266,7 +266,7 @@ def says(error: Exception) -> bool:
 
 
 def launchers(group: Group) -> list[str]:
-    """What tells the launchers of the group's processes from all others, by name: a restart has some of them in common."""
+    """Name the group's torchrun agents (host, pid, time of birth), by which a restarted job, which shares some, finds its run."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return []
     parent = os.getppid()

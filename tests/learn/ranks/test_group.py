@@ -22,7 +22,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.learn.checkpoint import CheckpointError
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.ranks import meeting
-from embodied_rl.learn.ranks.group import Group, fingerprint, join, launchers, says
+from embodied_rl.learn.ranks.group import Group, fingerprint, join, launchers, reports
 from embodied_rl.learn.ranks.share import env_ids, learning_rate_factor, num_envs_scope, rank_device
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.run import Run
@@ -522,7 +522,7 @@ def test_without_torchrun_there_is_one_process_and_nothing_is_set_up(monkeypatch
     group = join(page().distributed, lambda local_rank: pytest.fail("not asked for"))
     assert type(group) is Group and (group.rank, group.size, group.waited()) == (0, 1, 0.0)
     assert group.gather("x") == ["x"] and group.table([1.0, 2.0]).tolist() == [[1.0, 2.0]]
-    assert launchers(group) == [] and says(UserError("x"))
+    assert launchers(group) == [] and reports(UserError("x"))
 
 
 def test_stock_rsl_rl_learns_in_one_process_only(ranks: Ranks, tmp_path: Path) -> None:
@@ -569,7 +569,7 @@ PROCESS = """
 import os, signal, sys, time
 import torch
 from embodied_rl.config.page import DistributedSettings
-from embodied_rl.learn.ranks.group import join, says
+from embodied_rl.learn.ranks.group import join, reports
 settings = DistributedSettings(timeout_s=float(sys.argv[1]))
 group = join(settings, lambda local_rank: torch.device("cpu"))
 group.settle()
@@ -628,7 +628,7 @@ def test_processes_add_up_exchange_and_measure_how_long_they_wait(*, apart: bool
     assert group.broadcast("a" if group.rank == 0 else "b") == "a"
     assert (group.waited() > 0.4) == (group.rank == 0) and group.waited() == 0.0
     assert os.environ["GLOO_SOCKET_IFNAME"] in ("lo", "lo0")
-    said = [says(ValueError(text)) for text in ("same", f"of {group.rank}")]
+    said = [reports(ValueError(text)) for text in ("same", f"of {group.rank}")]
     print(said)
     assert group.table([float(said[0])]).sum() == 1.0 and said[1]
     group.close()
