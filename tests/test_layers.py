@@ -15,13 +15,12 @@ from embodied_rl.paths import PACKAGE, shipped
 # Bottom to top.  A unit (a module, or a package with all it holds) imports itself and the rows below its own.
 # A package may have one row and a module of it another: the longest name counts.
 LAYERS = (
-    ("paths", "errors", "machine", "rotations", "random", "urdf"),
+    ("paths", "errors", "machine", "rotations", "random", "urdf", "vector_env"),
     ("problems", "doctor"),
     ("strict_yaml",),
     ("robot",),
     ("config",),
     ("physics",),
-    ("vector_env",),
     ("scene",),
     ("physics.tensors",),
     ("physics.native", "physics.warp", "physics.mjx"),

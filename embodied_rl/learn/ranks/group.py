@@ -24,7 +24,7 @@ from torch import Tensor
 
 from embodied_rl.config.page import DistributedSettings
 from embodied_rl.errors import UserError
-from embodied_rl.learn.ranks.meeting import _backend, _choose_interface, _name_of_this_attempt
+from embodied_rl.learn.ranks.meeting import backend_of, choose_interface, name_this_attempt
 
 if TYPE_CHECKING:
     from embodied_rl.learn.ranks.watch import Watch
@@ -116,13 +116,13 @@ class Ranks(Group):
 
         self._dist, self._waited, self._events = dist, 0.0, []
         self.local_rank, self.local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        backend = _backend(settings, device)
-        _choose_interface()
+        backend = backend_of(settings, device)
+        choose_interface()
         patience = timedelta(seconds=_FIRST * settings.timeout_s)
         address = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
         try:
             store, self.rank, self.size = next(rendezvous("env://", timeout=patience))
-            name = _name_of_this_attempt(store, self.rank, self.size, patience.total_seconds())
+            name = name_this_attempt(store, self.rank, self.size, patience.total_seconds())
             own = PrefixStore(f"{name}/embodied_rl", store.clone())  # pyright: ignore[reportAttributeAccessIssue]
             parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
             self._watch: Watch = Watch(own, self.rank, self.size, patience.total_seconds(), parent)

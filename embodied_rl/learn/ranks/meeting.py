@@ -19,7 +19,12 @@ from embodied_rl.errors import UserError
 _INTERFACE_ADDRESS = 0x8915
 
 
-def _backend(settings: DistributedSettings, device: torch.device) -> str:
+def backend_of(settings: DistributedSettings, device: torch.device) -> str:
+    """Name torch's backend for networks on this device, beside gloo for what is on the CPU.
+
+    Raises:
+        UserError: the page's backend cannot serve the device.
+    """
     if device.type != "cuda":
         if settings.backend == "nccl":
             raise UserError("distributed.backend: nccl: the networks are on the CPU; take gloo, or leave the key out")
@@ -27,12 +32,15 @@ def _backend(settings: DistributedSettings, device: torch.device) -> str:
     return "cpu:gloo,cuda:gloo" if settings.backend == "gloo" else "cpu:gloo,cuda:nccl"
 
 
-def _name_of_this_attempt(store: Any, rank: int, size: int, patience: float) -> str:
-    """A name that only the processes at hand share.
+def name_this_attempt(store: Any, rank: int, size: int, patience: float) -> str:
+    """Agree on a name that only the processes at hand share.
 
     torchrun keeps its store over restarts (torch 2.13), with the addresses of processes that are dead, and counts restarts by
     node.  So rank 0 gives each process that introduces itself a name, until all whom it has named have answered: an
     introduction left behind by a dead process is never answered, and is replaced by its successor's.
+
+    Raises:
+        RuntimeError: not all came within so many seconds.
     """
     hello, welcome = "embodied_rl/hello/{}".format, "embodied_rl/welcome/{}".format
     own = uuid.uuid4().hex
@@ -56,7 +64,7 @@ def _name_of_this_attempt(store: Any, rank: int, size: int, patience: float) -> 
     return own
 
 
-def _choose_interface() -> None:
+def choose_interface() -> None:
     """Talk over the loopback where all ranks are on this machine, else over the interface that leads to rank 0's.
 
     Whoever has named an interface is left alone.

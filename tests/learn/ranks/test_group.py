@@ -513,7 +513,7 @@ def test_every_rank_of_a_machine_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch
         rank_device(torch.device("cuda:0"), 0, settings)
     assert rank_device(cuda, 2, page("distributed.backend=gloo").distributed) == torch.device("cuda:0")
     with pytest.raises(UserError, match=r"distributed.backend: nccl: the networks are on the CPU"):
-        meeting._backend(page("distributed.backend=nccl").distributed, torch.device("cpu"))
+        meeting.backend_of(page("distributed.backend=nccl").distributed, torch.device("cpu"))
 
 
 def test_without_torchrun_there_is_one_process_and_nothing_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,7 +546,7 @@ def test_an_attempt_does_not_meet_the_dead_of_the_one_before() -> None:
 
         def rank(number: int) -> None:
             time.sleep(delay * number)  # rank 0 is there first, and finds its predecessor's companions
-            found[number] = meeting._name_of_this_attempt(store, number, 3, 20.0)
+            found[number] = meeting.name_this_attempt(store, number, 3, 20.0)
 
         threads = [threading.Thread(target=rank, args=(number,)) for number in range(3)]
         for thread in threads:
@@ -560,7 +560,7 @@ def test_an_attempt_does_not_meet_the_dead_of_the_one_before() -> None:
         attempt(delay)
     assert len(set(names)) == 3
     with pytest.raises(RuntimeError, match=r"^rank 1, 2 did not come within 0 s$"):
-        meeting._name_of_this_attempt(store, 0, 3, 0.2)
+        meeting.name_this_attempt(store, 0, 3, 0.2)
 
 
 # ------------------------------------------------------------------------------------------------------------ real processes
