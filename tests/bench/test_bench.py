@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from embodied_rl import training
 from embodied_rl.bench import learner, step
@@ -101,3 +102,15 @@ def test_the_learner_is_measured_as_it_trains(monkeypatch: pytest.MonkeyPatch) -
     assert still.capture(function) == "a graph"
     assert captured == [(function, torch.device("cpu"))]
     assert len(calls) == 3  # or what is captured would be compiled meanwhile
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_the_learner_is_measured_with_graphs_where_the_page_has_them(graph: bool) -> None:
+    """Fake tensors need no GPU."""
+    page = load("go2_flat", [*TINY, f"physics.graph={str(graph).lower()}"])
+    with FakeTensorMode():
+        made = {
+            device: learner._Still(page, {"actor": 4, "critic": 5}, ActionSpace(3), torch.device(device))
+            for device in ("cuda", "cpu")
+        }
+    assert {device: still.captured for device, still in made.items()} == {"cuda": graph, "cpu": False}
