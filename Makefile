@@ -7,6 +7,8 @@ BIN := .venv/bin
 STAMP := .venv/installed
 # the engines that tests compare with C: some 400 MB that training on a CPU does without
 ENGINES := .venv/engines
+# what the code imports of extras that `make lint` does without
+UNTYPED := envpool matplotlib/figure dm_control/mujoco/wrapper/mjbindings shimmy/dm_control_compatibility
 
 # A venv remembers its index; another one means another build of torch, hence a new venv.
 USED_INDEX := $(shell cat .venv/torch-index 2>/dev/null)
@@ -16,7 +18,7 @@ ifneq ($(TORCH_INDEX),$(USED_INDEX))
 CLEAR := --clear
 endif
 
-.PHONY: help venv train test test-all lint format
+.PHONY: help venv train test test-all lint docstrings format
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
@@ -27,10 +29,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLEAR) .venv
 	$(BIN)/pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,gym]"
-	@# For pyright: it cannot follow setuptools' mapping of an editable install, and mujoco ships no types.
-	@mkdir -p .venv/typing/embodied_rl .venv/typing/mujoco && touch .venv/typing/embodied_rl/__init__.py
+	@# For pyright: it cannot follow setuptools' mapping of an editable install, mujoco ships no types, and the others are
+	@# of extras that are not installed here: of these it knows that they exist, and no more.
+	@mkdir -p .venv/typing/embodied_rl && touch .venv/typing/embodied_rl/__init__.py
 	@ln -sfn ../../../tasks .venv/typing/embodied_rl/tasks
-	@printf 'from typing import Any\ndef __getattr__(name: str) -> Any: ...\n' > .venv/typing/mujoco/__init__.pyi
+	@for module in mujoco $(UNTYPED); do \
+		mkdir -p .venv/typing/$$module; \
+		while [ $$module != . ]; do \
+			printf 'from typing import Any\ndef __getattr__(name: str) -> Any: ...\n' > .venv/typing/$$module/__init__.pyi; \
+			module=$$(dirname $$module); \
+		done; \
+	done
 	@echo "$(TORCH_INDEX)" > .venv/torch-index
 	@touch $@
 
@@ -47,11 +56,17 @@ test: $(ENGINES)  ## the tests that take seconds
 test-all: $(ENGINES)  ## every test
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "" $(ARGS)
 
-lint: $(ENGINES)  ## ruff, pyright, codespell
+lint: $(ENGINES)  ## ruff, pyright, codespell, and whether the schema of pages is current
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	@# where they differ: python -m embodied_rl.config.json_schema > configs/schema.json
+	$(BIN)/python -m embodied_rl.config.json_schema | cmp - configs/schema.json
 	$(BIN)/codespell
+	$(BIN)/pyright
+
+docstrings: $(STAMP)  ## pyproject.toml's list of files with docstrings that are not in the imperative, as it is now
+	@$(BIN)/ruff check --isolated --select D401 --output-format concise --exit-zero --quiet embodied_rl tasks robots configs \
+		| sed -n 's/^\([^:]*\.py\):.*/"\1" = ["D401"]/p' | LC_ALL=C sort -u
 
 format: $(STAMP)  ## rewrite the files as ruff would have them
 	$(BIN)/ruff check --fix-only --quiet

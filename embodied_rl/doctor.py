@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from embodied_rl import machine
+from embodied_rl.errors import install_hint
 
 MINIMUM = {"torch": "2.11", "mujoco": "4.0", "rsl-rl-lib": "5.5", "mujoco-warp": "4.0", "mujoco-mjx": "3.17"}
 """The oldest versions that training works with."""
@@ -172,11 +173,10 @@ def _compiler() -> Check:
 
 def _package(name: str, module: str, *, extra: str = "", required: bool = True) -> Check:
     """Whether a distribution is there, is not older than MINIMUM, and imports."""
-    install = f'pip install "embodied-rl{f"[{extra}]" if extra else ""}"'
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Check(name, False, "not installed", install, required)
+        return Check(name, False, "not installed", install_hint(extra), required)
     minimum = MINIMUM.get(name, "0")
     if _number(version) < _number(minimum):
         return Check(name, False, f"{version} is too old", f'pip install --upgrade "{name}>={minimum}"', required)

@@ -17,7 +17,7 @@ from embodied_rl import machine
 from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
 from embodied_rl.env import Env
-from embodied_rl.errors import UserError
+from embodied_rl.errors import UserError, install_hint
 from embodied_rl.mdp.bind import Terms, needed
 from embodied_rl.physics.native import NativePhysics
 from embodied_rl.physics.protocol import Physics
@@ -112,9 +112,7 @@ def _engine(page: Page, scene: Scene, device: torch.device, compile_: Callable) 
         return MjxPhysics(scene, num_envs, settings.decimation, device, compile_)
     except ImportError as error:
         extra = {"warp": "cuda"}.get(settings.engine, settings.engine)
-        raise UserError(
-            f'physics.engine: {settings.engine}: {error}; pip install "embodied-rl[{extra}]", or take engine: native'
-        ) from None
+        raise UserError(f"physics.engine: {settings.engine}: {error}; {install_hint(extra)}, or take engine: native") from None
 
 
 def resolve(

@@ -33,7 +33,7 @@ def test_each_missing_thing_has_its_line(monkeypatch: pytest.MonkeyPatch) -> Non
     missing = {check.name: check for check in checks if not check.works}
     assert {"torch", "mujoco", "rsl-rl-lib", "tensorboard", "onnxruntime", "av", "gymnasium", "compiler"} <= set(missing)
     assert all(check.remedy and "\n" not in check.detail + check.remedy for check in missing.values())
-    assert missing["gymnasium"].remedy == 'pip install "embodied-rl[gym]"'
+    assert missing["gymnasium"].remedy == 'pip install -e ".[gym]" in the clone'
     assert not missing["gymnasium"].required
     assert not missing["compiler"].required
 

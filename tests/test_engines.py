@@ -78,7 +78,7 @@ def test_an_engine_that_is_not_installed(
     monkeypatch.delitem(sys.modules, f"embodied_rl.physics.{engine}", raising=False)
     line = said(capsys, "train", "go2_flat", "--engine", engine, "--num-envs", "2", "env.compile=false")
     assert line.startswith(f"physics.engine: {engine}: ")
-    assert line.endswith(f'pip install "embodied-rl[{extra}]", or take engine: native')
+    assert line.endswith(f'pip install -e ".[{extra}]" in the clone, or take engine: native')
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import embodied_rl
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("configs", "robots", "tasks")
@@ -29,6 +32,32 @@ def test_every_package_is_listed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     inside = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "embodied_rl").rglob("*.py")}
     assert set(listed) == inside | {f"embodied_rl.{folder}" for folder in SHIPPED}
+
+
+def named_extras(text: str) -> set[str]:
+    """The extras in `pip install -e ".[a,b]"`, `install_hint("a")`, and `[a]` alone on the README's line of extras."""
+    lists = re.findall(r'"\.\[([\w,]+)\]"', text) + re.findall(r"""install_hint\(["'](\w+)["']\)""", text)
+    lists += [one for line in text.splitlines() if line.startswith("Extras:") for one in re.findall(r"`\[(\w+)\]`", line)]
+    return {name for one in lists for name in one.split(",")}
+
+
+def test_extras_that_are_named_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    texts = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").glob("*.md"), *(ROOT / "embodied_rl").rglob("*.py")]
+    named = {path.name: named_extras(path.read_text(encoding="utf-8")) for path in texts}
+    assert {file: missing for file, names in named.items() if (missing := names - set(extras))} == {}
+    assert {"cuda", "mjx", "ray"} <= named["Makefile"] and "all" in named["README.md"] and "dmc" in named["singles.py"]
+
+
+def test_all_is_every_extra_but_the_tools() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (everything,) = extras["all"]
+    assert everything == f"embodied-rl[{','.join(name for name in extras if name not in ('all', 'dev'))}]"
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [embodied_rl.__version__]
 
 
 @pytest.mark.parametrize("folder", SHIPPED)

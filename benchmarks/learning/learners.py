@@ -5,7 +5,7 @@
 Environments, robots, networks, observations and settings are the same; what differs is the learner (`ppo.class_name`).  The
 learning rate is fixed, for rsl_rl has no linear schedule.  The evaluation protocol's figures of the last policy stand beside the
 curves of the exploring one.
-`--plot` needs matplotlib: pip install "embodied-rl[plot]".  With `--from F` an earlier run's figures are drawn again.
+`--plot` needs matplotlib (extra `plot`).  With `--from F` an earlier run's figures are drawn again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from embodied_rl import runs, training
 from embodied_rl.config import load
+from embodied_rl.errors import install_hint
 from embodied_rl.learn.evaluate import SEEDS
 from embodied_rl.learn.run import Run
 
@@ -96,7 +97,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise SystemExit('--plot: matplotlib is not installed; pip install "embodied-rl[plot]"') from None
+        raise SystemExit(f"--plot: matplotlib is not installed; {install_hint('plot')}") from None
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         for learner, color in zip(LEARNERS, ("tab:blue", "tab:orange"), strict=True):

@@ -8,7 +8,7 @@ learning rate is fixed: rsl_rl has no linear schedule.  `modes` trains it in `sy
 with one of two workers slowed: every step of its environments takes longer by the share `--slow`.  Over the last tenth of the
 steps: the return is the mean over the episodes that ended there (nan: none did), and the reward that of a step, which counts
 the episodes that go on as well.  Speed is counted from the second iteration, when all is built.
-`--plot` needs matplotlib: pip install "embodied-rl[plot]".  With `--from F` an earlier run's figures are shown again.
+`--plot` needs matplotlib (extra `plot`).  With `--from F` an earlier run's figures are shown again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 
 from embodied_rl import training
 from embodied_rl.config import load
+from embodied_rl.errors import install_hint
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.run import Run
 from embodied_rl.pools.asynchronous import rollout_size
@@ -174,7 +175,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise SystemExit('--plot: matplotlib is not installed; pip install "embodied-rl[plot]"') from None
+        raise SystemExit(f"--plot: matplotlib is not installed; {install_hint('plot')}") from None
     kinds = list(dict.fromkeys((run["page"], run["slowed"]) for run in runs))
     figure = Figure(figsize=(4.5 * len(kinds), 3.6), layout="constrained")
     for axes, (page, slowed) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from embodied_rl.env import Env
+from embodied_rl.errors import install_hint
 
 try:
     import gymnasium
@@ -21,7 +22,7 @@ try:
     from gymnasium.utils import seeding
     from gymnasium.vector.utils import batch_space
 except ImportError:
-    raise ImportError('gymnasium is not installed; pip install "embodied-rl[gym]"') from None
+    raise ImportError(f"gymnasium is not installed; {install_hint('gym')}") from None
 
 
 class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):

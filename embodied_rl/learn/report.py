@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from embodied_rl.errors import UserError
+from embodied_rl.errors import UserError, install_hint
 
 log = logging.getLogger("embodied_rl")
 
@@ -144,7 +144,7 @@ def _mirror_to_wandb(path: Path) -> None:
     try:
         import wandb  # pyright: ignore[reportMissingImports]  an extra
     except ImportError:
-        raise UserError('ppo.logger: wandb is not installed; pip install "embodied-rl[wandb]", or leave the key out') from None
+        raise UserError(f"ppo.logger: wandb is not installed; {install_hint('wandb')}, or leave the key out") from None
     # one name for a run and its resumptions
     identity = f"{path.parent.name}-{path.name}"
     wandb.init(project="embodied_rl", id=identity, name=identity, dir=str(path), resume="allow", sync_tensorboard=True)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from embodied_rl.errors import install_hint
 from embodied_rl.pools.errors import PoolError
 
 #: Nobody is told that Ray is used; and simulators are no background work, for which Ray takes them (niceness 15): on a machine
@@ -48,7 +49,7 @@ class Connection:
         try:
             import ray
         except ImportError as error:
-            raise PoolError(f'pool: {error}; pip install "embodied-rl[ray]", or take pool.address: none') from None
+            raise PoolError(f"pool: {error}; {install_hint('ray')}, or take pool.address: none") from None
         self.ray, self.address, self.owned = ray, address, False
         if ray.is_initialized():
             return

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.config import Page
+from embodied_rl.errors import install_hint
 from embodied_rl.sources.batch import Batch, SourceError
 from embodied_rl.vector_env import Step
 
@@ -262,7 +263,7 @@ def make_source(page: Page, env_ids: Tensor) -> SourceEnv:
         try:
             from embodied_rl.sources.singles import MAKERS, Singles
         except ImportError as error:
-            raise SourceError(f'env.source: {kind}:{name}: {error}; pip install "embodied-rl[gym]"') from None
+            raise SourceError(f"env.source: {kind}:{name}: {error}; {install_hint('gym')}") from None
         batch = Singles(MAKERS[kind](name, options), len(env_ids), groups)
     for group in page.env.final_obs_groups:
         if group not in batch.obs_sizes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from embodied_rl.errors import install_hint
 from embodied_rl.problems import did_you_mean
 from embodied_rl.sources.batch import Outcome, SourceError
 
@@ -40,7 +41,7 @@ class EnvPoolBatch:
 
             from embodied_rl.sources.spaces import ObservationMap, action_map
         except ImportError as error:
-            raise SourceError(f'env.source: envpool:{name}: {error}; pip install "embodied-rl[envpool]"') from None
+            raise SourceError(f"env.source: envpool:{name}: {error}; {install_hint('envpool')}") from None
         known = envpool.list_all_envs()
         if name not in known:
             raise SourceError(f"env.source: envpool:{name}: EnvPool has no such task{did_you_mean(name, known)}")

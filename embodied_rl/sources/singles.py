@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from embodied_rl.errors import install_hint
 from embodied_rl.problems import did_you_mean
 from embodied_rl.sources.batch import Outcome, SourceError
 from embodied_rl.sources.spaces import ObservationMap, action_map
@@ -105,7 +106,8 @@ def gymnasium_maker(name: str, options: dict[str, Any]) -> Callable[[], gymnasiu
         near = did_you_mean(name, gymnasium.registry)
         raise SourceError(f"env.source: gymnasium:{name}: Gymnasium knows no such environment{near}") from None
     except (gymnasium.error.Error, ImportError, TypeError) as error:
-        lacks = '; pip install "embodied-rl[gym]"' if isinstance(error, ImportError) or "not installed" in str(error) else ""
+        extra = "box2d" if "Box2D" in str(error) else "gym"
+        lacks = f"; {install_hint(extra)}" if isinstance(error, ImportError) or "not installed" in str(error) else ""
         raise SourceError(f"env.source: gymnasium:{name}: {_line(error)}{lacks}") from None
     return make
 
@@ -119,7 +121,7 @@ def dm_control_maker(name: str, options: dict[str, Any]) -> Callable[[], gymnasi
             from dm_control import suite
             from shimmy.dm_control_compatibility import DmControlCompatibilityV0
     except ImportError as error:
-        raise SourceError(f'env.source: dm_control:{name}: {error}; pip install "embodied-rl[dmc]"') from None
+        raise SourceError(f"env.source: dm_control:{name}: {error}; {install_hint('dmc')}") from None
     _forget_fields()
     tasks = {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
     if name not in tasks:

@@ -24,7 +24,7 @@ from embodied_rl.learn.rollout import LocalCollector, Rollout
 from embodied_rl.learn.run import Run
 from embodied_rl.make_env import make_vector
 
-ray = pytest.importorskip("ray", reason='needs Ray: pip install "embodied-rl[ray]"')
+ray = pytest.importorskip("ray", reason="needs Ray: an extra, ray")
 
 from embodied_rl.pools import make_collector  # noqa: E402
 from embodied_rl.pools.cluster import Connection  # noqa: E402

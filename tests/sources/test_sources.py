@@ -19,7 +19,7 @@ from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.make_env import make_vector
 from embodied_rl.sources.env import SourceEnv
 
-gymnasium = pytest.importorskip("gymnasium", reason='needs Gymnasium: pip install "embodied-rl[gym]"')
+gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: an extra, gym")
 spaces = gymnasium.spaces
 
 OWN = """
@@ -223,6 +223,25 @@ def test_what_cannot_be_had(own: Any, tmp_path: Path, name: str, env: dict, said
     with pytest.raises(UserError) as caught:
         make_vector(source(name, tmp_path, **env), torch.arange(2))
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking", "extra"),
+    [
+        ("gymnasium:LunarLander-v3", "Box2D", "box2d"),
+        ("dm_control:walker-walk", "dm_control", "dmc"),
+        ("envpool:A", "envpool", "envpool"),
+    ],
+)
+def test_what_is_not_installed(name: str, lacking: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, lacking, None)
+    monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d.lunar_lander", raising=False)
+    monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d", raising=False)
+    monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d.bipedal_walker", raising=False)
+    with pytest.raises(UserError) as caught:
+        make_vector(source(name, tmp_path), torch.arange(2))
+    assert str(caught.value).startswith(f"env.source: {name}: ")
+    assert str(caught.value).endswith(f'; pip install -e ".[{extra}]" in the clone')
 
 
 def test_such_a_page_has_no_robot_to_show(tmp_path: Path) -> None:
