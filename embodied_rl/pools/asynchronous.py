@@ -21,7 +21,7 @@ from embodied_rl.pools.stale import Stds, weigh
 
 
 def rollout_size(num_envs: int, settings: PoolSettings) -> int:
-    """The number of environments in a rollout: `batch_share` of the shards, one at least."""
+    """Count the environments in a rollout: `batch_share` of the shards, one at least."""
     return max(1, round(settings.batch_share * (num_envs // settings.shard_size))) * settings.shard_size
 
 

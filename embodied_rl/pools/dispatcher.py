@@ -130,12 +130,12 @@ class Dispatcher:
         receiver.accept(worker, fragment)
 
     def drain_counts(self) -> dict[str, float]:
-        """What went wrong since the last call, as totals of a rollout."""
+        """Hand out what went wrong since the last call, as totals of a rollout."""
         counts, self.counts = self.counts, dict.fromkeys(_COUNTS, 0)
         return {f"pool/{name}": float(value) for name, value in counts.items()}
 
     def ask(self, worker: Worker, question: Callable[[Any], Any]) -> Any:
-        """A worker's answer between two rollouts, after what is in flight; its replacement's where it is lost.
+        """Ask a worker between two rollouts, after what is in flight; its replacement where it is lost.
 
         Raises:
             PoolError: the worker's code raised, or a worker was lost that the page does not allow to lose.
