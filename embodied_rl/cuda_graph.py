@@ -107,7 +107,7 @@ def _leave(stream: torch.cuda.Stream, pool: Any) -> None:
 
 
 def _first(error: BaseException) -> BaseException:
-    """What went wrong first: ending a capture that has failed raises again, and says less."""
+    """Find what went wrong first: ending a capture that has failed raises again, and says less."""
     while error.__context__ is not None:
         error = error.__context__
     return error

@@ -70,7 +70,7 @@ def export(actor: MLPModel, env: Env, path: Path, *, git_commit: str = "") -> Pa
 
 
 def read_contract(path: Path) -> dict[str, Any]:
-    """The contract of an exported policy.
+    """Read the contract of an exported policy.
 
     Raises:
         ExportError: there is no such file, or it holds none.
@@ -196,7 +196,7 @@ def _random_obs(actor: MLPModel) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of packages that it does without and of its own deprecations."""
+    """Silence the exporter's warnings of packages that it does without and of its own deprecations."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -79,7 +79,7 @@ def graph_error(device: torch.device) -> str | None:
 
 
 def gl_backend() -> tuple[str | None, str]:
-    """The value of MUJOCO_GL that renders without a window here.
+    """Find the value of MUJOCO_GL that renders without a window here.
 
     Returns:
         The value (empty: MuJoCo's default) and "", or None and why the first candidate failed, in one line.

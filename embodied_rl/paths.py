@@ -8,6 +8,6 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(kind: str) -> Path:
-    """The folder of `robots`, `configs` or `tasks`: inside the installed package, or beside it in a checkout."""
+    """Find the folder of `robots`, `configs` or `tasks`: inside the installed package, or beside it in a checkout."""
     inside = PACKAGE / kind
     return inside if inside.is_dir() else PACKAGE.parent / kind

@@ -40,11 +40,11 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
 
 
 def quoted(names: Iterable[object]) -> str:
-    """The allowed values as the page would write them: `'feet', 'full', true`."""
+    """Write the allowed values as the page would: `'feet', 'full', true`."""
     return ", ".join(f"'{name}'" if isinstance(name, str) else shown(name) for name in names)
 
 
 def shown(value: object) -> str:
-    """A value as it may stand in a page, cut to a line's length."""
+    """Write a value as it may stand in a page, cut to a line's length."""
     text = json.dumps(value, ensure_ascii=False).replace("NaN", "nan").replace("Infinity", "inf")
     return text if len(text) <= 60 else text[:57] + "..."

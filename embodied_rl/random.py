@@ -40,7 +40,7 @@ def philox2x32(counter_0: Tensor, counter_1: Tensor, key: Tensor) -> tuple[Tenso
 
 
 def stream_key(seed: int, purpose: str, device: torch.device | str = "cpu") -> Tensor:
-    """A 32-bit key, int64 (), for one use of randomness ("step", "policy", "startup") under one seed."""
+    """Make a 32-bit key, int64 (), for one use of randomness ("step", "policy", "startup") under one seed."""
     return torch.tensor(zlib.crc32(f"{seed}:{purpose}".encode()), device=device)
 
 
@@ -61,7 +61,7 @@ def uniform(key: Tensor, env_ids: Tensor, step: Tensor | int, size: int) -> Tens
 
 
 def normal(key: Tensor, env_ids: Tensor, step: Tensor | int, size: int) -> Tensor:
-    """Standard normal numbers by Box and Muller's transform; arguments and shape as `uniform`'s."""
+    """Draw standard normal numbers by Box and Muller's transform; arguments and shape as `uniform`'s."""
     first, second = _words(key, env_ids, step, (size + 1) // 2)
     # (0, 1]: the logarithm's argument is never 0
     radius = torch.sqrt(-2.0 * torch.log(((first >> 8) + 1).float() * 2.0**-24))

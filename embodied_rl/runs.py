@@ -25,7 +25,7 @@ log = logging.getLogger("embodied_rl")
 
 
 def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False) -> dict:
-    """The figures of `embodied_rl.learn.evaluate.evaluate` for a policy trained on a page."""
+    """Measure a policy that was trained on a page: the figures of `embodied_rl.learn.evaluate.evaluate`."""
     # one episode of a small batch: compiling the step would take longer than it saves
     settings = override(evaluation_page(page, seed, reference=reference), ["env.compile=false"])
     env = make(settings, measure=("joint_torque",))
@@ -65,7 +65,7 @@ class LoadedRun:
 
 
 def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
-    """A run's policy; see `embodied_rl.load`.  A damaged newest checkpoint is passed over with a warning."""
+    """Load a run's policy; see `embodied_rl.load`.  A damaged newest checkpoint is passed over with a warning."""
     found, named = find_run(run)
     path, state = _newest(found, named, device)
     page = found.page
@@ -85,7 +85,7 @@ def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
 
 
 def _newest(run: Run, named: Path | None, device: str) -> tuple[Path, dict]:
-    """The checkpoint that was named, or the newest one that can be read."""
+    """Read the checkpoint that was named, or the newest one that can be read."""
     candidates = [named] if named else run.newest_checkpoints()
     if not candidates:
         raise RunError(f"{run.path}: no checkpoint yet")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def read_urdf(path: Path, base: str) -> mujoco.MjSpec:
-    """The robot of a URDF, free to move.
+    """Read the robot of a URDF, free to move.
 
     Visuals (group 2) and links behind fixed joints are kept. A URDF names neither sites nor geoms: each link gets a
     site with its name at its origin, its collision geoms (group 3, deaf to each other) are called `LINK`, `LINK_1`,
@@ -46,7 +46,7 @@ def read_urdf(path: Path, base: str) -> mujoco.MjSpec:
 
 
 def _with_extension(path: Path) -> str:
-    """The text with MuJoCo told to keep visuals and links behind fixed joints, and with absolute mesh paths."""
+    """Tell MuJoCo in the text to keep visuals and links behind fixed joints, and with absolute mesh paths."""
     robot = ElementTree.parse(path).getroot()
     compiler = robot.find("mujoco/compiler")
     if compiler is None:

@@ -122,7 +122,7 @@ class GymnasiumEnv(gymnasium.Env):
         self._next: np.ndarray | None = None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """The first observation of an episode, float32 (O,), and no info."""
+        """Begin an episode; its first observation, float32 (O,), and no info."""
         super().reset(seed=seed)
         if seed is None and self._next is not None:
             # the step that ended an episode began the next one
@@ -145,5 +145,5 @@ class GymnasiumEnv(gymnasium.Env):
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    """A copy on the host."""
+    """Copy to the host."""
     return tensor.detach().cpu().numpy().copy()

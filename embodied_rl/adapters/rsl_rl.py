@@ -57,7 +57,7 @@ class RslRlEnv(VecEnv):
         return self.env.mirror_maps()
 
     def get_observations(self) -> TensorDict:
-        """The present observations, each group (N, O)."""
+        """Return the present observations, each group (N, O)."""
         obs: dict[str, Any] = {name: value.clone() for name, value in self.env.obs.items()}
         return TensorDict(obs, batch_size=[self.num_envs], device=self.device)
 
@@ -83,7 +83,7 @@ class RslRlEnv(VecEnv):
 
 
 def runner_config(page: Page) -> dict[str, Any]:
-    """The page's `ppo` section as the configuration of rsl_rl's OnPolicyRunner, a new dict at every call.
+    """Turn the page's `ppo` section into the configuration of rsl_rl's OnPolicyRunner, a new dict at every call.
 
     It builds the networks and the optimizer that `embodied_rl.learn.ppo.PPO` builds.
     """

@@ -78,7 +78,7 @@ Terms = dict[str, dict[str, TermSignature]]
 
 
 def find_terms(own: Sequence[Path] = ()) -> tuple[Terms, list[Problem]]:
-    """Reads the shipped terms and those of a page's own files; a term that cannot be read is a problem, not a term."""
+    """Read the shipped terms and those of a page's own files; a term that cannot be read is a problem, not a term."""
     found: Terms = {kind: {} for kind in SECTIONS.values()}
     problems: list[Problem] = []
     for path, module_name in [*shipped_modules(), *((path, path.stem) for path in own)]:
@@ -102,7 +102,7 @@ def shipped_modules() -> list[tuple[Path, str]]:
 
 
 def read_terms(path: Path, module_name: str) -> Iterator[TermSignature | Problem]:
-    """The terms that a file declares at its top level, and what is wrong with it."""
+    """Read the terms that a file declares at its top level, and what is wrong with it."""
     try:
         body = ast.parse(path.read_bytes(), str(path)).body
     except OSError as error:
@@ -160,7 +160,7 @@ def _parameter(argument: ast.arg, default: ast.expr | None, kind: str) -> Parame
 
 
 def _annotation(node: ast.expr) -> Any:
-    """Evaluates a type: among known names only, and no call but that of a bound."""
+    """Evaluate a type: among known names only, and no call but that of a bound."""
     text = ast.unparse(node)
     for part in ast.walk(node):
         call = isinstance(part, ast.Call) and getattr(part.func, "id", "") not in _BOUNDS

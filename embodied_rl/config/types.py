@@ -18,7 +18,7 @@ __all__ = ["BodyGroup", "Fraction", "Ge", "Gt", "Le", "Lt", "NonNegative", "Posi
 
 
 def refuse(message: str) -> PydanticCustomError:
-    """The error of a check of our own: `message` is shown as it stands."""
+    """Make the error of a check of our own: `message` is shown as it stands."""
     return PydanticCustomError("refused", "{message}", {"message": message})
 
 
@@ -29,7 +29,7 @@ class Check:
         return core_schema.with_info_after_validator_function(self.check, handler(source))
 
     def check(self, value: Any, info: ValidationInfo) -> Any:
-        """Gives the value back, or raises `refuse(...)`."""
+        """Give the value back, or raise `refuse(...)`."""
         raise NotImplementedError
 
 

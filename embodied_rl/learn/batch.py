@@ -41,7 +41,7 @@ class Batch:
             column.copy_(values[name])
 
     def take(self, rows: Tensor) -> Tensor:
-        """The rows, int64 (B,), of the table: (B, columns), or (T, B, columns) of sequences."""
+        """Gather the rows, int64 (B,), of the table: (B, columns), or (T, B, columns) of sequences."""
         return self.table.index_select(1, rows) if self._sequences else self.table.flatten(0, 1).index_select(0, rows)
 
     def first_columns(self) -> dict[str, int]:
@@ -50,7 +50,7 @@ class Batch:
         return dict(zip(self._widths, starts, strict=False))
 
     def columns(self, table: Tensor) -> dict[str, Tensor]:
-        """The columns of taken rows by name, (..., width) or (...)."""
+        """Split taken rows into their columns by name, (..., width) or (...)."""
         parts = table.split([width or 1 for width in self._widths.values()], dim=-1)
         named = zip(self._widths.items(), parts, strict=True)
         return {name: part if width else part[..., 0] for (name, width), part in named}

@@ -33,11 +33,11 @@ class Distribution(Protocol):
 
     @staticmethod
     def noise(key: Tensor, env_ids: Tensor, step: Tensor, size: int) -> Tensor:
-        """What `sample` takes, (N, size): a function of the stream's key, the global env ids (N,) and their steps (N,)."""
+        """Draw what `sample` takes, (N, size): a function of the stream's key, the global env ids (N,) and their steps (N,)."""
         ...
 
     def sample(self, noise: Tensor) -> Tensor:
-        """An action for each index."""
+        """Pick an action for each index."""
         ...
 
     def log_prob(self, actions: Tensor) -> Tensor:

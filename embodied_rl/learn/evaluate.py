@@ -33,7 +33,7 @@ REFERENCE_LIMITS = {"fall_rate": 0.05, "lin_vel_error": 0.20}
 
 
 def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
-    """The page as it is evaluated.
+    """Change the page to how it is evaluated.
 
     Args:
         page: the page that was trained.

@@ -42,7 +42,7 @@ class Policy:
     def __call__(
         self, obs: Tensor, memory: Memory = (), network: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Distribution, Memory]:
-        """The distribution of the actions that answer the observations (N, O), and what is remembered from now on.
+        """Return the distribution of the actions that answer the observations (N, O), and what is remembered from now on.
 
         `network`, where it is given, computes what the policy's own would, by other means.
         """
@@ -52,13 +52,13 @@ class Policy:
         return self.distribution((network or self.network)(features)), memory
 
     def distribution(self, output: Tensor, std: Tensor | None = None) -> Distribution:
-        """What the network's output (..., P) means; `std` stands for the present one."""
+        """Make a distribution of the network's output (..., P); `std` stands for the present one."""
         if self._std is None:
             return Categorical(output)
         return Gaussian(output, self._std() if std is None else std)
 
     def start(self, num_envs: int, device: torch.device | str) -> Memory:
-        """The memory of episodes that begin."""
+        """Make the memory of episodes that begin."""
         if self.memory is None:
             return ()
         shape = (self.memory.num_layers, num_envs, self.memory.hidden_size)

@@ -108,7 +108,7 @@ class Report:
             pass
 
     def _on_thread_error(self, arguments: Any) -> None:
-        """The thread that writes events dies of a full disk; `show` hears of it and says so in one line."""
+        """Note that the thread that writes events has died, of a full disk; `show` says so in one line."""
         if not isinstance(arguments.exc_value, OSError):
             self._excepthook(arguments)
 

@@ -118,11 +118,11 @@ class RslRlPPO:
         algorithm.compute_returns(_tensor_dict(rollout.last_obs))
 
     def state_dict(self) -> dict:
-        """The learner in rsl_rl's checkpoint layout."""
+        """Return the learner in rsl_rl's checkpoint layout."""
         return self.algorithm.save()
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`; a checkpoint of ours will do.
+        """Take up what `state_dict` gave; a checkpoint of ours will do.
 
         Raises:
             RuntimeError: the networks have other shapes.
@@ -136,7 +136,7 @@ def _tensor_dict(obs: Obs) -> TensorDict:
 
 
 def algorithm_config(ppo: PPOSettings) -> dict[str, Any]:
-    """The page's `ppo` section as the keyword arguments of rsl_rl's PPO, a new dict at every call."""
+    """Turn the page's `ppo` section into the keyword arguments of rsl_rl's PPO, a new dict at every call."""
     algorithm: dict[str, Any] = {name: getattr(ppo, name) for name in _SAME}
     algorithm["use_mixed_precision"] = ppo.bfloat16
     if ppo.schedule == "linear":  # rsl_rl has none

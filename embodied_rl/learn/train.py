@@ -56,7 +56,7 @@ class Learner(Protocol):
         ...
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`; RuntimeError where the networks have other shapes."""
+        """Take up what `state_dict` gave; RuntimeError where the networks have other shapes."""
         ...
 
 
@@ -356,7 +356,7 @@ def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def _if_there_is_room(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write what helps to find a mistake, but must not end a run."""
+    """Open a file for what helps to find a mistake, but must not end a run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:

@@ -27,7 +27,7 @@ class joint_position:  # noqa: N801  named as its entry on the page
         return len(env.robot.joint_names)
 
     def controls(self, env: View, decimation: int) -> Tensor:
-        """Controls of one step: (N, J), or (N, decimation, J) with a latency."""
+        """Return the controls of one step: (N, J), or (N, decimation, J) with a latency."""
         targets = env.robot.default_joint_pos + self.scale * env.actions
         if not self.state:
             return targets

@@ -77,7 +77,7 @@ class Terms:
         self.model_fields = tuple(sorted(startup_fields | friction | set(self.reset_fields)))
 
     def groups(self, view: View) -> list[ObservationGroup]:
-        """The page's observation groups; each term is called once, for its size."""
+        """Make the page's observation groups; each term is called once, for its size."""
         return [
             ObservationGroup(group, [self._observation(group, term, view) for term in terms])
             for group, terms in self._observations.items()
@@ -152,7 +152,7 @@ class Terms:
         return {key: self._tensor(f"{path}.{key}", value) for key, value in entry.params.items()}
 
     def _tensor(self, path: str, value: Any) -> Any:
-        """A float or a tuple of floats as a tensor in `params`; anything else as it is."""
+        """Keep a float or a tuple of floats as a tensor in `params`; return anything else as it is."""
         numbers = value if isinstance(value, tuple) else (value,)
         if not numbers or not all(isinstance(number, float) for number in numbers):
             return value
@@ -161,7 +161,7 @@ class Terms:
 
 
 def needed(page: Page) -> set[str]:
-    """What the page's terms ask the scene to measure."""
+    """Collect what the page's terms ask the scene to measure."""
     find = _Finder(page)
     needs: set[str] = set()
     for section, entry in _entries(page):

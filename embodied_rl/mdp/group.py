@@ -55,7 +55,7 @@ class ObservationGroup:
                 self.state[f"{name}.{term.name}.lag"] = ()
 
     def compute(self, env: View, *, noisy: bool, fresh: Tensor | None) -> Tensor:
-        """The group's observation, (N, size).
+        """Compute the group's observation, (N, size).
 
         Args:
             env: the moment.
@@ -75,7 +75,7 @@ class ObservationGroup:
         return torch.cat(columns, dim=-1)
 
     def mirror(self, obs: Tensor, mirrors: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """The observation of the mirrored robot, of an observation (..., size)."""
+        """Turn an observation (..., size) into that of the mirrored robot."""
         index, sign = self.mirror_map(mirrors)
         return obs[..., index] * sign
 

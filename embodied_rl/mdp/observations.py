@@ -54,7 +54,7 @@ def joint_torque(env: View) -> Tensor:
 
 @observation(mirror="joints")
 def last_action(env: View) -> Tensor:
-    """The policy's last actions, (N, A)."""
+    """Last actions of the policy, (N, A)."""
     return env.actions
 
 
@@ -85,7 +85,7 @@ def foot_friction(env: View) -> Tensor:
 
 @observation(mirror="velocity_command")
 def velocity_command(env: View, *, command: str = "velocity") -> Tensor:
-    """What is asked for: vx, vy [m/s] in the base's yaw frame and the yaw rate [rad/s], (N, 3)."""
+    """Velocities that are asked for: vx, vy [m/s] in the base's yaw frame and the yaw rate [rad/s], (N, 3)."""
     return env.command(command)
 
 

@@ -168,7 +168,7 @@ class RobotState:
 
     @once
     def projected_gravity_b(self) -> Tensor:
-        """The direction of gravity in the base frame, (N, 3); (0, 0, -1) when upright.  *state*"""
+        """Direction of gravity in the base frame, (N, 3); (0, 0, -1) when upright.  *state*"""
         w, x, y, z = self.base_quat_w.unbind(-1)
         return torch.stack((2 * (w * y - x * z), -2 * (w * x + y * z), 2 * (x * x + y * y) - 1), dim=-1)
 
@@ -220,7 +220,7 @@ class Draw:
         self.used = 0
 
     def __call__(self, size: int) -> Tensor:
-        """The next `size` uniform numbers in [0, 1) of each env, (N, size)."""
+        """Hand out the next `size` uniform numbers in [0, 1) of each env, (N, size)."""
         assert self._block is not None, "nothing may be drawn here"
         start, self.used = self.used, self.used + size
         assert self.used <= self._block.shape[1], "more random numbers are drawn than the first pass counted"
@@ -280,5 +280,5 @@ class View:
         return self.buffers["episode_length"]
 
     def command(self, name: str = "velocity") -> Tensor:
-        """What the command term asks for now, (N, size)."""
+        """Return what the command term asks for now, (N, size)."""
         return self.buffers[f"{name}.command"]

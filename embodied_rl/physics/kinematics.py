@@ -164,7 +164,7 @@ class Kinematics:
         return torch.as_tensor(values, dtype=torch.float32, device=self._device)
 
     def _vector(self, values: np.ndarray) -> Vector:
-        """The components of (L, 3); one that is zero for every link costs nothing."""
+        """Split (L, 3) into components; one that is zero for every link costs nothing."""
         return tuple(self._tensor(values[:, i]) if np.any(values[:, i]) else None for i in range(3))
 
 
@@ -192,7 +192,7 @@ def _descend(
 
 
 def _turn(rotation: tuple[Matrix, Matrix, Matrix], sine: Tensor, versine: Tensor) -> Matrix:
-    """The joint's rotation, R0 + sin q R0 K + (1 - cos q) R0 K^2."""
+    """Compose the joint's rotation, R0 + sin q R0 K + (1 - cos q) R0 K^2."""
     still, first, second = rotation
     return tuple(
         tuple(_add(_add(still[i][j], _mul(first[i][j], sine)), _mul(second[i][j], versine)) for j in range(3)) for i in range(3)
@@ -243,7 +243,7 @@ def _unflat(parts: list) -> tuple[Vector, Matrix, Vector, Vector]:
 
 
 def _take(part: Tensor | None, links: Tensor, count: int) -> Tensor:
-    """The links' component, (N, len(links))."""
+    """Take the links' component, (N, len(links))."""
     if part is None:
         return torch.zeros(count, len(links), device=links.device)
     return part.expand(count, -1)[:, links]

@@ -114,7 +114,7 @@ class MjxPhysics(TensorPhysics):
 
 
 def _lacking(model: mujoco.MjModel) -> list[str]:
-    """What of the model MJX takes without complaint, and then leaves out."""
+    """List what of the model MJX takes without complaint, and then leaves out."""
     wanted = {
         "noslip iterations": model.opt.noslip_iterations > 0,
         "integrator discrete": model.opt.integrator == mujoco.mjtIntegrator.mjINT_DISCRETE,
@@ -125,7 +125,7 @@ def _lacking(model: mujoco.MjModel) -> list[str]:
 
 
 def _steps(model: Any, template: Any, substeps: Any, state: dict, ctrl: Any, fields: dict) -> dict:
-    """Some substeps of one simulation, as a pure function."""
+    """Take some substeps of one simulation, as a pure function."""
     model = model.replace(**fields)
     data = template.replace(ctrl=ctrl, **state)
     data = jax.lax.fori_loop(0, substeps, lambda _, data: _step(model, data), data)

@@ -198,7 +198,7 @@ class NativePhysics:
 
 
 def _writable(output: np.ndarray) -> Tensor:
-    """A tensor over a bound output, which NumPy marks read-only and torch has no flag for; nothing here writes it."""
+    """Lay a tensor over a bound output, which NumPy marks read-only and torch has no flag for; nothing here writes it."""
     interface = dict(output.__array_interface__)
     interface["data"] = (interface["data"][0], False)
     owner = type("Output", (), {"__array_interface__": interface, "keep": output})()

@@ -79,11 +79,11 @@ class Physics(Protocol):
         ...
 
     def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
-        """The inverse of `snapshot`."""
+        """Set rows to what `snapshot` gave."""
         ...
 
     def drain_unstable(self) -> list[dict]:
-        """The rows that blew up since the last call, with what replays them; at most a few between two calls.
+        """Hand out the rows that blew up since the last call, with what replays them; at most a few between two calls.
 
         Each has `row`, `error` (the engine's message or ""), `states` (K, nstate), mjSTATE_INTEGRATION at the beginning of
         its last K control steps, `ctrl` (K, decimation, nu), and `model.<field>` for every expanded field.

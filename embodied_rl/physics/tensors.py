@@ -235,7 +235,7 @@ class TensorPhysics(ABC):
         self.frame_lin_vel.copy_(velocity)
 
     def _derived(self, field: str) -> Tensor | None:
-        """The live tensor of a derived field, None where the engine has none of that name."""
+        """Find the live tensor of a derived field, None where the engine has none of that name."""
         if field in self._model_fields:
             return self._model_fields[field]
         try:
@@ -246,7 +246,7 @@ class TensorPhysics(ABC):
         return tensor
 
     def _integration_state(self, row: Tensor) -> np.ndarray:
-        """A row of the history as MuJoCo's mjSTATE_INTEGRATION."""
+        """Write a row of the history as MuJoCo's mjSTATE_INTEGRATION."""
         data, kind = mujoco.MjData(self.model), mujoco.mjtState.mjSTATE_INTEGRATION
         start = 0
         for name, tensor in self._state.items():
@@ -278,7 +278,7 @@ def touches(values: Tensor) -> Tensor:
 
 
 def runnable(model: mujoco.MjModel) -> mujoco.MjModel:
-    """The model without the flags that only C's engine knows: auto-reset, which these engines have none of."""
+    """Copy the model without the flags that only C's engine knows: auto-reset, which these engines have none of."""
     model = copy.deepcopy(model)
     model.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
     return model

@@ -23,7 +23,7 @@ def make_collector(
     status: Path | None = None,
     world_size: int = 1,
 ) -> Collector:
-    """The collector that the page's `pool` section describes.
+    """Make the collector that the page's `pool` section describes.
 
     Args:
         page: the task.

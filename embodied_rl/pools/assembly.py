@@ -109,7 +109,7 @@ class Assembly:
             target[:, rows] = 0.0
 
     def done(self) -> Rollout:
-        """The rollout, where the learner wants it."""
+        """Return the rollout, where the learner wants it."""
         if self._device.type != "cuda":
             return self.rollout
         if self._there is None:

@@ -87,7 +87,7 @@ class RemoteEnv:
         self._ask(lambda worker: worker.actor.advance_curricula.remote(iteration))
 
     def drain_totals(self) -> dict[str, float]:
-        """Sums over all workers."""
+        """Add up over all workers."""
         totals: dict[str, float] = {}
         self._dumps: list[dict] = []
         seconds = []

@@ -89,11 +89,11 @@ class Connection:
                 log.warning("pool: Ray did not start, once more: %s", " ".join(str(error).split())[:160])
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are alive, in an order that stays."""
+        """List the nodes that are alive, in an order that stays."""
         return sorted((node for node in self.ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"])
 
     def last_words(self, pid: int, lines: int = 3) -> str:
-        """The end of what a worker on this machine wrote to its error log; empty where nothing is known."""
+        """Read the end of what a worker on this machine wrote to its error log; empty where nothing is known."""
         node = self.ray._private.worker._global_node
         folder = node.get_session_dir_path() if node else ""
         for path in glob.glob(f"{folder}/logs/worker-*-{pid}.err"):
@@ -109,7 +109,7 @@ class Connection:
 
 
 def _hush(ray: Any) -> None:
-    """What Ray prints of every process that dies, some ten lines, goes to the debug log: a pool tells it in one."""
+    """Send what Ray prints of every process that dies, some ten lines, to the debug log: a pool tells it in one."""
     worker = ray._private.worker
     if hasattr(worker, "print_to_stdstream"):
         worker.print_to_stdstream = lambda data, **_: log.debug("%s: %s", data["pid"], " ".join(data["lines"]))

@@ -44,7 +44,7 @@ class _Held(nn.Module):
 
 
 def plain_copy(policy: Policy) -> Policy:
-    """A policy of the same arithmetic out of torch's own modules, on the CPU; it no longer learns."""
+    """Copy a policy's arithmetic into torch's own modules, on the CPU; it no longer learns."""
     mean = getattr(policy.normalizer, "_mean", None)
     normalizer: nn.Module = nn.Identity()
     if isinstance(mean, Tensor):
@@ -86,6 +86,6 @@ def unpack(policy: Policy, numbers: np.ndarray) -> None:
 
 
 def _modules(policy: Policy) -> list[nn.Module]:
-    """The parts in the order of `pack`."""
+    """List the parts in the order of `pack`."""
     parts = (policy.network, policy.memory, policy.normalizer, policy._std)
     return [part for part in parts if isinstance(part, nn.Module)]

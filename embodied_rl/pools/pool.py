@@ -108,17 +108,17 @@ class SimPool:
         return rollout
 
     def drain_unstable(self) -> list[dict]:
-        """What is known of environments that failed since the last call; `row` is the pool's."""
+        """Hand out what is known of environments that failed since the last call; `row` is the pool's."""
         dumps, self.dispatcher.unstable = self.dispatcher.unstable, []
         return dumps
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The state of every environment, (N, ...); what is in flight is waited for."""
+        """Copy the state of every environment, (N, ...); what is in flight is waited for."""
         parts = [self.dispatcher.ask(worker, lambda actor: actor.snapshot.remote()) for worker in self.crew.workers]
         return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `snapshot`, from any number of workers or from this process.
+        """Set environments to what `snapshot` gave, from any number of workers or from this process.
 
         Raises:
             PoolError: the state is of other environments.

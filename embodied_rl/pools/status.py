@@ -30,7 +30,7 @@ def read_status(folder: Path) -> list[dict[str, Any]]:
 
 
 def shown(status: dict[str, Any]) -> str:
-    """A status as text for a person."""
+    """Write a status as text for a person."""
     seconds = status["seconds"]
     age = time.time() - status["time"]
     lines = [

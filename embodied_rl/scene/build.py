@@ -172,7 +172,7 @@ def _add_sensors(
 
 
 def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, collisions: str) -> list[str]:
-    """The collision geoms of a body, its feet aside; unnamed ones get a name."""
+    """List the collision geoms of a body, its feet aside; unnamed ones get a name."""
     feet = {geom for foot in robot.feet for geom in foot.geoms}
     names = []
     for index, geom in enumerate(spec.body(body).geoms):

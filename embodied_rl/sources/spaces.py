@@ -70,7 +70,7 @@ def _flatten(space: spaces.Space, obs: Any) -> np.ndarray:
 
 
 def action_map(space: spaces.Space) -> tuple[ActionSpace, Callable[[np.ndarray], np.ndarray]]:
-    """What an action is to the learner, and what turns R of them into the space's own.
+    """Find what an action is to the learner, and what turns R of them into the space's own.
 
     Raises:
         SourceError: the learner has no such actions.

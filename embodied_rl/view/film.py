@@ -194,14 +194,14 @@ def _use_gl() -> None:
 
 
 def _heading(matrix: np.ndarray) -> float:
-    """The angle of a body's x axis in the horizontal plane, of its rotation matrix (9,) [rad]."""
+    """Measure the angle of a body's x axis in the horizontal plane, of its rotation matrix (9,) [rad]."""
     return math.atan2(matrix[3], matrix[0])
 
 
 def _draw_velocity(
     scene: Any, origin: np.ndarray, heading: float, velocity: Sequence[float] | np.ndarray, size: float, rgb: tuple
 ) -> None:
-    """An arrow along (vx, vy), and from the heading on an arc over the angle that wz turns."""
+    """Draw an arrow along (vx, vy), and from the heading on an arc over the angle that wz turns."""
     vx, vy, wz = (float(part) * _ARROW_SECONDS for part in velocity)
     c, s = math.cos(heading), math.sin(heading)
     tip = origin + np.array([c * vx - s * vy, s * vx + c * vy, 0.0])

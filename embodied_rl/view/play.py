@@ -29,7 +29,7 @@ _SPACING = 3.0
 
 
 def playback_page(page: Page, *, num_envs: int = 1, seconds: float = 20.0) -> Page:
-    """The page as it is played: nothing pushes, episodes last for the whole of it, and robots start side by side."""
+    """Change the page to how it is played: nothing pushes, episodes last for the whole of it, and robots start side by side."""
     changes = [f"env.num_envs={num_envs}", f"env.episode_s={seconds + 1.0}", "env.random_episode_phase=false"]
     changes += ["env.compile=false"]  # compiling takes longer than playing
     changes += [f"events.{name}=null" for name, entry in page.events.items() if entry.term == "push"]
@@ -39,7 +39,7 @@ def playback_page(page: Page, *, num_envs: int = 1, seconds: float = 20.0) -> Pa
 
 
 def agent(env: Env, name: str) -> Policy:
-    """A policy that needs no training: `zero` stands in the default pose, `random` draws actions in [-1, 1)."""
+    """Make a policy that needs no training: `zero` stands in the default pose, `random` draws actions in [-1, 1)."""
     if name == "zero":
         return lambda obs: torch.zeros(env.num_envs, env.num_actions, device=env.device)
     key = random.stream_key(env.page.env.seed, "agent", env.device)
@@ -119,7 +119,7 @@ def play(
 
 
 def _demo(env: Env) -> list[list[float]]:
-    """The shares of DEMO in the page's own units; empty where the page has no command of this kind."""
+    """Scale DEMO to the page's own units; empty where the page has no command of this kind."""
     command = next(iter(env.terms.commands.values()), None)
     if command is None or len(command.ranges) != len(DEMO[0]):
         return []

@@ -90,7 +90,7 @@ def view_env(env: Env, policy: Policy | None = None) -> None:
 
 
 def steer(command: Sequence[float] | np.ndarray, key: int) -> np.ndarray:
-    """The command (vx, vy, wz) after a key of the keyboard, GLFW's code; other keys change nothing."""
+    """Return the command (vx, vy, wz) after a key of the keyboard, GLFW's code; other keys change nothing."""
     return np.round(np.asarray(command) + _KEYS.get(key, 0.0), 3)
 
 

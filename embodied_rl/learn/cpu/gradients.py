@@ -151,7 +151,7 @@ class Gradients:
 def fused_gradients(
     networks: tuple[nn.Module, nn.Module], parameters: Sequence[nn.Parameter], terms: Terms, team: Team
 ) -> Gradients | None:
-    """The gradients of actor and critic in one pass, where this machine can build it and it can compute them."""
+    """Make the gradients of actor and critic in one pass, where this machine can build it and it can compute them."""
     actor, critic = map(layers_of, networks)
     if not actor or not critic or actor[-1].out_features > _MOST_ACTIONS or critic[-1].out_features != 1:
         return None
@@ -160,6 +160,6 @@ def fused_gradients(
 
 
 def _parts(rows: int, copies: int) -> list[slice]:
-    """What threads take at a time: as many parts on every machine, so that results do not depend on its cores."""
+    """Cut rows into what threads take at a time: as many parts on every machine, so that results do not depend on its cores."""
     count = min(_MOST_PARTS, max(1, rows * copies // _LEAST_ROWS))
     return [slice(*pair) for pair in itertools.pairwise(rows * index // count for index in range(count + 1))]

@@ -27,7 +27,7 @@ class Team:
         self._others = others
 
     def map(self, function: Callable[[T], R], arguments: Sequence[T]) -> list[R]:
-        """The results, in the order of the arguments."""
+        """Call the function on all arguments; the results, in their order."""
         if self._pool is None or len(arguments) < 2:
             return [function(argument) for argument in arguments]
         grad = torch.is_grad_enabled()  # a thread has its own
@@ -50,7 +50,7 @@ class Team:
 
 
 def cores() -> int:
-    """This process's share of the machine's cores, where torchrun has started several."""
+    """Count this process's share of the machine's cores, where torchrun has started several."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 

@@ -81,7 +81,7 @@ def _loopback() -> str | None:
 
 
 def _interface_to(host: str) -> str | None:
-    """The interface whose address this machine has on the way to a host; None where that cannot be found out."""
+    """Find the interface whose address this machine has on the way to a host; None where that cannot be found out."""
     if sys.platform != "linux":
         return None
     import fcntl

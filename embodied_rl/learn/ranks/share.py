@@ -42,13 +42,13 @@ def env_ids(page: Page, rank: int, size: int) -> range:
 
 
 def learning_rate_factor(page: Page, size: int) -> float:
-    """What the page's learning rate is multiplied by, for a batch that is larger than the page's."""
+    """Return what the page's learning rate is multiplied by, for a batch that is larger than the page's."""
     times = size if page.distributed.num_envs_scope == "per_rank" else 1
     return {"none": 1.0, "sqrt": times**0.5, "linear": float(times)}[page.distributed.learning_rate_rule]
 
 
 def rank_device(device: torch.device, local_rank: int, settings: DistributedSettings) -> torch.device:
-    """The device of one of a machine's ranks, where the page says `device`.
+    """Pick the device of one of a machine's ranks, where the page says `device`.
 
     Raises:
         UserError: this machine has too few GPUs.
