@@ -43,7 +43,13 @@ def named_extras(text: str) -> set[str]:
 
 def test_extras_that_are_named_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    texts = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").glob("*.md"), *(ROOT / "embodied_rl").rglob("*.py")]
+    texts = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "Makefile",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "embodied_rl").rglob("*.py"),
+    ]
     named = {path.name: named_extras(path.read_text(encoding="utf-8")) for path in texts}
     assert {file: missing for file, names in named.items() if (missing := names - set(extras))} == {}
     assert {"cuda", "mjx", "ray"} <= named["Makefile"] and "all" in named["README.md"] and "dmc" in named["singles.py"]
