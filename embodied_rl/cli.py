@@ -296,14 +296,12 @@ def _pool(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from embodied_rl import make_env
-    from embodied_rl.bench import step
-    from embodied_rl.bench.learner import bench_learner
-    from embodied_rl.bench.pool import bench_pool
+    from embodied_rl.bench import env, learner, pool, train, walk
 
     where = _chosen(options)
     page = make_env.resolve(options.config, options.overrides, **where)
-    measures = {"env": step.bench_env, "learner": bench_learner, "pool": bench_pool}
-    measures |= {"train": step.bench_train, "walk": step.bench_walk}
+    measures = {"env": env.bench_env, "learner": learner.bench_learner, "pool": pool.bench_pool}
+    measures |= {"train": train.bench_train, "walk": walk.bench_walk}
     result = measures[options.what](page)
     if os.environ.get("RANK", "0") != "0":  # started by torchrun: the first speaks for all
         return 0

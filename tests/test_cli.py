@@ -119,7 +119,7 @@ def test_what_needs_no_torch_imports_none() -> None:
         (["train", "go2_flat", "--engine", "isaacgym"], "is planned; what works now: native"),
         (["train", "go2_flat", "--engine", "bullet"], "physics.engine"),
         (["train", "go2_flat", "--device", "cuda"], "take --device cpu"),
-        (["train", "go2_flat", "--resume", "latest"], "latest: no run under "),
+        (["train", "go2_flat", "--resume", "latest"], "latest: no run of go2_flat under "),
         (["train", "go2_flat", "--resume", "runs/x"], "runs/x: no run here"),
         (["train", "go2_flat", "--resume", "latest", "--run-dir", "x"], "leave out one of --resume and --run-dir"),
         (["eval"], "latest: no run under "),

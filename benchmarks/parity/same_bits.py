@@ -66,14 +66,15 @@ CASES = {
 def main() -> int:
     """Compare; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("commits", nargs=2, metavar=("OLD", "NEW"), help="commits, or . for the working tree")
+    parser.add_argument("old", metavar="OLD", help="a commit, or . for the working tree")
+    parser.add_argument("new", metavar="NEW", help="another")
     parser.add_argument("--pages", nargs="*", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--speed", type=int, default=0, metavar="PAIRS", help="then alternating pairs of `bench env` and `train`")
     parser.add_argument("--json", type=Path, metavar="F", help="write what was found to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sides = [lay_out(commit, Path(folder) / name) for commit, name in zip(options.commits, ("old", "new"), strict=True)]
-        found: dict[str, Any] = {"commits": options.commits, "pages": {}}
+        sides = [lay_out(commit, Path(folder) / name) for commit, name in ((options.old, "old"), (options.new, "new"))]
+        found: dict[str, Any] = {"commits": [options.old, options.new], "pages": {}}
         for name in options.pages:
             kept = [train(side, CASES[name], Path(folder) / f"{side.name}_{name}") for side in sides]
             differences = compare(*kept)

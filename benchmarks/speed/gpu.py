@@ -10,36 +10,21 @@ turns with ours.  benchmarks/README.md says what is measured and how.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.metadata
 import json
-import logging
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
-
-    from embodied_rl.env import Env
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PEER, PEER_TASK, PEER_PAGE = "mjlab", "Mjlab-Velocity-Flat-Unitree-Go1", "go1_flat"
-#: Control steps on the tape that is played to the physics and to the environment.
-TAPE = 50
-#: Actions beside the peer are uniform in +-AMPLITUDE: the robots shuffle on the spot, with larger ones they fall.
-AMPLITUDE, CYCLE = 0.3, 64
-#: Steps that a peer takes before it is timed, and over which synchronizations and kernels are counted.
-WARM_UP, COUNTED = 50, 10
+PEER, PEER_PAGE = "mjlab", "go1_flat"
+#: Steps that a peer takes before it is timed.
+WARM_UP = 50
 
 
 def main() -> None:
@@ -111,7 +96,7 @@ class Side:
         self.name = " ".join(arguments)
         settings = {name: getattr(options, name) for name in ("device", "rounds", "seconds", "iterations", "overrides")}
         self._process = subprocess.Popen(
-            [python, __file__, "--side", *arguments, json.dumps(settings)],
+            [python, str(Path(__file__).with_name("gpu_side.py")), *arguments, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -134,344 +119,6 @@ class Side:
         if not (reply := self._process.stdout.readline()):
             raise SystemExit(f"{self.name}: the process is gone; its last words stand above")
         return json.loads(reply)
-
-
-def serve(kind: str, page: str, num_envs: str, settings: str) -> None:
-    """The process behind a `Side`."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not pass for a reply
-    options = argparse.Namespace(**json.loads(settings))
-    handlers: dict[str, Callable] = (_Peer if kind == PEER else _Ours)(page, int(num_envs), options).handlers
-    for line in sys.stdin:
-        what, *arguments = json.loads(line)
-        print(json.dumps(handlers[what](*arguments)), file=replies, flush=True)
-
-
-class _Ours:
-    """Our environment, the physics under it, and the trainer above."""
-
-    def __init__(self, page: str, num_envs: int, options: argparse.Namespace) -> None:
-        import torch
-
-        import embodied_rl
-
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        self._page, self._num_envs, self._options = page, num_envs, options
-        self._device = torch.device(options.device)
-        self._cuda = self._device.type == "cuda"
-        self._make = lambda: embodied_rl.make(page, options.overrides, num_envs=num_envs, device=options.device, engine="warp")
-        self._env: Env | None = None
-        self.handlers = {"measure": self.measure, "play": self.play}
-
-    def measure(self) -> dict[str, Any]:
-        """All columns of the table."""
-        import torch
-
-        free = torch.cuda.mem_get_info(self._device)[0] if self._cuda else 0
-        with tempfile.TemporaryDirectory() as folder:
-            trained, policy = self._train(Path(folder) / "run")
-        gc.collect()
-        if self._cuda:
-            torch.cuda.empty_cache()
-        with torch.no_grad():
-            started = time.perf_counter()
-            env = self._env = self._make()
-            made = self._elapsed(started)
-            tape = Tape(env, policy)
-            started = time.perf_counter()
-            env.step(tape.actions[0])
-            capturing = self._elapsed(started)
-            physics = PhysicsAlone(env, tape)
-            rates = self._alternate(env, physics, tape)
-            counts = self._counts(env, physics, tape) if self._cuda else {}
-        memory = (free - torch.cuda.mem_get_info(self._device)[0]) / 2**30 if self._cuda else None
-        return {
-            **rates,
-            **trained,
-            **counts,
-            "captured": env.captured,
-            "make_again_s": made,
-            "capture_s": capturing,
-            "memory_gib": memory,
-            "capacity": getattr(env.physics, "capacity", {}),
-        }
-
-    def play(self, steps: int) -> dict[str, Any]:
-        """Some steps under random actions, the same as the peer's."""
-        import torch
-
-        with torch.no_grad():
-            if self._env is None:
-                self._env = self._make()
-                self._actions = _shuffle(self._num_envs, self._env.num_actions, self._device)
-                self._env.step(self._actions[0])
-            return _timed(self._env.step, self._actions, steps, self._device, ("mujoco", "mujoco-warp", "warp-lang", "torch"))
-
-    def _train(self, folder: Path) -> tuple[dict[str, Any], Callable]:
-        """Train for a while: what the policy and the update cost, how long the start takes, and the policy."""
-        import embodied_rl
-        from embodied_rl import make_env, training
-
-        options = self._options
-        given = [f"ppo.max_iterations={options.iterations}", *options.overrides]
-        page = make_env.resolve(self._page, given, num_envs=self._num_envs, device=options.device, engine="warp")
-        kernels = _Kernels()
-        logging.getLogger("embodied_rl").addHandler(kernels)
-        started = time.perf_counter()
-        trainer = training.start(page, folder)
-        made, marks, iterations = self._elapsed(started), [time.perf_counter()], []
-        for metrics in trainer.train(options.iterations):
-            iterations.append(metrics)
-            marks.append(time.perf_counter())
-        logging.getLogger("embodied_rl").removeHandler(kernels)
-        steps = page.ppo.num_steps_per_env * self._num_envs
-        settled = iterations[len(iterations) // 2 :]  # the second half: nothing is compiled any more, and the robots walk
-        rates = {
-            "policy_steps_per_s": steps / statistics.median(one["Perf/collection_time"] for one in settled),
-            "update_steps_per_s": steps / statistics.median(one["Perf/iteration_time"] for one in settled),
-        }
-        start = {"make_s": made, "first_iteration_s": marks[1] - marks[0], **kernels.figures}
-        policy = embodied_rl.load(folder, device=str(self._device)).policy
-        return {**rates, **start, "iterations": len(iterations), "reward": iterations[-1].get("Train/mean_reward")}, policy
-
-    def _alternate(self, env: Env, physics: PhysicsAlone, tape: Tape) -> dict[str, Any]:
-        """Physics and environment in turns on one tape, each from the state that the tape begins with."""
-        import torch
-
-        rows = torch.arange(env.num_envs, device=env.device)
-
-        def environment() -> None:
-            for action in tape.actions:
-                env.step(action)
-
-        sides: dict[str, Callable[[], None]] = {"physics": physics.play, "env": environment}
-        repeats, seconds = {}, {name: [] for name in sides}
-        for name, side in sides.items():
-            env.restore(rows, tape.state)
-            once = min(self._time(side, 1) for _ in range(2))
-            repeats[name] = max(1, round(self._options.seconds / once))
-        for index in range(self._options.rounds):
-            for name in list(sides)[:: -1 if index % 2 else 1]:
-                env.restore(rows, tape.state)
-                seconds[name].append(self._time(sides[name], repeats[name]) / repeats[name])
-        steps = env.num_envs * len(tape.actions)
-        ratios = [p / e for p, e in zip(seconds["physics"], seconds["env"], strict=True)]
-        return {
-            "physics_steps_per_s": steps / statistics.median(seconds["physics"]),
-            "env_steps_per_s": steps / statistics.median(seconds["env"]),
-            "ratio": statistics.median(ratios),
-            "ratios": ratios,
-        }
-
-    def _counts(self, env: Env, physics: PhysicsAlone, tape: Tape) -> dict[str, Any]:
-        """Kernels of a step, and synchronizations of the host in it."""
-        import torch
-
-        def step() -> None:
-            env.step(tape.actions[0])
-
-        torch.set_warn_always(True)
-        torch.cuda.synchronize(self._device)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            for _ in range(COUNTED):
-                step()
-            torch.cuda.set_sync_debug_mode("default")
-        syncs = sum("synchronizing CUDA operation" in str(one.message) for one in caught) / COUNTED
-        return {"syncs": syncs, "env_kernels": _kernels(step), "physics_kernels": _kernels(physics.step)}
-
-    def _time(self, function: Callable[[], None], repeats: int) -> float:
-        self._wait()
-        started = time.perf_counter()
-        for _ in range(repeats):
-            function()
-        return self._elapsed(started)
-
-    def _elapsed(self, started: float) -> float:
-        self._wait()
-        return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        import torch
-
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
-
-
-class Tape:
-    """What a policy made an environment ask of its engine: controls, resets and pushes, to be played again.
-
-    Args:
-        env: the environment; it is stepped operation by operation.
-        policy: actions of observations.
-    """
-
-    def __init__(self, env: Env, policy: Callable[[dict], torch.Tensor]) -> None:
-        import torch
-
-        physics: Any = env.physics
-        rows = torch.arange(env.num_envs, device=env.device)
-        for _ in range(TAPE):  # away from the first episodes
-            env.advance(policy(env.obs))
-        self.state = env.snapshot(rows)
-        self.actions, controls, writes = [], [], []
-        step, write = physics.step, physics.write
-
-        def note_step(ctrl: torch.Tensor, *rest: Any) -> None:
-            controls.append(ctrl.clone())
-            step(ctrl, *rest)
-
-        def note_write(mask: torch.Tensor, **fields: torch.Tensor) -> None:
-            if "qpos" in fields:
-                writes.append((env.buffers["done"].clone(), mask.clone(), fields["qpos"].clone(), fields["qvel"].clone()))
-            write(mask, **fields)
-
-        physics.step, physics.write = note_step, note_write
-        try:
-            for _ in range(TAPE):
-                self.actions.append(policy(env.obs).clone())
-                env.advance(self.actions[-1])
-        finally:
-            del physics.step, physics.write
-        self.controls = torch.stack(controls)
-        """(T, N, nu) or (T, N, decimation, nu)."""
-        self.done, self.written, self.qpos, self.qvel = (torch.stack(part) for part in zip(*writes, strict=True))
-        """(T, N): rows that begin anew, rows that are written; and what is written, (T, N, ...)."""
-
-
-class PhysicsAlone:
-    """The engine and nothing else, playing a tape: controls, substeps, and the masked writes of resets and pushes.
-
-    Args:
-        env: whose engine it is.
-        tape: what is played.
-    """
-
-    def __init__(self, env: Env, tape: Tape) -> None:
-        import torch
-
-        from embodied_rl.cuda_graph import CudaGraph
-
-        self._physics: Any = env.physics
-        self._tape, self._decimation = tape, env.page.physics.decimation
-        self._slot = torch.zeros(1, dtype=torch.int64, device=env.device)
-        self._steps = len(tape.actions)
-        self.step: Callable[[], None] = self._step
-        if env.captured:
-            for _ in range(3):
-                self._step()
-            self.step = CudaGraph(self._step, env.device, env.physics)
-
-    def play(self) -> None:
-        """The whole tape."""
-        self._slot.zero_()
-        for _ in range(self._steps):
-            self.step()
-
-    def _step(self) -> None:
-        import torch
-
-        physics, tape, state = self._physics, self._tape, self._physics._state
-        take = lambda values: values.index_select(0, self._slot)[0]  # noqa: E731
-        controls, written, done = take(tape.controls), take(tape.written)[:, None], take(tape.done)[:, None]
-        each = [controls] if controls.dim() == 2 else controls.unbind(1)
-        for row in each:
-            physics._ctrl.copy_(row)
-            physics._advance(self._decimation // len(each))
-        physics.qpos.copy_(torch.where(written, take(tape.qpos), physics.qpos))
-        physics.qvel.copy_(torch.where(written, take(tape.qvel), physics.qvel))
-        state["qacc_warmstart"].copy_(torch.where(done, 0.0, state["qacc_warmstart"]))
-        self._slot.add_(1).remainder_(self._steps)
-
-
-class _Kernels(logging.Handler):
-    """Hears how long the kernels took to build."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.figures: dict[str, float] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if found := re.match(r"built in ([\d.]+) s: (\d+) compiled, (\d+) from the cache", record.getMessage()):
-            seconds, compiled, cached = found.groups()
-            self.figures = {"kernels_s": float(seconds), "kernels_compiled": int(compiled), "kernels_cached": int(cached)}
-
-
-def _kernels(step: Callable[[], None]) -> float:
-    """Kernels that a step launches, inside its graph or not; copies and fills of memory are none."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(COUNTED):
-            step()
-        torch.cuda.synchronize()
-    names = [event.name for event in profiler.events() or [] if str(event.device_type).endswith("CUDA")]
-    return sum(not name.startswith(("Memcpy", "Memset")) for name in names) / COUNTED
-
-
-def _shuffle(num_envs: int, size: int, device: Any) -> Any:
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    return torch.empty(CYCLE, num_envs, size).uniform_(-AMPLITUDE, AMPLITUDE, generator=generator).to(device)
-
-
-def _timed(step: Callable, actions: Any, steps: int, device: Any, packages: tuple[str, ...]) -> dict[str, Any]:
-    """Seconds for so many steps, and who took them."""
-    import torch
-
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
-    wait(device)
-    started = time.perf_counter()
-    for index in range(steps):
-        step(actions[index % CYCLE])
-    wait(device)
-    return {"seconds": time.perf_counter() - started, "versions": {p: importlib.metadata.version(p) for p in packages}}
-
-
-# ------------------------------------------------------------------------------------------------------------- the peer
-
-
-class _Peer:
-    """mjlab's Go1 on flat ground, as its own scripts make it; nothing of ours is imported here."""
-
-    def __init__(self, page: str, num_envs: int, options: argparse.Namespace) -> None:
-        import mjlab.tasks  # pyright: ignore[reportMissingImports]  registers the tasks  # noqa: F401
-        import torch
-        from mjlab.envs import ManagerBasedRlEnv  # pyright: ignore[reportMissingImports]
-        from mjlab.tasks.registry import load_env_cfg  # pyright: ignore[reportMissingImports]
-        from mjlab.utils.torch import configure_torch_backends  # pyright: ignore[reportMissingImports]
-
-        configure_torch_backends()
-        config = load_env_cfg(PEER_TASK)
-        config.scene.num_envs, config.seed = num_envs, 1
-        device = options.device if ":" in options.device or options.device == "cpu" else f"{options.device}:0"
-        self._device, self._env = torch.device(device), ManagerBasedRlEnv(cfg=config, device=device)
-        self._env.reset()
-        self._decimation = config.decimation
-        self._actions = _shuffle(num_envs, self._env.action_manager.total_action_dim, self._device)
-        self.handlers = {"play": self.play, "physics": self.physics}
-
-    def play(self, steps: int) -> dict[str, Any]:
-        """Some steps of the environment."""
-        return self._time(self._env.step, steps)
-
-    def physics(self, steps: int) -> dict[str, Any]:
-        """Some control steps of its physics alone."""
-
-        def step(_: Any) -> None:
-            for _ in range(self._decimation):
-                self._env.sim.step()
-
-        return self._time(step, steps)
-
-    def _time(self, step: Callable, steps: int) -> dict[str, Any]:
-        import torch
-
-        with torch.inference_mode():
-            return _timed(step, self._actions, steps, self._device, (PEER, "mujoco", "mujoco-warp", "warp-lang", "torch"))
 
 
 def _beside_peer(num_envs: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -563,7 +210,4 @@ def show(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--side"]:
-        serve(*sys.argv[2:])
-    else:
-        main()
+    main()

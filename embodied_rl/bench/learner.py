@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from embodied_rl import make_env, training
-from embodied_rl.bench.step import COMPARABLE
+from embodied_rl.bench.clock import now
+from embodied_rl.bench.train import COMPARABLE
 from embodied_rl.config import Page, override
-from embodied_rl.cuda_graph import CudaGraph
+from embodied_rl.cuda_graph import try_to_capture
 from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
 from embodied_rl.vector_env import ActionSpace, Step
@@ -29,7 +29,7 @@ _ON_A_GPU = ("env.num_envs=4096", f"ppo.actor_hidden_dims={_WIDE}", f"ppo.critic
 def bench_learner(page: Page) -> dict[str, float]:
     """Both learners in turn, in an environment of the page's sizes that does nothing.
 
-    The size is `bench.COMPARABLE`; on a GPU 4096 robots and networks 512-256-128.
+    The size is `bench.train.COMPARABLE`; on a GPU 4096 robots and networks 512-256-128.
 
     `act` is all that a policy costs while a rollout is collected, storage included; `update` is all that happens between the
     last step and the next rollout, values and returns included.  rsl_rl has its own threads, ours are those of training.
@@ -96,7 +96,7 @@ class _Still:
             return function
         for _ in range(3):
             function()
-        return CudaGraph(function, self.device)
+        return try_to_capture(function, self.device, what="the rollout") or function
 
 
 class _Ours:
@@ -141,10 +141,8 @@ class _Theirs:
 
 
 def _timed(function: Callable[[int], None], round_: int, device: torch.device) -> float:
-    threads, started = torch.get_num_threads(), time.perf_counter()
+    threads, started = torch.get_num_threads(), now(device)
     function(round_)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    taken = time.perf_counter() - started
+    taken = now(device) - started
     torch.set_num_threads(threads)
     return taken

@@ -1,22 +1,15 @@
-"""The GPU's benchmark: what it calls the physics alone is what the environment did; and all of it once, on the CPU."""
+"""The GPU's benchmark: what it says without one, and all of it once, on the CPU."""
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-
-from embodied_rl import make_env
-from embodied_rl.cuda_graph import CudaGraph
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks/speed/gpu.py"
 #: As much of mjlab 1.6 as the script asks of it.
@@ -47,58 +40,6 @@ class ManagerBasedRlEnv:
     "utils/__init__.py": "",
     "utils/torch.py": "def configure_torch_backends(allow_tf32=True, deterministic=False): pass",
 }
-
-
-@pytest.fixture
-def gpu() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_physics_alone_does_what_the_environment_did(gpu: ModuleType) -> None:
-    pytest.importorskip("mujoco_warp")
-    # friction is no part of the tape: it changes what the physics computes, and not how much
-    small = ["env.compile=false", "env.episode_s=0.5", "events.push.interval_s=0.2", "events.randomize_friction=null"]
-    with torch.no_grad():
-        env: Any = make_env.make("go2_flat", small, num_envs=6, engine="warp", device="cpu")
-        tape = gpu.Tape(env, lambda obs: 0.5 * torch.sin(40.0 * obs["actor"][:, :12]))
-        reached = env.physics.qpos.clone(), env.physics.qvel.clone()
-        assert tape.done.any(1).sum() > 2 and (tape.written & ~tape.done).any()  # resets and pushes are on the tape
-        physics = gpu.PhysicsAlone(env, tape)
-        for _ in range(2):
-            env.restore(torch.arange(6), tape.state)
-            physics.play()
-            assert torch.equal(env.physics.qpos, reached[0]) and torch.equal(env.physics.qvel, reached[1])
-        # and the environment goes the same way when it is given the same actions
-        env.restore(torch.arange(6), tape.state)
-        for action in tape.actions:
-            env.step(action)
-        assert torch.equal(env.physics.qpos, reached[0])
-        assert "step" not in vars(env.physics) and "write" not in vars(env.physics)
-    env.close()
-
-
-def test_the_physics_alone_is_captured_like_the_environment(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever device there is: the graph gets what a graph takes."""
-    asked = []
-
-    def graph(*args: Any, **options: Any) -> Any:
-        asked.append(inspect.signature(CudaGraph).bind(*args, **options).arguments)
-        return args[0]
-
-    monkeypatch.setattr("embodied_rl.cuda_graph.CudaGraph", graph)
-    pytest.importorskip("mujoco_warp")
-    with torch.no_grad():
-        env: Any = make_env.make("go2_flat", ["env.compile=false"], num_envs=2, engine="warp", device="cpu")
-        tape = gpu.Tape(env, lambda obs: 0.0 * obs["actor"][:, :12])
-        env.restore(torch.arange(2), tape.state)
-        monkeypatch.setattr(type(env), "captured", True)
-        gpu.PhysicsAlone(env, tape)
-    assert [(one["device"], one["physics"]) for one in asked] == [(env.device, env.physics)]
-    env.close()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
