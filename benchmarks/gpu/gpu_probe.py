@@ -303,7 +303,7 @@ def update(device: str, compiled: bool, graph: bool) -> Found:
     import torch
 
     from embodied_rl.learn.ppo import PPO
-    from embodied_rl.make_env import as_it_is, compiler, resolve
+    from embodied_rl.make_env import identity, compiler, resolve
     from embodied_rl.vector_env import ActionSpace
 
     where = torch.device(device)
@@ -313,7 +313,7 @@ def update(device: str, compiled: bool, graph: bool) -> Found:
     sizes = {**OBS, "actions": 12}
     mirrors = {name: (torch.arange(size, device=where).flip(0), torch.ones(size, device=where)) for name, size in sizes.items()}
     obs = {name: torch.zeros(envs, size, device=where) for name, size in OBS.items()}
-    wrap = compiler(page, where) if compiled else as_it_is
+    wrap = compiler(page, where) if compiled else identity
     torch.manual_seed(1)
     learner = PPO(obs, ActionSpace(12), page.ppo, mirrors, 1, where, compiler=wrap, graph=graph)
     rollout, times = drawn_rollout(learner, envs, where), []
