@@ -58,7 +58,6 @@ def page(request: pytest.FixtureRequest, tiny: list[str], tmp_path: Path) -> Pag
     if request.param == "mjx":
         for name, text in HOPPER.items():
             (tmp_path / name).write_text(text)
-        changes += ["physics.solver=cg", "physics.integrator=euler"]  # likewise
         obs = "{joint_pos: {}, joint_vel: {}}"
         changes += [f"robot={tmp_path}", f"observations={{actor: {obs}, critic: {obs}}}", "rewards={alive: {weight: 1.0}}"]
     return load("go2_flat", [*tiny, *changes])
