@@ -303,7 +303,7 @@ def update(device: str, compiled: bool, graph: bool) -> Found:
     import torch
 
     from embodied_rl.learn.ppo import PPO
-    from embodied_rl.make_env import identity, compiler, resolve
+    from embodied_rl.make_env import compiler, identity, resolve
     from embodied_rl.vector_env import ActionSpace
 
     where = torch.device(device)
