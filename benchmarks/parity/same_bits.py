@@ -1,6 +1,6 @@
 """Whether two commits learn the same, to the last bit: the proof of value of a refactoring.
 
-    python benchmarks/parity/same_bits.py OLD NEW [--pages NAME ...] [--speed 5] [--json F]
+    python benchmarks/parity/same_bits.py OLD NEW [--pages NAME ...] [--speed 40] [--json F]
 
 Both commits are laid out as they would be installed, and train the same pages on this machine, with `env.compile=false`.  What
 the learner was given and what it became of it is kept at iterations 1, 10 and 20, and compared number by number.  `.` is the
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ("configs", "robots", "tasks")
 #: Finished iterations whose rollout and networks are compared.
 KEPT = (1, 10, 20)
-#: Figures of `bench env` and `bench train` whose new / old is reported: speed, and speed as a share of the physics alone.
-SPEEDS = {"env": ("env_steps_per_s", "ratio"), "train": ("train_steps_per_s", "ratio")}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def main() -> int:
     parser.add_argument("old", metavar="OLD", help="a commit, or . for the working tree")
     parser.add_argument("new", metavar="NEW", help="another")
     parser.add_argument("--pages", nargs="*", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
-    parser.add_argument("--speed", type=int, default=0, metavar="PAIRS", help="then alternating pairs of `bench env` and `train`")
+    parser.add_argument("--speed", type=int, default=0, metavar="ROUNDS", help="then time env.step and training in turns")
     parser.add_argument("--json", type=Path, metavar="F", help="write what was found to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +82,7 @@ def main() -> int:
             said = "; ".join(differences[:3]) + (f"; {len(differences) - 3} more" if len(differences) > 3 else "")
             print(f"{name:22s} {said or 'equal'}{needed}", flush=True)
         if options.speed:
-            found["speed"] = speed(sides, options.speed, Path(folder))
+            found["speed"] = speed(sides, options.speed)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -177,26 +176,64 @@ def difference(old: Any, new: Any) -> str:
     return "" if old == new or (old != old and new != new) else f"{old!r} and {new!r}"
 
 
-def speed(sides: list[Path], pairs: int, folder: Path) -> dict[str, dict[str, float]]:
-    """New / old, medians of alternating pairs, the order turned round each time."""
-    for side in sides:  # the policy that drives `bench env`, once
-        (folder / f"{side.name}_speed").mkdir()
-        arguments = ["-m", "embodied_rl", "train", "go2_flat", "--iterations", "100"]
-        run(side, arguments, folder / f"{side.name}_speed")
+def speed(sides: list[Path], rounds: int) -> dict[str, dict[str, float]]:
+    """New / old: medians over rounds in which both sides take a turn of about a second, the order turned round each time.
+
+    Longer turns would measure the machine: what a shared one gives differs by a third from one minute to the next.
+    """
     quotients: dict[str, dict[str, float]] = {}
-    for what, names in SPEEDS.items():
-        rounds: list[dict[str, float]] = []
-        for number in range(pairs):
-            figures = {}
-            for side in sides if number % 2 == 0 else reversed(sides):
-                here = folder / f"{side.name}_speed"
-                run(side, ["-m", "embodied_rl", "bench", what, "go2_flat", "--json", str(here / "figures.json")], here)
-                figures[side.name] = json.loads((here / "figures.json").read_text())
-            rounds.append({name: figures["new"][name] / figures["old"][name] for name in names})
-            print(f"bench {what}: " + "  ".join(f"{name} {value:.3f}" for name, value in rounds[-1].items()), flush=True)
-        quotients[what] = {name: statistics.median(one[name] for one in rounds) for name in names}
-        print(f"bench {what}: median new / old " + "  ".join(f"{name} {value:.3f}" for name, value in quotients[what].items()))
+    for what in ("step", "train"):
+        with ExitStack() as stack:
+            players = [stack.enter_context(Player(side, what)) for side in sides]
+            for player in players:
+                player.answer()
+            found = []
+            for number in range(rounds):
+                taken = {player.side.name: player.turn() for player in (players if number % 2 else players[::-1])}
+                found.append(taken["old"] / taken["new"])
+        low, middle, high = statistics.quantiles(found, n=4)
+        quotients[what] = {"median": middle, "lower_quartile": low, "upper_quartile": high, "rounds": rounds}
+        print(f"{what}: new / old {middle:.3f} (quartiles {low:.3f} to {high:.3f}, {rounds} rounds)", flush=True)
     return quotients
+
+
+class Player:
+    """A process of a side that works when it is asked to; see turns.py."""
+
+    def __init__(self, side: Path, what: str) -> None:
+        self.side = side
+        script = Path(__file__).resolve().with_name("turns.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), what, "go2_flat"],
+            cwd=side,
+            env=os.environ | {"PYTHONPATH": str(side), "PYTHONWARNINGS": "ignore"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def __enter__(self) -> Player:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def turn(self) -> float:
+        """Let it work; the seconds it took."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return float(self.answer())
+
+    def answer(self) -> str:
+        """Wait for what it says."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("turn: "):
+                return line.removeprefix("turn: ").strip()
+        raise SystemExit(f"{self.side.name}: turns.py ended with exit status {self._process.wait()}")
 
 
 if __name__ == "__main__":
