@@ -15,6 +15,9 @@ from embodied_rl.physics.protocol import Physics
 
 log = logging.getLogger("embodied_rl")
 
+#: Eager runs before a capture of what has not run yet: by the second one every kernel is compiled.
+WARMUP = 3
+
 
 class CudaGraph:
     """Replays what `function` launches, with a fraction of its cost on the host.

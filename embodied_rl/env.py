@@ -18,7 +18,7 @@ from torch import Tensor
 
 from embodied_rl import random
 from embodied_rl.config.page import Page
-from embodied_rl.cuda_graph import try_to_capture
+from embodied_rl.cuda_graph import WARMUP, try_to_capture
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.events import Draft
@@ -29,8 +29,6 @@ from embodied_rl.vector_env import ActionSpace, Step
 
 #: Buffers that are zero when an episode begins.
 _PER_EPISODE = ("episode_length", "episode_rewards", "actions", "previous_actions", "foot_air_time")
-#: Eager steps before a capture: by the second one every kernel is compiled.
-_WARMUP = 3
 
 
 class Env:
@@ -118,7 +116,7 @@ class Env:
             return function
         rows = torch.arange(self.num_envs, device=self.device)
         state, totals = self.snapshot(rows), self._totals.clone()
-        for _ in range(_WARMUP):
+        for _ in range(WARMUP):
             function()
         graph = try_to_capture(function, self.device, self.physics)
         self.physics.capturable = graph is not None

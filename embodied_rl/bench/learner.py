@@ -15,7 +15,7 @@ from embodied_rl import make_env, training
 from embodied_rl.bench.clock import now
 from embodied_rl.bench.train import COMPARABLE
 from embodied_rl.config import Page, override
-from embodied_rl.cuda_graph import try_to_capture
+from embodied_rl.cuda_graph import WARMUP, try_to_capture
 from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
 from embodied_rl.vector_env import ActionSpace, Step
@@ -94,7 +94,7 @@ class _Still:
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         if not self.captured:
             return function
-        for _ in range(3):
+        for _ in range(WARMUP):
             function()
         return try_to_capture(function, self.device, what="the rollout") or function
 

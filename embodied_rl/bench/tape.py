@@ -11,7 +11,7 @@ import torch
 from mujoco import batch as mujoco_batch
 from torch import Tensor
 
-from embodied_rl.cuda_graph import CudaGraph
+from embodied_rl.cuda_graph import WARMUP, CudaGraph
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.physics.protocol import Physics
@@ -19,8 +19,6 @@ from embodied_rl.vector_env import Obs
 
 #: Steps on a tape.
 STEPS = 50
-#: Steps before a capture: by then every kernel is compiled.
-_WARMUP = 3
 
 #: A method of an engine, its first argument, and the fields that it is given by name.
 Call = tuple[str, Tensor, dict[str, Tensor]]
@@ -119,7 +117,7 @@ class PhysicsAlone(_Player):
         self._slot = torch.zeros(1, dtype=torch.int64, device=env.device)
         self.step: Callable[[], None] = self._step
         if env.captured:
-            for _ in range(_WARMUP):
+            for _ in range(WARMUP):
                 self._step()
             self.step = CudaGraph(self._step, env.device, env.physics, what="the physics alone")
 
