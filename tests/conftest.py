@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,46 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+#: A robot of one joint and one foot, which is soon compiled.
+HOPPER = """
+<mujoco>
+  <option {option}>
+  <worldbody>
+    <body name="base">
+      <freejoint/> <geom type="box" size="0.1 0.1 0.05"/>
+      <body name="leg" pos="0.1 0 0">
+        <joint name="knee" axis="0 1 0"/>
+        <geom name="foot" type="sphere" size="0.02" pos="0 0 -0.2"/> <site name="foot" pos="0 0 -0.2"/>
+      </body>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+HOPPER_PAGE = """
+name: hopper
+model: hopper.xml
+base: base
+base_height: 0.22
+joints:
+  knee: {default: 0.0, stiffness: 20.0, damping: 0.5, effort_limit: 20.0}
+feet:
+  foot: {geoms: [foot], site: foot}
+bodies: {}
+mirror: {}
+"""
+
+
+@pytest.fixture
+def hopper() -> Callable[[Path, str], None]:
+    """`hopper(folder, option)`: writes the robot, with MuJoCo's options as XML has them."""
+
+    def write(folder: Path, option: str) -> None:
+        (folder / "hopper.xml").write_text(HOPPER.format(option=option))
+        (folder / "robot.yaml").write_text(HOPPER_PAGE)
+
+    return write
 
 
 @pytest.fixture(scope="session")

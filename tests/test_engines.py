@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,32 +13,6 @@ from embodied_rl import machine, make_env
 from embodied_rl.cli import main
 from embodied_rl.config import load
 
-ROBOT = """
-<mujoco>
-  <option {option}>
-  <worldbody>
-    <body name="base">
-      <freejoint/> <geom type="box" size="0.1 0.1 0.05"/>
-      <body name="leg" pos="0.1 0 0">
-        <joint name="knee" axis="0 1 0"/>
-        <geom name="foot" type="sphere" size="0.02" pos="0 0 -0.2"/> <site name="foot" pos="0 0 -0.2"/>
-      </body>
-    </body>
-  </worldbody>
-</mujoco>
-"""
-SPEC = """
-name: hopper
-model: hopper.xml
-base: base
-base_height: 0.22
-joints:
-  knee: {default: 0.0, stiffness: 20.0, damping: 0.5, effort_limit: 20.0}
-feet:
-  foot: {geoms: [foot], site: foot}
-bodies: {}
-mirror: {}
-"""
 BARE = ["observations={actor: {joint_pos: {}}}", "env.final_obs_groups=[actor]", "rewards={alive: {weight: 1.0}}", "events={}"]
 
 
@@ -89,11 +64,15 @@ def test_an_engine_that_is_not_installed(
     ],
 )
 def test_a_robot_with_a_feature_that_the_engine_lacks(
-    engine: str, option: str, lacking: str, here: Path, capsys: pytest.CaptureFixture[str]
+    engine: str,
+    option: str,
+    lacking: str,
+    hopper: Callable[[Path, str], None],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip({"warp": "mujoco_warp", "mjx": "mujoco.mjx"}[engine])
-    (here / "hopper.xml").write_text(ROBOT.format(option=option))
-    (here / "robot.yaml").write_text(SPEC)
+    hopper(here, option)
     arguments = ["go2_flat", "robot=.", "--engine", engine, "--num-envs", "2", "env.compile=false", *BARE]
     line = said(capsys, "train", *arguments)
     assert line.startswith(f"physics.engine: {engine} cannot run this model: ") and lacking in line

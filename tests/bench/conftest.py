@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,35 +11,8 @@ import torch
 from embodied_rl.bench import env, tape, train
 from embodied_rl.config import Page, load
 
+Hopper = Callable[[Path, str], None]
 MODULES = {"native": "mujoco", "warp": "mujoco_warp", "mjx": "mujoco.mjx"}
-#: A robot that MJX compiles soon.
-HOPPER = {
-    "hopper.xml": """
-<mujoco>
-  <worldbody>
-    <body name="base">
-      <freejoint/> <geom type="box" size="0.1 0.1 0.05"/>
-      <body name="leg">
-        <joint name="knee" axis="0 1 0"/>
-        <geom name="foot" type="sphere" size="0.02" pos="0 0 -0.2"/> <site name="foot" pos="0 0 -0.2"/>
-      </body>
-    </body>
-  </worldbody>
-</mujoco>
-""",
-    "robot.yaml": """
-name: hopper
-model: hopper.xml
-base: base
-base_height: 0.22
-joints:
-  knee: {default: 0.0, stiffness: 20.0, damping: 0.5, effort_limit: 20.0}
-feet:
-  foot: {geoms: [foot], site: foot}
-bodies: {}
-mirror: {}
-""",
-}
 
 
 @pytest.fixture
@@ -51,13 +25,12 @@ def tiny() -> list[str]:
 
 
 @pytest.fixture(params=MODULES)
-def page(request: pytest.FixtureRequest, tiny: list[str], tmp_path: Path) -> Page:
+def page(request: pytest.FixtureRequest, tiny: list[str], hopper: Hopper, tmp_path: Path) -> Page:
     """A page of each engine whose robots are pushed and begin anew."""
     pytest.importorskip(MODULES[request.param])
     changes = [f"physics.engine={request.param}", "physics.device=cpu", "env.episode_s=0.5", "events.push.interval_s=0.2"]
     if request.param == "mjx":
-        for name, text in HOPPER.items():
-            (tmp_path / name).write_text(text)
+        hopper(tmp_path, "/")
         obs = "{joint_pos: {}, joint_vel: {}}"
         changes += [f"robot={tmp_path}", f"observations={{actor: {obs}, critic: {obs}}}", "rewards={alive: {weight: 1.0}}"]
     return load("go2_flat", [*tiny, *changes])
