@@ -21,8 +21,9 @@ from embodied_rl.config.page import Page
 from embodied_rl.cuda_graph import WARMUP, try_to_capture
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import Terms
-from embodied_rl.mdp.events import Draft
-from embodied_rl.mdp.view import Draw, RobotState, View
+from embodied_rl.mdp.draft import Draft
+from embodied_rl.mdp.moment import Draw, Moment
+from embodied_rl.mdp.part import PartState
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import ActionSpace, Step
@@ -197,7 +198,7 @@ class Env:
                 self.final_obs[group.name].copy_(group.compute(view, noisy=False, fresh=None))
         self._restart(view)
 
-    def _reward(self, view: View) -> None:
+    def _reward(self, view: Moment) -> None:
         """weights . terms (x step_dt), at least `reward_floor`, + the terms that no floor hides."""
         b, settings = self.buffers, self.page.env
         alive = (~self.physics.unstable).float()
@@ -220,7 +221,7 @@ class Env:
             airborne = self.physics.sensors["foot_contact"] == 0
             b["foot_air_time"].copy_((b["foot_air_time"] + self.step_dt) * airborne)
 
-    def _count(self, view: View, done: Tensor, ends: list[Tensor]) -> None:
+    def _count(self, view: Moment, done: Tensor, ends: list[Tensor]) -> None:
         """Add this step to the iteration's totals, which are read once an iteration."""
         b, ended = self.buffers, done.float()
         columns = [
@@ -236,7 +237,7 @@ class Env:
         totals = torch.cat((torch.stack(columns, dim=-1), b["episode_rewards"] * ended[:, None]), dim=-1)
         self._totals.add_(totals.sum(0))
 
-    def _restart(self, view: View) -> None:
+    def _restart(self, view: Moment) -> None:
         """Commands, reset events and interval events: the draft of the rows that change."""
         b, terms, physics, done = self.buffers, self.terms, self.physics, self.buffers["done"]
         for command in terms.commands.values():
@@ -404,9 +405,9 @@ class Env:
         fields = {f"model.{name}": tensor for name, tensor in self._model_fields.items()}
         return self.buffers | fields | {f"obs.{name}": tensor for name, tensor in self.obs.items()}
 
-    def _view(self, draw: Draw) -> View:
-        return View(
-            robot=RobotState(self.robot, self.physics),
+    def _view(self, draw: Draw) -> Moment:
+        return Moment(
+            robot=PartState(self.robot, self.physics),
             scene=self.scene,
             buffers=self.buffers,
             commands=self.terms.commands,

@@ -1,1 +1,1 @@
-"""One module per task family: the terms that only that family needs."""
+"""One folder per task family: the terms that only that family needs."""

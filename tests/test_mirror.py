@@ -11,7 +11,7 @@ from torch import Tensor
 import embodied_rl
 from embodied_rl.config import config_names, load
 from embodied_rl.env import Env
-from embodied_rl.mdp.view import Draw
+from embodied_rl.mdp.moment import Draw
 
 COUNT, HALF_PERIOD = 64, 9  # robots; control steps in half a cycle of the gait
 #: Every observation term, with memory, beside those of the pages.

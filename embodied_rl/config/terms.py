@@ -97,7 +97,9 @@ def find_terms(own: Sequence[Path] = ()) -> tuple[Terms, list[Problem]]:
 def shipped_modules() -> list[tuple[Path, str]]:
     """File and module name of every shipped module that may hold terms."""
     generic = [(paths.PACKAGE / "mdp" / f"{name}.py", f"embodied_rl.mdp.{name}") for name in _MODULES]
-    families = [(path, f"embodied_rl.tasks.{path.stem}") for path in sorted(paths.shipped("tasks").glob("*.py"))]
+    families = [
+        (path, f"embodied_rl.tasks.{path.parent.name}.{path.stem}") for path in sorted(paths.shipped("tasks").glob("*/*.py"))
+    ]
     return [(path, name) for path, name in [*generic, *families] if path.is_file()]
 
 

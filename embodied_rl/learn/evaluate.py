@@ -18,7 +18,7 @@ from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.learn.policy import Player
-from embodied_rl.mdp.view import RobotState
+from embodied_rl.mdp.part import PartState
 
 #: Seeds of evaluations; training refuses seeds from FIRST_SEED up, so that no policy has met them.
 FIRST_SEED = 2**31
@@ -115,7 +115,7 @@ def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor]) -> dict[st
         fell |= going & result.terminated
         going &= ~done
         # rows that are done stand in their next episode already, and are not looked at again
-        state = RobotState(env.robot, env.physics)
+        state = PartState(env.robot, env.physics)
         counted = going & (since > wait)
         lin = (state.lin_vel_yaw - asked[:, :2]).norm(dim=-1)
         ang = (state.yaw_rate - asked[:, 2]).abs()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config.types import NonNegative, Positive
+from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.term import action
-from embodied_rl.mdp.view import View
 
 
 @action()
@@ -22,11 +22,11 @@ class joint_position:  # noqa: N801  named as its entry on the page
         self.name, self.scale, self.clip, self.latency = name, scale, clip, latency
         self.state = {f"{name}.latency": 0} if latency[1] > 0 else {}
 
-    def size(self, env: View) -> int:
+    def size(self, env: Moment) -> int:
         """Length of the action vector: the robot's joints."""
         return len(env.robot.joint_names)
 
-    def controls(self, env: View, decimation: int) -> Tensor:
+    def controls(self, env: Moment, decimation: int) -> Tensor:
         """Return the controls of one step: (N, J), or (N, decimation, J) with a latency."""
         targets = env.robot.default_joint_pos + self.scale * env.actions
         if not self.state:
@@ -36,7 +36,7 @@ class joint_position:  # noqa: N801  named as its entry on the page
         late = substep[None, :] < env.buffers[f"{self.name}.latency"][:, None]
         return torch.where(late[..., None], before[:, None], targets[:, None])
 
-    def update(self, env: View, done: Tensor) -> None:
+    def update(self, env: Moment, done: Tensor) -> None:
         """Draw the latency of the episodes that begin, done (N,) bool."""
         if self.state:
             drawn = env.draw.integers(*self.latency)

@@ -20,7 +20,8 @@ from embodied_rl.config.page import Entry, Page
 from embodied_rl.config.terms import SECTIONS, TermSignature, find_terms
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.group import ObservationGroup, ObservationTerm
-from embodied_rl.mdp.view import Robot, View
+from embodied_rl.mdp.moment import Moment
+from embodied_rl.mdp.part import Part
 from embodied_rl.scene import Scene
 
 
@@ -46,7 +47,7 @@ class Terms:
     """
 
     def __init__(self, page: Page, scene: Scene, device: torch.device) -> None:
-        self.robot = Robot(scene, device)
+        self.robot = Part(scene, device)
         self.params: dict[str, Tensor] = {}
         """Every number that may change during a run, by dotted path of the page."""
         self._device, self._page = device, page
@@ -76,7 +77,7 @@ class Terms:
         friction = {"geom_friction"} if self.foot_friction else set()
         self.model_fields = tuple(sorted(startup_fields | friction | set(self.reset_fields)))
 
-    def groups(self, view: View) -> list[ObservationGroup]:
+    def groups(self, view: Moment) -> list[ObservationGroup]:
         """Make the page's observation groups; each term is called once, for its size."""
         return [
             ObservationGroup(group, [self._observation(group, term, view) for term in terms])
@@ -118,7 +119,7 @@ class Terms:
             if any(term.params[end].numel() != self.params[path].numel() for end in ("start", "end")):
                 raise UserError(f"{self._page.name}: {place} has {self.params[path].numel()} numbers, start and end need as many")
 
-    def _observation(self, group: str, term: BoundTerm, view: View) -> ObservationTerm:
+    def _observation(self, group: str, term: BoundTerm, view: Moment) -> ObservationTerm:
         entry: Entry = self._page.observations[group][term.name]
         path = f"observations.{group}.{term.name}"
         value = term.function(view, **term.params)

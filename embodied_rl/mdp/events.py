@@ -6,33 +6,20 @@ from which finished rows start anew; `interval` events push rows that go on.  Al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from embodied_rl import rotations
 from embodied_rl.config.types import NonNegative, Positive, Range
 from embodied_rl.errors import UserError
+from embodied_rl.mdp.draft import Draft
+from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.term import event
-from embodied_rl.mdp.view import View
-
-
-@dataclass
-class Draft:
-    """What rows will be set to: events replace its tensors."""
-
-    qpos: Tensor
-    """(N, nq): the default pose for resets, the present one for interval events."""
-    qvel: Tensor
-    """(N, nv)."""
-    model: dict[str, Tensor]
-    """Model fields that the page randomizes, (N, ...); only what an event replaces is written."""
 
 
 @event(mode="reset")
 def reset_base(
-    env: View,
+    env: Moment,
     draft: Draft,
     *,
     position: NonNegative = 0.5,
@@ -59,7 +46,7 @@ def reset_base(
 
 
 @event(mode="reset")
-def reset_joints(env: View, draft: Draft, *, position: NonNegative = 0.1, velocity: NonNegative = 0.0) -> None:
+def reset_joints(env: Moment, draft: Draft, *, position: NonNegative = 0.1, velocity: NonNegative = 0.0) -> None:
     """Joints start within +-position [rad] of the default pose, inside their limits, and +-velocity [rad/s]."""
     robot = env.robot
     count = len(robot.qpos_index)
@@ -70,7 +57,7 @@ def reset_joints(env: View, draft: Draft, *, position: NonNegative = 0.1, veloci
 
 
 @event(mode="reset", fields=("geom_friction",))
-def randomize_friction(env: View, draft: Draft, *, range: Range = (0.5, 1.25)) -> None:
+def randomize_friction(env: Moment, draft: Draft, *, range: Range = (0.5, 1.25)) -> None:
     """One sliding friction for all feet of a robot, anew for each episode."""
     friction = env.draw.between(range[0], range[1], 1)
     fields = draft.model["geom_friction"]
@@ -81,7 +68,7 @@ def randomize_friction(env: View, draft: Draft, *, range: Range = (0.5, 1.25)) -
 
 @event(mode="interval")
 def push(
-    env: View, draft: Draft, *, interval_s: Positive = 10.0, lin_vel: NonNegative = 0.5, ang_vel: NonNegative = 0.0
+    env: Moment, draft: Draft, *, interval_s: Positive = 10.0, lin_vel: NonNegative = 0.5, ang_vel: NonNegative = 0.0
 ) -> Tensor:
     """Adds a random velocity to the base, every interval_s on average (a memoryless process); the rows pushed, (N,).
 
@@ -103,7 +90,7 @@ def push(
 
 
 @event(mode="startup", fields=("body_mass", "body_inertia"))
-def randomize_base_mass(env: View, draft: Draft, *, added: Range = (-1.0, 2.0)) -> None:
+def randomize_base_mass(env: Moment, draft: Draft, *, added: Range = (-1.0, 2.0)) -> None:
     """Adds mass [kg] to the base, its inertia growing in proportion."""
     body = env.scene.base_body
     mass, inertia = draft.model["body_mass"].clone(), draft.model["body_inertia"].clone()
@@ -114,7 +101,7 @@ def randomize_base_mass(env: View, draft: Draft, *, added: Range = (-1.0, 2.0)) 
 
 
 @event(mode="startup", fields=("body_ipos",))
-def randomize_base_com(env: View, draft: Draft, *, offset: NonNegative = 0.03) -> None:
+def randomize_base_com(env: Moment, draft: Draft, *, offset: NonNegative = 0.03) -> None:
     """Moves the base's centre of mass within +-offset [m] in each axis."""
     com = draft.model["body_ipos"].clone()
     com[:, env.scene.base_body] += env.draw.between(-offset, offset, 3)
@@ -122,7 +109,7 @@ def randomize_base_com(env: View, draft: Draft, *, offset: NonNegative = 0.03) -
 
 
 @event(mode="startup", fields=("dof_armature",))
-def randomize_armature(env: View, draft: Draft, *, factor: Range = (1.0, 1.1)) -> None:
+def randomize_armature(env: Moment, draft: Draft, *, factor: Range = (1.0, 1.1)) -> None:
     """Scales the reflected rotor inertia of every joint, one factor a joint."""
     armature = draft.model["dof_armature"].clone()
     columns = env.robot.qvel_index
@@ -131,7 +118,7 @@ def randomize_armature(env: View, draft: Draft, *, factor: Range = (1.0, 1.1)) -
 
 
 @event(mode="startup", fields=("actuator_gainprm", "actuator_biasprm"))
-def randomize_gains(env: View, draft: Draft, *, stiffness: Range = (0.9, 1.1), damping: Range = (0.9, 1.1)) -> None:
+def randomize_gains(env: Moment, draft: Draft, *, stiffness: Range = (0.9, 1.1), damping: Range = (0.9, 1.1)) -> None:
     """Scales every actuator's stiffness and damping, one factor each."""
     # torque = gain[0] target + bias[1] q + bias[2] qd: gain[0] = kp, bias[1] = -kp, bias[2] = -kd
     gain, bias = draft.model["actuator_gainprm"].clone(), draft.model["actuator_biasprm"].clone()
@@ -142,6 +129,6 @@ def randomize_gains(env: View, draft: Draft, *, stiffness: Range = (0.9, 1.1), d
     draft.model["actuator_gainprm"], draft.model["actuator_biasprm"] = gain, bias
 
 
-def _floating(env: View, name: str) -> None:
+def _floating(env: Moment, name: str) -> None:
     if not env.robot.floating:
         raise UserError(f"events.{name}: the base of {env.scene.robot.name} does not move; take the entry off the page")

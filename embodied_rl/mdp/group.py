@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embodied_rl.mdp.view import View
+from embodied_rl.mdp.moment import Moment
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ObservationGroup:
             if term.delay[1] > 0:
                 self.state[f"{name}.{term.name}.lag"] = ()
 
-    def compute(self, env: View, *, noisy: bool, fresh: Tensor | None) -> Tensor:
+    def compute(self, env: Moment, *, noisy: bool, fresh: Tensor | None) -> Tensor:
         """Compute the group's observation, (N, size).
 
         Args:
@@ -97,7 +97,7 @@ class ObservationGroup:
     def _past(self, term: ObservationTerm) -> str:
         return f"{self.name}.{term.name}.past"
 
-    def _through_time(self, env: View, term: ObservationTerm, value: Tensor, fresh: Tensor | None) -> Tensor:
+    def _through_time(self, env: Moment, term: ObservationTerm, value: Tensor, fresh: Tensor | None) -> Tensor:
         buffer = env.buffers[self._past(term)]  # (N, delay + history, size)
         past = torch.cat((buffer[:, 1:], value[:, None]), dim=1)
         if fresh is not None:

@@ -14,7 +14,7 @@ from embodied_rl import random
 from embodied_rl.config import Page, override
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
-from embodied_rl.mdp.view import RobotState
+from embodied_rl.mdp.part import PartState
 from embodied_rl.vector_env import Step
 from embodied_rl.view.film import Film
 
@@ -131,7 +131,7 @@ def _demo(env: Env) -> list[list[float]]:
 
 
 def _shoot(env: Env, film: Film) -> None:
-    robot = RobotState(env.robot, env.physics)
+    robot = PartState(env.robot, env.physics)
     velocity = [*robot.lin_vel_yaw[0].tolist(), float(robot.yaw_rate[0])]
     name = next(iter(env.terms.commands), None)
     command = env.buffers[f"{name}.command"][0].tolist() if name else None

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from embodied_rl.mdp.view import Draw, RobotState, View
-from embodied_rl.tasks.velocity import velocity
+from embodied_rl.mdp.moment import Draw, Moment
+from embodied_rl.mdp.part import PartState
+from embodied_rl.tasks.velocity.command import velocity
 
 QPOS = [  # x, y, z, quaternion, b, a
     [0.0, 0.0, 0.3, 1.0, 0.0, 0.0, 0.0, -0.8, 0.1],
@@ -53,7 +54,7 @@ BUFFERS = {
 
 
 @pytest.fixture
-def moment() -> View:
+def moment() -> Moment:
     physics = SimpleNamespace(
         num_envs=3,
         qpos=torch.tensor(QPOS),
@@ -72,8 +73,8 @@ def moment() -> View:
         foot_radius=0.02,
     )
     slope = SimpleNamespace(height=lambda xy: 0.1 * xy[..., 0])
-    return View(
-        robot=RobotState(robot, physics),  # pyright: ignore[reportArgumentType]
+    return Moment(
+        robot=PartState(robot, physics),  # pyright: ignore[reportArgumentType]
         scene=SimpleNamespace(terrain=slope, foot_geoms=(1, 3), base_body=1),  # pyright: ignore[reportArgumentType]
         buffers={name: torch.tensor(values) for name, values in BUFFERS.items()},
         commands={"velocity": velocity("velocity", gait_frequency=2.0)},
@@ -88,7 +89,7 @@ def moment() -> View:
 def call():
     """Calls a term as a page does: its numbers arrive as tensors."""
 
-    def call(term, env: View, *arguments, **params) -> torch.Tensor:
+    def call(term, env: Moment, *arguments, **params) -> torch.Tensor:
         number = lambda value: isinstance(value, float | tuple)  # noqa: E731
         given = {name: torch.tensor(value) if number(value) else value for name, value in params.items()}
         return term(env, *arguments, **given)

@@ -9,17 +9,17 @@ import torch
 
 from embodied_rl.config.terms import find_terms
 from embodied_rl.mdp.actions import joint_position
-from embodied_rl.mdp.view import Draw, View
+from embodied_rl.mdp.moment import Draw, Moment
 
 DEFAULT = torch.tensor([0.1, -0.8])
 
 
-def _env(count: int, latency: list[float] | None = None, block: torch.Tensor | None = None) -> View:
+def _env(count: int, latency: list[float] | None = None, block: torch.Tensor | None = None) -> Moment:
     robot = SimpleNamespace(default_joint_pos=DEFAULT, joint_names=("a", "b"))
     actions, previous = torch.arange(2.0 * count).view(count, 2), -torch.arange(2.0 * count).view(count, 2) - 1.0
     buffers = {} if latency is None else {"joint_position.latency": torch.tensor(latency)}
     return cast(
-        View,
+        Moment,
         SimpleNamespace(
             robot=robot, actions=actions, previous_actions=previous, buffers=buffers, draw=Draw(block), num_envs=count
         ),

@@ -14,8 +14,8 @@ import embodied_rl
 from embodied_rl import rotations
 from embodied_rl.config.terms import find_terms
 from embodied_rl.mdp import events
-from embodied_rl.mdp.events import Draft
-from embodied_rl.mdp.view import Draw, View
+from embodied_rl.mdp.draft import Draft
+from embodied_rl.mdp.moment import Draw, Moment
 
 COUNT, STANDING = 5000, (0.0, 0.0, 0.4, 1.0, 0.0, 0.0, 0.0, -0.8, 0.1)
 #: Two joints, a and b, which stand in qpos as b and a.
@@ -29,12 +29,12 @@ ROBOT = SimpleNamespace(
 )
 
 
-def _env(number: float | None = None) -> View:
+def _env(number: float | None = None) -> Moment:
     """Draws random numbers, or always the same one."""
     random = torch.rand(COUNT, 40, generator=torch.Generator().manual_seed(0))
     block = random if number is None else torch.full_like(random, number)
     scene = SimpleNamespace(base_body=1)
-    return cast(View, SimpleNamespace(robot=ROBOT, scene=scene, draw=Draw(block), step_dt=0.02))
+    return cast(Moment, SimpleNamespace(robot=ROBOT, scene=scene, draw=Draw(block), step_dt=0.02))
 
 
 def _draft(**model: torch.Tensor) -> Draft:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from embodied_rl.mdp.group import ObservationGroup, ObservationTerm
-from embodied_rl.mdp.view import Draw, View
+from embodied_rl.mdp.moment import Draw, Moment
 
 #: The greatest number that `random.uniform` gives.
 LARGEST = 1.0 - 2.0**-24
@@ -45,7 +45,7 @@ class Harness:
         whole = {n: torch.as_tensor(v).float().expand(self.count, sizes[n]) for n, v in values.items()}
         env = SimpleNamespace(values=whole, buffers=self.buffers, draw=Draw(self.block))
         rows = None if fresh is None else torch.isin(torch.arange(self.count), torch.tensor(fresh, dtype=torch.int64))
-        observed = self.group.compute(cast(View, env), noisy=noisy, fresh=rows)
+        observed = self.group.compute(cast(Moment, env), noisy=noisy, fresh=rows)
         assert observed.shape == (self.count, self.group.size)
         self.used = env.draw.used
         return observed

@@ -50,7 +50,7 @@ def test_the_state_that_no_term_of_its_own_shows(moment):
 
 
 def test_a_fixed_base_stands_where_the_model_puts_it(moment):
-    robot = moment.robot._robot
+    robot = moment.robot._part
     robot.floating, robot.fixed_base_pos = False, torch.tensor([1.0, 2.0, 0.5])
     robot.fixed_base_quat = torch.tensor([cos(pi / 4), 0.0, 0.0, sin(pi / 4)])
     state = moment.robot

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from embodied_rl.config.terms import find_terms
-from embodied_rl.mdp.view import RobotState
+from embodied_rl.mdp.part import PartState
 
 #: Rolled by 30 degrees: the vertical component of robot 2's angular velocity, sin 30 * 0.2 - cos 30 * 0.6.
 YAW_RATE_2 = 0.1 - 0.3 * sqrt(3.0)
@@ -67,7 +67,7 @@ def test_a_reward_depends_on_its_own_robot_alone(moment, call, name):
     params = next(params for case, params, _ in CASES if case == name)
     before = call(_term(name), moment, **params)
     physics = moment.robot._physics
-    view = dataclasses.replace(moment, robot=RobotState(moment.robot._robot, physics))
+    view = dataclasses.replace(moment, robot=PartState(moment.robot._part, physics))
     state = (physics.qpos, physics.qvel, physics.frame_pos, physics.frame_lin_vel, physics.joint_torque)
     for tensor in (*state, *physics.sensors.values(), *(b for b in view.buffers.values() if b.is_floating_point())):
         tensor[1:] *= 0.7

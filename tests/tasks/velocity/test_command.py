@@ -10,8 +10,9 @@ from typing import cast
 import pytest
 import torch
 
-from embodied_rl.mdp.view import Draw, View
-from embodied_rl.tasks.velocity import gait_phase, velocity
+from embodied_rl.mdp.moment import Draw, Moment
+from embodied_rl.tasks.velocity.command import velocity
+from embodied_rl.tasks.velocity.rewards import gait_phase
 
 DT = 0.02
 
@@ -44,10 +45,10 @@ class Robots:
         self.buffers["episode_length"] = torch.zeros(count, dtype=torch.int64)
         self.robot = SimpleNamespace(heading=torch.zeros(count))
 
-    def view(self, block: torch.Tensor | None = None) -> View:
+    def view(self, block: torch.Tensor | None = None) -> Moment:
         asked = lambda name: self.buffers[f"{name}.command"]  # noqa: E731
         return cast(
-            View,
+            Moment,
             SimpleNamespace(
                 robot=self.robot,
                 buffers=self.buffers,

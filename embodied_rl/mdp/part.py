@@ -1,12 +1,11 @@
-"""What a term sees: one moment of all environments, each quantity computed at most once.
+"""A robot by address: its constants, and its state at one moment, each quantity computed at most once.
 
-Legend of the shapes: N envs, J joints, F feet, A actions.  Frames: `_w` world, `_b` base.
+Legend of the shapes: N envs, J joints, F feet.  Frames: `_w` world, `_b` base.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import mujoco
 import numpy as np
@@ -24,16 +23,16 @@ _UNLIMITED = 1e6
 class once:  # noqa: N801  a decorator
     """A property computed at its first reading; functools.cached_property holds a lock, which torch.compile cannot trace."""
 
-    def __init__(self, function: Callable[[RobotState], Tensor]) -> None:
+    def __init__(self, function: Callable[[PartState], Tensor]) -> None:
         self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
 
-    def __get__(self, owner: RobotState, kind: type | None = None) -> Tensor:
+    def __get__(self, owner: PartState, kind: type | None = None) -> Tensor:
         value = self.function(owner)
         setattr(owner, self.name, value)
         return value
 
 
-class Robot:
+class Part:
     """The constants of the page's robot, as tensors on the device."""
 
     def __init__(self, scene: Scene, device: torch.device) -> None:
@@ -69,75 +68,75 @@ class Robot:
         """Radius of a foot's sphere [m]."""
 
 
-class RobotState:
+class PartState:
     """The robot at one moment: *state* quantities from qpos and qvel, the others as fresh as the physics says."""
 
-    def __init__(self, robot: Robot, physics: Physics) -> None:
-        self._robot, self._physics = robot, physics
+    def __init__(self, part: Part, physics: Physics) -> None:
+        self._part, self._physics = part, physics
 
     @property
     def joint_names(self) -> tuple[str, ...]:
         """The joints in robot.yaml's order."""
-        return self._robot.joint_names
+        return self._part.joint_names
 
     @property
     def default_joint_pos(self) -> Tensor:
         """Joint positions that actions and observations count from [rad], (J,)."""
-        return self._robot.default_joint_pos
+        return self._part.default_joint_pos
 
     @property
     def joint_limits(self) -> Tensor:
         """Lower and upper limits [rad], (2, J)."""
-        return self._robot.joint_limits
+        return self._part.joint_limits
 
     @property
     def qpos_index(self) -> Tensor:
         """Where each joint's position stands in qpos, int64 (J,)."""
-        return self._robot.qpos_index
+        return self._part.qpos_index
 
     @property
     def qvel_index(self) -> Tensor:
         """Where each joint's velocity stands in qvel, int64 (J,)."""
-        return self._robot.qvel_index
+        return self._part.qvel_index
 
     @property
     def mass(self) -> float:
         """Total mass [kg]."""
-        return self._robot.mass
+        return self._part.mass
 
     @property
     def floating(self) -> bool:
         """Whether the base moves freely."""
-        return self._robot.floating
+        return self._part.floating
 
     @property
     def foot_geoms(self) -> Tensor:
         """Which geoms of the model are a foot's, bool (ngeom,)."""
-        return self._robot.foot_geoms
+        return self._part.foot_geoms
 
     @property
     def foot_radius(self) -> float:
         """Radius of a foot's sphere [m]."""
-        return self._robot.foot_radius
+        return self._part.foot_radius
 
     @once
     def base_pos_w(self) -> Tensor:
         """Position of the base [m], (N, 3).  *state*"""
-        if not self._robot.floating:
-            return self._robot.fixed_base_pos.expand(self._physics.num_envs, 3)
+        if not self._part.floating:
+            return self._part.fixed_base_pos.expand(self._physics.num_envs, 3)
         return self._physics.qpos[:, 0:3]
 
     @once
     def base_quat_w(self) -> Tensor:
         """Orientation of the base, wxyz, (N, 4).  *state*"""
-        if not self._robot.floating:
-            return self._robot.fixed_base_quat.expand(self._physics.num_envs, 4)
+        if not self._part.floating:
+            return self._part.fixed_base_quat.expand(self._physics.num_envs, 4)
         return self._physics.qpos[:, 3:7]
 
     @once
     def base_lin_vel_w(self) -> Tensor:
         """Velocity of the base's origin in the world [m/s], (N, 3).  *state*"""
-        if not self._robot.floating:
+        if not self._part.floating:
             return self._physics.qvel.new_zeros(self._physics.num_envs, 3)
         return self._physics.qvel[:, 0:3]
 
@@ -149,7 +148,7 @@ class RobotState:
     @once
     def base_ang_vel_b(self) -> Tensor:
         """Angular velocity of the base in its own frame [rad/s], (N, 3).  *state*"""
-        if not self._robot.floating:
+        if not self._part.floating:
             return self._physics.qvel.new_zeros(self._physics.num_envs, 3)
         return self._physics.qvel[:, 3:6]
 
@@ -180,12 +179,12 @@ class RobotState:
     @once
     def joint_pos(self) -> Tensor:
         """Joint positions in robot.yaml's order [rad], (N, J).  *state*"""
-        return self._physics.qpos[:, self._robot.qpos_index]
+        return self._physics.qpos[:, self._part.qpos_index]
 
     @once
     def joint_vel(self) -> Tensor:
         """Joint velocities [rad/s], (N, J).  *state*"""
-        return self._physics.qvel[:, self._robot.qvel_index]
+        return self._physics.qvel[:, self._part.qvel_index]
 
     @property
     def joint_torque(self) -> Tensor:
@@ -210,75 +209,3 @@ class RobotState:
     def contact(self, group: str) -> Tensor:
         """1 where a body of the group touches something, feet aside, (N, bodies of the group).  *force*"""
         return self._physics.sensors[f"contact:{group}"]
-
-
-class Draw:
-    """Hands out slices of a step's block of random numbers, in the order of the calls."""
-
-    def __init__(self, block: Tensor | None = None) -> None:
-        self._block = block
-        self.used = 0
-
-    def __call__(self, size: int) -> Tensor:
-        """Hand out the next `size` uniform numbers in [0, 1) of each env, (N, size)."""
-        assert self._block is not None, "nothing may be drawn here"
-        start, self.used = self.used, self.used + size
-        assert self.used <= self._block.shape[1], "more random numbers are drawn than the first pass counted"
-        return self._block[:, start : self.used]
-
-    def between(self, low: Tensor | float, high: Tensor | float, size: int) -> Tensor:
-        """Uniform numbers in [low, high), (N, size)."""
-        return low + (high - low) * self(size)
-
-    def integers(self, low: int, high: int) -> Tensor:
-        """Uniform whole numbers from low to high, both included, as float32 (N,)."""
-        # the largest uniform number rounds up to high + 1
-        return torch.floor(self.between(float(low), high + 1.0, 1)[:, 0]).clamp(max=float(high))
-
-
-@dataclass
-class View:
-    """One moment of all environments: the `env` of a term."""
-
-    robot: RobotState
-    scene: Scene
-    buffers: dict[str, Tensor]
-    """Every registered tensor of the environment, by name, each (N, ...)."""
-    commands: dict
-    """The page's command terms."""
-    step_dt: float
-    """Time between two actions [s]."""
-    max_episode_length: int
-    """Control steps in an episode."""
-    draw: Draw
-    terminated: Tensor | None = None
-    """Episodes that end now, time-outs aside, bool (N,); set once the terminations are known."""
-
-    @property
-    def terrain(self):
-        """The ground: `terrain.height(xy)`."""
-        return self.scene.terrain
-
-    @property
-    def num_envs(self) -> int:
-        """N."""
-        return len(self.buffers["episode_length"])
-
-    @property
-    def actions(self) -> Tensor:
-        """The policy's last actions, clipped, (N, A)."""
-        return self.buffers["actions"]
-
-    @property
-    def previous_actions(self) -> Tensor:
-        """Those of the step before, (N, A)."""
-        return self.buffers["previous_actions"]
-
-    @property
-    def episode_length(self) -> Tensor:
-        """Control steps since the episode began, int64 (N,)."""
-        return self.buffers["episode_length"]
-
-    def command(self, name: str = "velocity") -> Tensor:
-        """Return what the command term asks for now, (N, size)."""
-        return self.buffers[f"{name}.command"]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from embodied_rl.config.page import PhysicsSettings
-from embodied_rl.mdp.view import Draw, Robot, RobotState
+from embodied_rl.mdp.moment import Draw
+from embodied_rl.mdp.part import Part, PartState
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.robot import load_robot
 from embodied_rl.scene import Scene, build_scene
@@ -45,38 +46,38 @@ def _scene(folder, root: str = "<freejoint/>", more: str = MIRROR) -> Scene:
 
 
 def test_the_default_pose(tmp_path):
-    robot = Robot(_scene(tmp_path), torch.device("cpu"))
+    robot = Part(_scene(tmp_path), torch.device("cpu"))
     torch.testing.assert_close(robot.default_qpos, torch.tensor([0.0, 0.0, 0.45, 0.6, 0.0, 0.0, 0.8, 0.25, 0.5]))
     assert robot.floating and robot.default_joint_pos.tolist() == [0.5, 0.25]
 
 
 def test_a_fixed_base_has_no_place_in_the_default_pose(tmp_path):
-    robot = Robot(_scene(tmp_path, root=""), torch.device("cpu"))
+    robot = Part(_scene(tmp_path, root=""), torch.device("cpu"))
     assert not robot.floating and robot.default_qpos.tolist() == [0.25, 0.5]
     torch.testing.assert_close(robot.fixed_base_quat, torch.tensor([0.6, 0.0, 0.0, 0.8]))
     torch.testing.assert_close(robot.fixed_base_pos, torch.tensor([0.0, 0.0, 0.6]))
 
 
 def test_limits_are_in_the_pages_order(tmp_path):
-    limits = Robot(_scene(tmp_path), torch.device("cpu")).joint_limits
+    limits = Part(_scene(tmp_path), torch.device("cpu")).joint_limits
     torch.testing.assert_close(limits[:, 1], torch.tensor([-math.pi / 3, math.pi / 3]))
 
 
 def test_a_joint_without_limits_has_none(tmp_path):
-    limits = Robot(_scene(tmp_path), torch.device("cpu")).joint_limits
+    limits = Part(_scene(tmp_path), torch.device("cpu")).joint_limits
     assert limits[0, 0] < -1e3 and limits[1, 0] > 1e3
 
 
 def test_a_robot_without_a_mirror_can_be_built(tmp_path):
-    Robot(_scene(tmp_path, more=""), torch.device("cpu"))
+    Part(_scene(tmp_path, more=""), torch.device("cpu"))
 
 
 def test_a_term_sees_the_constants_of_the_robot_and_is_told_of_its_typing_errors(tmp_path):
-    robot = Robot(_scene(tmp_path), torch.device("cpu"))
-    state = RobotState(robot, cast("Physics", None))  # constants ask no engine
+    robot = Part(_scene(tmp_path), torch.device("cpu"))
+    state = PartState(robot, cast("Physics", None))  # constants ask no engine
     names = ("joint_names", "joint_limits", "default_joint_pos", "qpos_index", "qvel_index", "mass", "floating", "foot_geoms")
     assert all(getattr(state, name) is getattr(robot, name) for name in (*names, "foot_radius"))
-    with pytest.raises(AttributeError, match="'RobotState' object has no attribute 'joint_limit'"):
+    with pytest.raises(AttributeError, match="'PartState' object has no attribute 'joint_limit'"):
         state.joint_limit  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,0 +1,1 @@
+"""Walking where a velocity command says."""
