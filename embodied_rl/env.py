@@ -22,14 +22,13 @@ from embodied_rl.cuda_graph import WARMUP, try_to_capture
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.draft import Draft
-from embodied_rl.mdp.moment import Draw, Moment
+from embodied_rl.mdp.moment import Draw, Episode, Moment
 from embodied_rl.mdp.part import PartState
+from embodied_rl.mdp.state import Memory, where
+from embodied_rl.mdp.totals import Totals
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import ActionSpace, Step
-
-#: Buffers that are zero when an episode begins.
-_PER_EPISODE = ("episode_length", "episode_rewards", "actions", "previous_actions", "foot_air_time")
 
 
 class Env:
@@ -55,7 +54,7 @@ class Env:
     ) -> None:
         self.page, self.scene, self.physics, self.terms = page, scene, physics, terms
         self.num_envs, self.device, self.env_ids = len(env_ids), physics.device, env_ids
-        self.robot, self.params, self.action = terms.robot, terms.params, terms.action
+        self.robot, self.params = terms.robot, terms.params
         self.step_dt = page.control_dt
         self.max_episode_length = round(page.env.episode_s / self.step_dt)
         self._model_fields = {field: physics.expand(field) for field in terms.model_fields}
@@ -69,7 +68,7 @@ class Env:
         self._startup()
         self.reset()
         self._check_shapes()
-        self._after_physics, self._observe = compiler(self._after_physics), compiler(self._observe)
+        self._outcome, self._observe = compiler(self._outcome), compiler(self._observe)
         if self.captured:  # launches count there; on the CPU compiling it takes longer than it ever saves
             self._act = compiler(self._act)
         self._inputs, self._run = self._zeros(self.num_actions), None
@@ -77,13 +76,7 @@ class Env:
     # ------------------------------------------------------------------------------------------------------- the step
 
     def step(self, actions: Tensor) -> Step:
-        """Advance all environments by one control step.
-
-        The order, and why: actions -> physics, which hands out rows that blew up as reset states (flagged `unstable`), so
-        that nothing that is not finite reaches a term -> kinematics -> terminations and rewards of the state that the
-        actions led to -> the critic's terminal observation, before the reset hides it -> commands and reset events for the
-        rows that are done, interval events for those that go on -> one masked write -> observations of the state that the
-        next actions will meet.
+        """Advance all environments by one control step, as `advance` says; on a GPU one CUDA graph.
 
         Args:
             actions: (N, A), the policy's outputs.
@@ -97,6 +90,164 @@ class Env:
         self._run()
         return self.result
 
+    def advance(self, actions: Tensor) -> None:
+        """Run `step` operation by operation, for those who capture it together with their own.
+
+        The order, and why:
+
+        1. Act: the actions are noted and become controls.
+        2. Physics.  Rows that blow up are handed out as reset states, flagged `unstable`, so that nothing that is not finite
+           reaches a term.
+        3. Outcome, one compiled function: memory is updated; terminations and rewards judge the state that the actions led to;
+           totals; the critic looks once more before a reset hides that state; commands and reset events for the rows that are
+           done, interval events for those that go on.
+        4. One masked write into the engine.
+        5. Look, one compiled function: memory settles, and the observations are those of the state that the next actions
+           will meet.
+        """
+        controls = self._act(actions)
+        started = time.perf_counter()
+        self.physics.step(controls)
+        self.physics_seconds += time.perf_counter() - started
+        if self.terms.kinematic:
+            self.physics.refresh()
+        self._outcome()
+        self._write()
+        self._observe()
+
+    def _act(self, actions: Tensor) -> Tensor:
+        """Note the actions; what the engine is told by them."""
+        episode = self.episode
+        episode.previous_actions.copy_(episode.actions)
+        episode.actions.copy_(self.terms.actions.clip(actions))
+        return self.controls()
+
+    def _outcome(self) -> None:
+        """All that follows from the state that the physics led to."""
+        self.episode.age.add_(1)
+        self.episode.episode_length.add_(1)
+        moment = self._moment(self._draw("step"))
+        for update in self.terms.updates:
+            update(moment)
+        ends = self._end(moment)
+        self._reward(moment)
+        self._count(moment, ends)
+        for group in self.groups:
+            if group.name in self.final_obs:
+                self.final_obs[group.name].copy_(group.compute(moment, noisy=False, fresh=None))
+        self._restart(moment)
+
+    def _end(self, moment: Moment) -> list[Tensor]:
+        """Which episodes end, and how; the answer of each termination, bool (N,)."""
+        episode, unstable = self.episode, self.physics.unstable
+        ends = [(t.function.time_out, t.function(moment, **t.params)) for t in self.terms.terminations]
+        terminated = unstable.clone()
+        truncated = torch.zeros_like(unstable)
+        for time_out, end in ends:
+            terminated, truncated = (terminated, truncated | end) if time_out else (terminated | end, truncated)
+        truncated = truncated & ~terminated
+        moment.terminated = terminated & ~unstable
+        episode.terminated.copy_(terminated)
+        episode.truncated.copy_(truncated)
+        episode.valid.copy_(~unstable)
+        episode.done.copy_(terminated | truncated)
+        return [end for _, end in ends]
+
+    def _reward(self, moment: Moment) -> None:
+        """weights . terms (x step_dt), at least `reward_floor`, + the terms that no floor hides."""
+        episode, settings = self.episode, self.page.env
+        alive = (~self.physics.unstable).float()
+        scale = self.step_dt if settings.reward_scale_dt else 1.0
+        floored = unfloored = torch.zeros_like(alive)
+        columns = []
+        for term in self.terms.rewards:
+            value = term.function(moment, **term.params) * self.params[f"rewards.{term.name}.weight"] * (scale * alive)
+            columns.append(value)
+            if term.function.floored:
+                floored = floored + value
+            else:
+                unfloored = unfloored + value
+        if settings.reward_floor is not None:
+            floored = floored.clamp(min=settings.reward_floor)
+        episode.reward.copy_(floored + unfloored)
+        episode.reward_terms.copy_(torch.stack((*columns, episode.reward), dim=-1))
+        episode.episode_rewards.add_(episode.reward_terms)
+
+    def _count(self, moment: Moment, ends: list[Tensor]) -> None:
+        """Add this step to the iteration's totals, which are read once an iteration."""
+        episode, done = self.episode, self.episode.done
+        ended = done.float()
+        columns = [
+            torch.ones_like(ended),
+            self.physics.unstable.float(),
+            ended,
+            episode.terminated.float(),
+            episode.episode_length * ended,
+        ]
+        columns += [(end & done).float() for end in ends]
+        for command in self.terms.commands.values():
+            columns += command.errors(moment).values()
+        self._totals.add(torch.cat((torch.stack(columns, dim=-1), episode.episode_rewards * ended[:, None]), dim=-1))
+
+    def _restart(self, moment: Moment) -> None:
+        """Begin episodes where one ended: memory, commands, reset events; interval events for the others."""
+        terms, physics, done = self.terms, self.physics, self.episode.done
+        self.memory.begin(done)
+        for resample in terms.resamples:
+            resample(moment, done)
+        fresh = Draft(self.robot.default_qpos.expand_as(physics.qpos), torch.zeros_like(physics.qvel), dict(self._model_fields))
+        for term in terms.events["reset"]:
+            term.function(moment, fresh, **term.params)
+        going = Draft(physics.qpos, physics.qvel, {})
+        touched = done
+        for term in terms.events["interval"]:
+            touched = touched | term.function(moment, going, **term.params)
+        self._touched.copy_(touched)
+        self._draft.qpos.copy_(where(done, fresh.qpos, going.qpos))
+        self._draft.qvel.copy_(where(done, fresh.qvel, going.qvel))
+        for name in terms.reset_fields:
+            self._model_fields[name].copy_(where(done, fresh.model[name], self._model_fields[name]))
+
+    def _write(self) -> None:
+        """Write the draft into the engine: finished rows start anew, pushed rows get their new velocity."""
+        done = self.episode.done
+        self.physics.reset(done)
+        self.physics.write(self._touched, qpos=self._draft.qpos, qvel=self._draft.qvel)
+        if self.terms.reset_fields:
+            self.physics.write(done, **{name: self._model_fields[name] for name in self.terms.reset_fields})
+        if self.terms.kinematic_obs:
+            self.physics.refresh()
+
+    def _observe(self) -> int:
+        """Let memory settle and fill the observations; how many random numbers that took."""
+        moment = self._moment(self._draw("observe"))
+        for settle in self.terms.settles:
+            settle(moment)
+        for group in self.groups:
+            self.obs[group.name].copy_(group.compute(moment, noisy=True, fresh=self.episode.done))
+        return moment.draw.used
+
+    def reset(self) -> dict[str, Tensor]:
+        """Begin a new episode in every environment; the first observations.
+
+        With `random_episode_phase` the episodes begin at random times of their length, so that they do not all end at once.
+        """
+        episode = self.episode
+        episode.done.fill_(True)
+        drawn = self._draw("step")
+        self._restart(self._moment(drawn))
+        self._write()
+        if self.page.env.random_episode_phase:
+            phase = random.uniform(self._keys["phase"], self.env_ids, episode.age, 1)[:, 0]
+            episode.episode_length.copy_((phase * self.max_episode_length).long())
+        observed = self._observe()
+        if not self._block_sizes:
+            self._block_sizes = {"step": drawn.used, "observe": observed}
+            return self.reset()
+        return self.obs
+
+    # -------------------------------------------------------------------------------------------------- as a CUDA graph
+
     @property
     def captured(self) -> bool:
         """Whether steps are replayed from a CUDA graph."""
@@ -105,8 +256,8 @@ class Env:
     @property
     def result(self) -> Step:
         """What the last step left behind."""
-        b = self.buffers
-        return Step(self.obs, b["reward"], b["terminated"], b["truncated"], self.final_obs, b["valid"])
+        e = self.episode
+        return Step(self.obs, e.reward, e.terminated, e.truncated, self.final_obs, e.valid)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """`function`, which calls `advance`, as one CUDA graph where there is a device for it; else as it is.
@@ -116,13 +267,13 @@ class Env:
         if not self.captured:
             return function
         rows = torch.arange(self.num_envs, device=self.device)
-        state, totals = self.snapshot(rows), self._totals.clone()
+        state, totals = self.snapshot(rows), self._totals.save()
         for _ in range(WARMUP):
             function()
         graph = try_to_capture(function, self.device, self.physics)
         self.physics.capturable = graph is not None
         self.restore(rows, state)
-        self._totals.copy_(totals)
+        self._totals.load(totals)
         self.physics.drain_unstable()  # those steps happen again, and report then
         self.physics.drain_overflow()
         return graph or function
@@ -130,202 +281,45 @@ class Env:
     def _step(self) -> None:
         self.advance(self._inputs)
 
-    def advance(self, actions: Tensor) -> None:
-        """`step` operation by operation, for those who capture it together with their own."""
-        controls = self._act(actions)
-        started = time.perf_counter()
-        self.physics.step(controls)
-        self.physics_seconds += time.perf_counter() - started
-        if self.terms.kinematic:
-            self.physics.refresh()
-        self._after_physics()
-        self._apply()
-        self._observe()
+    # ------------------------------------------------------------------------------------------------ what it consists of
 
-    def reset(self) -> dict[str, Tensor]:
-        """Begin a new episode in every environment; the first observations.
-
-        With `random_episode_phase` the episodes begin at random times of their length, so that they do not all end at once.
-        """
-        b = self.buffers
-        b["done"].fill_(True)
-        drawn = self._draw("step")
-        self._restart(self._view(drawn))
-        self._apply()
-        if self.page.env.random_episode_phase:
-            phase = random.uniform(self._keys["phase"], self.env_ids, b["age"], 1)[:, 0]
-            b["episode_length"].copy_((phase * self.max_episode_length).long())
-        observed = self._observe()
-        if not self._block_sizes:
-            self._block_sizes = {"step": drawn.used, "observe": observed}
-            return self.reset()
-        return self.obs
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What is remembered of every robot, by name, each (N, ...): the episode's account, then `section.term.part`."""
+        return self.memory.tensors
 
     def controls(self) -> Tensor:
         """What the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
-        return self.action.controls(self._view(Draw()), self.page.physics.decimation)
-
-    def _act(self, actions: Tensor) -> Tensor:
-        """Note the actions; what the engine is told by them."""
-        b = self.buffers
-        b["previous_actions"].copy_(b["actions"])
-        b["actions"].copy_(actions.clamp(-self.action.clip, self.action.clip))
-        b["previous_joint_vel"].copy_(self.physics.qvel[:, self.robot.qvel_index])
-        return self.controls()
-
-    def _after_physics(self) -> None:
-        b, terms = self.buffers, self.terms
-        b["age"].add_(1)
-        b["episode_length"].add_(1)
-        view = self._view(self._draw("step"))
-        unstable = self.physics.unstable
-        ends = [(t.function.time_out, t.function(view, **t.params)) for t in terms.terminations]
-        terminated = unstable.clone()
-        truncated = torch.zeros_like(unstable)
-        for time_out, end in ends:
-            terminated, truncated = (terminated, truncated | end) if time_out else (terminated | end, truncated)
-        truncated = truncated & ~terminated
-        done = terminated | truncated
-        view.terminated = terminated & ~unstable
-        b["terminated"].copy_(terminated)
-        b["truncated"].copy_(truncated)
-        b["valid"].copy_(~unstable)
-        b["done"].copy_(done)
-        self._reward(view)
-        self._count(view, done, [end for _, end in ends])
-        for group in self.groups:
-            if group.name in self.final_obs:
-                self.final_obs[group.name].copy_(group.compute(view, noisy=False, fresh=None))
-        self._restart(view)
-
-    def _reward(self, view: Moment) -> None:
-        """weights . terms (x step_dt), at least `reward_floor`, + the terms that no floor hides."""
-        b, settings = self.buffers, self.page.env
-        alive = (~self.physics.unstable).float()
-        scale = self.step_dt if settings.reward_scale_dt else 1.0
-        floored = unfloored = torch.zeros_like(alive)
-        columns = []
-        for term in self.terms.rewards:
-            value = term.function(view, **term.params) * self.params[f"rewards.{term.name}.weight"] * (scale * alive)
-            columns.append(value)
-            if term.function.floored:
-                floored = floored + value
-            else:
-                unfloored = unfloored + value
-        if settings.reward_floor is not None:
-            floored = floored.clamp(min=settings.reward_floor)
-        b["reward"].copy_(floored + unfloored)
-        b["reward_terms"].copy_(torch.stack((*columns, b["reward"]), dim=-1))
-        b["episode_rewards"].add_(b["reward_terms"])
-        if self.terms.air_time:
-            airborne = self.physics.sensors["foot_contact"] == 0
-            b["foot_air_time"].copy_((b["foot_air_time"] + self.step_dt) * airborne)
-
-    def _count(self, view: Moment, done: Tensor, ends: list[Tensor]) -> None:
-        """Add this step to the iteration's totals, which are read once an iteration."""
-        b, ended = self.buffers, done.float()
-        columns = [
-            torch.ones_like(ended),
-            self.physics.unstable.float(),
-            ended,
-            b["terminated"].float(),
-            b["episode_length"] * ended,
-        ]
-        columns += [(end & done).float() for end in ends]
-        for command in self.terms.commands.values():
-            columns += command.errors(view).values()
-        totals = torch.cat((torch.stack(columns, dim=-1), b["episode_rewards"] * ended[:, None]), dim=-1)
-        self._totals.add_(totals.sum(0))
-
-    def _restart(self, view: Moment) -> None:
-        """Commands, reset events and interval events: the draft of the rows that change."""
-        b, terms, physics, done = self.buffers, self.terms, self.physics, self.buffers["done"]
-        for command in terms.commands.values():
-            command.update(view, done)
-        self.action.update(view, done)
-        fresh = Draft(self.robot.default_qpos.expand_as(physics.qpos), torch.zeros_like(physics.qvel), dict(self._model_fields))
-        for term in terms.events["reset"]:
-            term.function(view, fresh, **term.params)
-        going = Draft(physics.qpos, physics.qvel, {})
-        touched = done
-        for term in terms.events["interval"]:
-            touched = touched | term.function(view, going, **term.params)
-        self._touched.copy_(touched)
-        self._draft.qpos.copy_(_where(done, fresh.qpos, going.qpos))
-        self._draft.qvel.copy_(_where(done, fresh.qvel, going.qvel))
-        for name in terms.reset_fields:
-            self._model_fields[name].copy_(_where(done, fresh.model[name], self._model_fields[name]))
-        if terms.foot_friction:
-            b["foot_friction"].copy_(self._model_fields["geom_friction"][:, self._feet, 0])
-        for name in _PER_EPISODE:
-            b[name].copy_(_where(done, torch.zeros_like(b[name]), b[name]))
-
-    def _apply(self) -> None:
-        """Write the draft into the engine: finished rows start anew, pushed rows get their new velocity."""
-        done = self.buffers["done"]
-        self.physics.reset(done)
-        self.physics.write(self._touched, qpos=self._draft.qpos, qvel=self._draft.qvel)
-        if self.terms.reset_fields:
-            self.physics.write(done, **{name: self._model_fields[name] for name in self.terms.reset_fields})
-        if self.terms.kinematic_obs:
-            self.physics.refresh()
-
-    def _observe(self) -> int:
-        """Fill the observations; how many random numbers that took."""
-        view = self._view(self._draw("observe"))
-        for group in self.groups:
-            self.obs[group.name].copy_(group.compute(view, noisy=True, fresh=self.buffers["done"]))
-        return view.draw.used
-
-    # ------------------------------------------------------------------------------------------------ what it consists of
+        return self.terms.actions.controls(self._moment(Draw()))
 
     def _allocate(self) -> None:
-        """Every mutable tensor of the environment, registered by name with leading dimension N."""
-        terms, joints = self.terms, len(self.robot.joint_names)
-        feet = len(self.scene.robot.feet)
-        self._feet = torch.tensor(self.scene.first_foot_geoms, dtype=torch.int64, device=self.device)
-        self.buffers = b = {name: self._zeros().long() for name in ("age", "episode_length")}
-        b |= {name: self._zeros().bool() for name in ("terminated", "truncated", "done", "valid")}
-        b |= {"reward": self._zeros(), "reward_terms": self._zeros(len(terms.rewards) + 1)}
-        b |= {"episode_rewards": self._zeros(len(terms.rewards) + 1)}
-        b |= {
-            "previous_joint_vel": self._zeros(joints),
-            "foot_air_time": self._zeros(feet),
-            "foot_friction": self._zeros(feet),
-        }
-        for owner in (self.action, *terms.commands.values()):
-            b |= {name: self._zeros(*((width,) if width else ())) for name, width in owner.state.items()}
-        size = self.action.size(self._view(Draw()))
-        self.num_actions, self.action_space = size, ActionSpace(size)
-        b |= {"actions": self._zeros(size), "previous_actions": self._zeros(size)}
-        self.groups = terms.groups(self._view(Draw()))
+        """Every mutable tensor of the environment."""
+        terms = self.terms
+        self.num_actions, self.action_space = terms.actions.size, ActionSpace(terms.actions.size)
+        self.episode = Episode(self.num_actions, len(terms.rewards))
+        self.memory = Memory(self.num_envs, self.device)
+        self.memory.add("", self.episode)
+        for path, owner in terms.owners.items():
+            self.memory.add(path, owner)
+        self.groups = terms.groups(self._moment(Draw()))
         for group in self.groups:
-            b |= {name: self._zeros(*shape) for name, shape in group.state.items()}
+            for term in group.terms:
+                self.memory.add(term.path, term)
         self.obs = {group.name: self._zeros(group.size) for group in self.groups}
         self.final_obs = {name: self._zeros(self.obs[name].shape[1]) for name in self.page.env.final_obs_groups}
-        errors = [f"error/{name}" for c in terms.commands.values() for name in c.errors(self._view(Draw()))]
-        ends = [f"termination/{term.name}" for term in terms.terminations]
-        rewards = [f"reward/{term.name}" for term in terms.rewards]
-        self._total_names = [
-            "steps",
-            "unstable",
-            "episodes",
-            "falls",
-            "episode_length",
-            *ends,
-            *errors,
-            *rewards,
-            "reward/total",
-        ]
-        self._totals = torch.zeros(len(self._total_names), device=self.device)
+        names = ["steps", "unstable", "episodes", "falls", "episode_length"]
+        names += [f"termination/{term.name}" for term in terms.terminations]
+        names += [f"error/{name}" for c in terms.commands.values() for name in c.errors(self._moment(Draw()))]
+        names += [*(f"reward/{term.name}" for term in terms.rewards), "reward/total"]
+        self._totals = Totals(names, self.device)
 
     def _check_shapes(self) -> None:
         """Call every reward and termination once, so that a wrong shape is named here and not broadcast."""
-        view = self._view(Draw())
-        view.terminated = self.buffers["terminated"]
+        moment = self._moment(Draw())
+        moment.terminated = self.episode.terminated
         for section, terms in (("rewards", self.terms.rewards), ("terminations", self.terms.terminations)):
             for term in terms:
-                value = term.function(view, **term.params)
+                value = term.function(moment, **term.params)
                 wanted = torch.bool if section == "terminations" else torch.float32
                 if value.shape != (self.num_envs,) or value.dtype != wanted:
                     got = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
@@ -338,9 +332,9 @@ class Env:
             return
         draft = Draft(self.physics.qpos, self.physics.qvel, dict(self._model_fields))
         key = random.stream_key(self.page.env.seed, "startup", self.device)
-        view = self._view(Draw(random.uniform(key, self.env_ids, 0, 512)))
+        moment = self._moment(Draw(random.uniform(key, self.env_ids, 0, 512)))
         for term in self.terms.events["startup"]:
-            term.function(view, draft, **term.params)
+            term.function(moment, draft, **term.params)
         everyone = torch.ones_like(self._touched)
         self.physics.write(everyone, **draft.model)
         self.physics.set_const(everyone)
@@ -354,8 +348,7 @@ class Env:
 
     def drain_totals(self) -> dict[str, float]:
         """Sums over all steps since the last call, by name; the one place where the host reads metrics."""
-        totals = dict(zip(self._total_names, self._totals.tolist(), strict=True))
-        self._totals.zero_()
+        totals = self._totals.drain()
         return totals | {f"overflow/{setting}": float(rows) for setting, rows in self.physics.drain_overflow().items()}
 
     def drain_unstable(self) -> list[dict]:
@@ -393,9 +386,8 @@ class Env:
 
     def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Index and sign of the left-right reflection of each observation group and of `actions`."""
-        mirrors = self.terms.mirrors()
-        maps = {group.name: group.mirror_map(mirrors) for group in self.groups}
-        return maps | {"actions": mirrors["joints"]}
+        maps = {group.name: group.mirror_map(self.terms.reflect) for group in self.groups}
+        return maps | {"actions": self.terms.reflect_actions()}
 
     def close(self) -> None:
         """Free the engine."""
@@ -405,13 +397,16 @@ class Env:
         fields = {f"model.{name}": tensor for name, tensor in self._model_fields.items()}
         return self.buffers | fields | {f"obs.{name}": tensor for name, tensor in self.obs.items()}
 
-    def _view(self, draw: Draw) -> Moment:
+    def _moment(self, draw: Draw) -> Moment:
         return Moment(
             robot=PartState(self.robot, self.physics),
             scene=self.scene,
-            buffers=self.buffers,
+            episode=self.episode,
             commands=self.terms.commands,
+            trackers=self.terms.trackers,
+            model=self._model_fields,
             step_dt=self.step_dt,
+            decimation=self.page.physics.decimation,
             max_episode_length=self.max_episode_length,
             draw=draw,
         )
@@ -420,12 +415,7 @@ class Env:
         if not self._block_sizes:
             return Draw(self._zeros(1).expand(-1, 4096))
         size = self._block_sizes[half]
-        return Draw(random.uniform(self._keys[half], self.env_ids, self.buffers["age"], size))
+        return Draw(random.uniform(self._keys[half], self.env_ids, self.episode.age, size))
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(self.num_envs, *shape, device=self.device)
-
-
-def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """New values in the rows, bool (N,); old ones elsewhere; both (N, ...)."""
-    return torch.where(rows.view(-1, *[1] * (old.dim() - 1)), new, old)

@@ -61,7 +61,7 @@ def make(
         )
     robot = load_robot(page.robot)
     needs = needed(page) | set(measure)
-    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs)
+    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs)  # TODO controls
     device_ = device_of(page)
     compile_ = compiler(page, device_)
     physics = _engine(page, scene, device_, compile_)

@@ -22,6 +22,17 @@ EVERYTHING = [
 ]
 
 
+#: What is remembered of every joint, and what is asked for.
+JOINTS = {"actions", "previous_actions", "trackers.previous_joint_vel.value"}
+COMMAND = "commands.velocity.command"
+
+
+def _of_feet(env: Env) -> list[Tensor]:
+    """What is known of every foot, (N, F); what is set in place is seen by the terms."""
+    tensors = [buffer for name, buffer in env.buffers.items() if name.startswith("trackers.air_time.")]
+    return tensors
+
+
 def _make(name: str, changes: list[str]) -> Env:
     page = load(name)
     frequency = 0.5 / (HALF_PERIOD * page.control_dt)
@@ -61,16 +72,16 @@ def _randomize(env: Env, generator: torch.Generator) -> None:
         getattr(physics, name).copy_(normal(getattr(physics, name)))
     for tensor in physics.sensors.values():
         tensor.copy_((normal(tensor) > 0).float())
-    for name in ("actions", "previous_actions", "previous_joint_vel"):
+    for name in JOINTS & set(buffers):
         buffers[name].copy_(normal(buffers[name]))
-    for name in ("foot_air_time", "foot_friction"):
-        buffers[name].copy_(normal(buffers[name]).abs())
+    for tensor in _of_feet(env):
+        tensor.copy_(normal(tensor).abs())
     # never at the very moment of a change of legs, where rounding decides
     half_periods = torch.randint(0, 100, (COUNT,), generator=generator)
     buffers["episode_length"].copy_(HALF_PERIOD * half_periods + torch.randint(1, HALF_PERIOD, (COUNT,), generator=generator))
-    if "velocity.command" in buffers:
+    if COMMAND in buffers:
         standing = torch.rand(COUNT, 1, generator=generator) < 0.2
-        buffers["velocity.command"].copy_(normal(buffers["velocity.command"]) * ~standing)
+        buffers[COMMAND].copy_(normal(buffers[COMMAND]) * ~standing)
 
 
 def _mirror(env: Env) -> None:
@@ -99,13 +110,13 @@ def _mirror(env: Env) -> None:
         bodies = robot.spec.bodies[group] if kind == "contact" else ()
         order = [bodies.index(robot.spec.mirrored_name(body)) for body in bodies] or feet
         tensor.copy_(tensor[:, order])
-    for name in ("actions", "previous_actions", "previous_joint_vel"):
+    for name in JOINTS & set(buffers):
         buffers[name].copy_(joints(buffers[name]))
-    for name in ("foot_air_time", "foot_friction"):
-        buffers[name].copy_(buffers[name][:, feet])
+    for tensor in _of_feet(env):
+        tensor.copy_(tensor[:, feet])
     buffers["episode_length"].add_(HALF_PERIOD)
-    if "velocity.command" in buffers:
-        buffers["velocity.command"].mul_(torch.tensor([1.0, -1.0, -1.0]))
+    if COMMAND in buffers:
+        buffers[COMMAND].mul_(torch.tensor([1.0, -1.0, -1.0]))
 
 
 def _trace(env: Env, mirrored: bool) -> list[dict[str, Tensor]]:
@@ -119,7 +130,7 @@ def _trace(env: Env, mirrored: bool) -> list[dict[str, Tensor]]:
         _randomize(env, generator)
         if mirrored:
             _mirror(env)
-        view = env._view(Draw(torch.full((COUNT, 512), 0.5)))
+        view = env._moment(Draw(torch.full((COUNT, 512), 0.5)))
         view.terminated = torch.zeros(COUNT, dtype=torch.bool)
         begun = torch.full((COUNT,), step == 0)
         seen = {f"obs.{g.name}": g.compute(view, noisy=True, fresh=begun).clone() for g in env.groups}

@@ -51,9 +51,9 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
                 f'make the environment with the override "env.final_obs_groups=[{group}]"'
             )
         self.env, self.group, self.num_envs = env, group, env.num_envs
-        clip = float(env.action.clip)
+        clip = env.terms.actions.bounds().cpu().numpy()
         self.single_observation_space = Box(-np.inf, np.inf, (env.obs[group].shape[1],), np.float32)
-        self.single_action_space = Box(-clip, clip, (env.num_actions,), np.float32)
+        self.single_action_space = Box(-clip, clip, dtype=np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._np_random, self._np_random_seed = seeding.np_random(env.page.env.seed)

@@ -133,7 +133,7 @@ def _resolve_paths(document: Document, folder: Path) -> None:
 
 
 def _merge(base: Document, top: Document) -> Document:
-    """`top` over `base`: mappings key by key; all else replaces; null takes an inherited term away."""
+    """Lay `top` over `base`: mappings key by key; all else replaces; null takes an inherited term away."""
     merged = Document({}, {**base.places, **top.places}, [*base.problems, *top.problems])
     merged.value = _merged(base.value, top.value, (), merged)
     return merged
@@ -148,7 +148,7 @@ def _merged(base: dict[str, Any], top: dict[str, Any], path: Keys, into: Documen
                 message = f"null, but there is no inherited term to remove{did_you_mean(key, result)}"
                 into.problems.append(Problem(into.places[here], dotted(here), message))
             result.pop(key, None)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and not _is_parameter(here):
             below = result.get(key)
             result[key] = _merged(below if isinstance(below, dict) else {}, value, here, into)
         else:
@@ -159,3 +159,8 @@ def _merged(base: dict[str, Any], top: dict[str, Any], path: Keys, into: Documen
 def _removes(path: Keys) -> bool:
     """Whether null at this place means absence: a section of terms, a group of observations, an entry."""
     return path[0] in SECTIONS and len(path) <= (3 if path[0] == "observations" else 2)
+
+
+def _is_parameter(path: Keys) -> bool:
+    """Whether a term's parameter stands at this place: a mapping of numbers by joint replaces the inherited one whole."""
+    return path[0] in SECTIONS and not _removes(path)

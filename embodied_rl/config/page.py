@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from embodied_rl import strict_yaml
 from embodied_rl.config.terms import EXTRAS, SECTIONS
-from embodied_rl.config.types import Fraction, NonNegative, Ordered, Positive, refuse
+from embodied_rl.config.types import Fraction, NonNegative, Ordered, PerGroup, Positive, refuse
 from embodied_rl.problems import did_you_mean, shown
 
 Count = Annotated[int, Ge(1)]
@@ -259,7 +259,7 @@ class Entry(Model):
     """Every parameter of the term, defaults filled in."""
     weight: float = 1.0
     """Factor of a reward."""
-    noise: NonNegative = 0.0
+    noise: PerGroup[NonNegative] = 0.0
     """Half the width of the uniform noise on an observation."""
     scale: float = 1.0
     """Factor of an observation."""

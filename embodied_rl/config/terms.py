@@ -191,6 +191,8 @@ def _is_allowed(annotation: Any) -> bool:
         return len(arguments) == 2 and arguments[1] is type(None) and _is_allowed(arguments[0])
     if origin is tuple:
         return bool(arguments) and all(one is ... or _is_allowed(one) for one in arguments)
+    if origin is Annotated and any(isinstance(one, config_types.ByJoint) for one in arguments):
+        return _is_allowed(typing.get_args(arguments[0])[0])
     if origin is Annotated:
         bounded = any(isinstance(one, (Ge, Gt, Le, Lt)) for one in arguments[1:])
         return _is_allowed(arguments[0]) and (not bounded or arguments[0] in (float, int))

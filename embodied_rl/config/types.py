@@ -6,7 +6,7 @@ Imports no torch: the config reads the annotations of terms from their source an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import GetCoreSchemaHandler, ValidationInfo
@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from embodied_rl.problems import did_you_mean, quoted, shown
 
-__all__ = ["BodyGroup", "Fraction", "Ge", "Gt", "Le", "Lt", "NonNegative", "Positive", "Range"]
+__all__ = ["BodyGroup", "Fraction", "Ge", "Gt", "JointGroup", "Le", "Lt", "NonNegative", "PerGroup", "Positive", "Range"]
 
 
 def refuse(message: str) -> PydanticCustomError:
@@ -44,6 +44,20 @@ class Ordered(Check):
         return value
 
 
+#: Which of its two forms a `PerGroup` has; pydantic puts it into the path of an error.
+FORMS = ("one number", "numbers by joint")
+
+
+@dataclass(frozen=True)
+class ByJoint:
+    """A number, or a mapping from joint groups or joints of robot.yaml to numbers; the page's check sees that each has one."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        number = handler.generate_schema(get_args(source)[0])
+        choices = {FORMS[0]: number, FORMS[1]: core_schema.dict_schema(core_schema.str_schema(), number, min_length=1)}
+        return core_schema.tagged_union_schema(choices, discriminator=lambda value: FORMS[isinstance(value, dict)])
+
+
 @dataclass(frozen=True)
 class RobotName(Check):
     """The string is a name that robot.yaml defines in `section` (`bodies`: its body groups, `feet` among them)."""
@@ -64,3 +78,16 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Range = Annotated[tuple[float, float], Ordered()]
 BodyGroup = Annotated[str, RobotName("bodies")]
+JointGroup = Annotated[str, RobotName("groups")]
+
+if TYPE_CHECKING:
+    _T = TypeVar("_T")
+    #: A term that says so gets a tensor: one number, or one for each joint.
+    PerGroup = Annotated[_T, ...]
+else:
+
+    class PerGroup:
+        """`PerGroup[Positive]`: one number for all joints, or a mapping from joint groups to numbers."""
+
+        def __class_getitem__(cls, number: Any) -> Any:
+            return Annotated[number | dict[str, number], ByJoint()]

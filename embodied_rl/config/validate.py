@@ -12,6 +12,7 @@ from pydantic import ValidationError, create_model
 
 from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
+from embodied_rl.config.types import FORMS, ByJoint
 from embodied_rl.problems import ConfigError, Problem, did_you_mean, quoted, shown
 from embodied_rl.robot import RobotError, load_robot
 from embodied_rl.strict_yaml import Document, Keys, display, dotted
@@ -236,8 +237,8 @@ class _Checker:
     def cross_check(self, parts: Mapping[str, Any]) -> None:
         """What no field can know alone."""
         env, physics, ppo = parts["env"], parts["physics"], parts["ppo"]
-        if parts["actions"] is not None and len(parts["actions"]) != 1:
-            self.problem(("actions",), f"a page has one action term, this one has {len(parts['actions'])}")
+        if parts["actions"] is not None and not parts["actions"]:
+            self.problem(("actions",), "a page needs at least one action term, like joint_position: {scale: 0.5}")
         if parts["observations"] is not None:
             self.check_groups(parts["observations"], env.final_obs_groups if env else ())
         if env and physics and env.episode_s < (control_dt := physics.dt * physics.decimation):
@@ -273,7 +274,8 @@ def _tuples(value: Any) -> Any:
 
 def _explain(model: type[Model], value: Mapping[str, Any], error: Any) -> tuple[Keys, str]:
     """Where in the mapping, and what, one of pydantic's errors means."""
-    kind, where, context = error["type"], error["loc"], error.get("ctx", {})
+    kind, context = error["type"], error.get("ctx", {})
+    where = tuple(part for part in error["loc"] if part not in FORMS)
     if kind == "extra_forbidden":
         allowed = f"allowed are {quoted(model.model_fields)}" if model.model_fields else "there are none"
         return where, f"no such key{did_you_mean(where[0], model.model_fields) or '; ' + allowed}"
@@ -300,6 +302,8 @@ def _explain(model: type[Model], value: Mapping[str, Any], error: Any) -> tuple[
 def describe(annotation: Any) -> str:
     """What a value of this type is, in words: `a number or null`, `a list of 2 numbers`, `one of 'feet', 'full'`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if any(isinstance(one, ByJoint) for one in arguments):
+        return "a number, or a mapping from joint groups to numbers"
     if origin is Annotated:
         return describe(arguments[0])
     if origin is Literal:

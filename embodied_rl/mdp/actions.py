@@ -2,43 +2,125 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from embodied_rl.config.types import NonNegative, Positive
+from embodied_rl.config.types import JointGroup, NonNegative, PerGroup, Positive
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.mirrors import Reflection
 from embodied_rl.mdp.moment import Moment
+from embodied_rl.mdp.part import Part
+from embodied_rl.mdp.state import State
 from embodied_rl.mdp.term import action
 
 
-@action()
-class joint_position:  # noqa: N801  named as its entry on the page
-    """Targets of the joints' position control: default pose + scale * action, (N, J).
+def mirrored_joints(robot: Part, *, joints: str = "all", **_: Any) -> Reflection:
+    """Reflect values of a group's joints.
 
-    `clip` bounds the actions.  `latency` [substeps] holds the targets of the step before for a while, drawn per episode from
-    the range; it is shorter than the control period.
+    Raises:
+        UserError: the group holds joints of one side whose partners are elsewhere.
     """
+    index, sign = robot.spec.joint_mirror()
+    own = list(robot.joint_indices(joints))
+    for joint in own:
+        if index[joint] not in own:
+            names = robot.joint_names
+            raise UserError(f"joints: {joints!r} holds {names[joint]!r} without its mirror partner {names[index[joint]]!r}")
+    return tuple(own.index(index[joint]) for joint in own), tuple(sign[joint] for joint in own)
 
-    def __init__(self, name: str, *, scale: Positive = 0.5, clip: NonNegative = 10.0, latency: tuple[int, int] = (0, 0)) -> None:
-        self.name, self.scale, self.clip, self.latency = name, scale, clip, latency
-        self.state = {f"{name}.latency": 0} if latency[1] > 0 else {}
 
-    def size(self, env: Moment) -> int:
-        """Length of the action vector: the robot's joints."""
-        return len(env.robot.joint_names)
+class _Targets:
+    """Outputs that are targets, offset + scale * action, of some of the joints."""
 
-    def controls(self, env: Moment, decimation: int) -> Tensor:
-        """Return the controls of one step: (N, J), or (N, decimation, J) with a latency."""
-        targets = env.robot.default_joint_pos + self.scale * env.actions
+    def __init__(self, robot: Part, joints: str, scale: Tensor, clip: Tensor, latency: tuple[int, int]) -> None:
+        self.joints = robot.joint_indices(joints)
+        self.scale, self.clip, self._latency = scale, clip, latency
+        self.state = {"latency": State(fresh="keep")} if latency[1] > 0 else {}
+        self.names = [robot.joint_names[joint] for joint in self.joints]
+
+    def controls(self, env: Moment, actions: Tensor, previous_actions: Tensor) -> Tensor:
+        """Return the targets of one step: (N, joints), or (N, decimation, joints) with a latency."""
+        targets = self.targets(actions)
         if not self.state:
             return targets
-        before = env.robot.default_joint_pos + self.scale * env.previous_actions
-        substep = torch.arange(decimation, device=targets.device)
-        late = substep[None, :] < env.buffers[f"{self.name}.latency"][:, None]
+        before = self.targets(previous_actions)
+        substep = torch.arange(env.decimation, device=targets.device)
+        late = substep[None, :] < self.latency[:, None]
         return torch.where(late[..., None], before[:, None], targets[:, None])
 
-    def update(self, env: Moment, done: Tensor) -> None:
+    def targets(self, actions: Tensor) -> Tensor:
+        """Return what actions (N, joints) aim at."""
+        raise NotImplementedError
+
+    def resample(self, env: Moment, done: Tensor) -> None:
         """Draw the latency of the episodes that begin, done (N,) bool."""
         if self.state:
-            drawn = env.draw.integers(*self.latency)
-            buffer = env.buffers[f"{self.name}.latency"]
-            buffer.copy_(torch.where(done, drawn, buffer))
+            drawn = env.draw.integers(*self._latency)
+            self.latency.copy_(torch.where(done, drawn, self.latency))
+
+    def contract(self) -> dict[str, Any]:
+        """Return the joints, scale and clip."""
+        return {"joint_names": self.names, "scale": self.scale.expand(len(self.names)), "clip": self.clip}
+
+
+@action(mirror=mirrored_joints)
+class joint_position(_Targets):  # noqa: N801  named as its entry on the page
+    """Targets of the joints' position control: default pose + scale * action.
+
+    `joints` is a group of robot.yaml; `clip` bounds the actions.  `latency` [substeps] holds the targets of the step before for a
+    while, drawn per episode from the range; it is shorter than the control period.
+    """
+
+    control = "position"
+
+    def __init__(
+        self,
+        robot: Part,
+        *,
+        joints: JointGroup = "all",
+        scale: PerGroup[Positive] = 0.5,
+        clip: NonNegative = 10.0,
+        latency: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__(robot, joints, scale, clip, latency)
+        whole = self.joints == range(len(robot.joint_names))
+        self._default = robot.default_joint_pos if whole else robot.default_joint_pos[list(self.joints)]
+
+    def targets(self, actions: Tensor) -> Tensor:
+        """Return positions [rad], (N, joints)."""
+        return self._default + self.scale * actions
+
+    def contract(self) -> dict[str, Any]:
+        """Return what makes the targets: offset + scale * clip(action)."""
+        return super().contract() | {"target": "position", "offset": self._default}
+
+
+@action(mirror=mirrored_joints)
+class joint_velocity(_Targets):  # noqa: N801
+    """Targets of the joints' velocity control: scale * action [rad/s]; the motors' torque is damping (target - qd).
+
+    `joints`, `clip` and `latency` are those of `joint_position`.
+    """
+
+    control = "velocity"
+
+    def __init__(
+        self,
+        robot: Part,
+        *,
+        joints: JointGroup = "all",
+        scale: PerGroup[Positive] = 5.0,
+        clip: NonNegative = 10.0,
+        latency: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__(robot, joints, scale, clip, latency)
+
+    def targets(self, actions: Tensor) -> Tensor:
+        """Return velocities [rad/s], (N, joints)."""
+        return self.scale * actions
+
+    def contract(self) -> dict[str, Any]:
+        """Return what makes the targets: scale * clip(action)."""
+        return super().contract() | {"target": "velocity", "offset": torch.zeros(len(self.names))}

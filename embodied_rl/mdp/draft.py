@@ -1,19 +1,52 @@
-"""What events will set rows to."""
+"""What events will set rows to: positions and velocities by part of the robot, model fields by name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import torch
 from torch import Tensor
 
+from embodied_rl.mdp.part import Part, PartState
 
-@dataclass
+
 class Draft:
-    """What rows will be set to: events replace its tensors."""
+    """The state that finished rows will start from, or that rows which go on will be pushed to.
 
-    qpos: Tensor
-    """(N, nq): the default pose for resets, the present one for interval events."""
-    qvel: Tensor
-    """(N, nv)."""
-    model: dict[str, Tensor]
-    """Model fields that the page randomizes, (N, ...); only what an event replaces is written."""
+    Its tensors are its own: what an event sets is in no simulation until the environment writes it.
+
+    Args:
+        qpos: (N, nq): the default pose for resets, the present one for interval events.
+        qvel: (N, nv).
+        model: model fields that the page randomizes, (N, ...); only what an event replaces is written.
+    """
+
+    def __init__(self, qpos: Tensor, qvel: Tensor, model: dict[str, Tensor]) -> None:
+        self.qpos = qpos.clone()
+        self.qvel = qvel.clone()
+        self.model = model
+
+    def root_pos(self, part: Part | PartState) -> Tensor:
+        """Position of the part's base in the world [m], (N, 3); a copy."""
+        return self.qpos[:, part.root_qpos : part.root_qpos + 3].clone()
+
+    def root_quat(self, part: Part | PartState) -> Tensor:
+        """Orientation of the part's base, wxyz, (N, 4); a copy."""
+        return self.qpos[:, part.root_qpos + 3 : part.root_qpos + 7].clone()
+
+    def set_root_pose(self, part: Part | PartState, pos: Tensor, quat: Tensor) -> None:
+        """Set where a floating base is, pos (N, 3) [m] and quat (N, 4) wxyz in the world."""
+        start = part.root_qpos
+        self.qpos[:, start : start + 3] = pos
+        self.qpos[:, start + 3 : start + 7] = quat
+
+    def set_root_velocity(self, part: Part | PartState, linear: Tensor, angular: Tensor) -> None:
+        """Set a floating base's velocity: linear (N, 3) [m/s] in the world, angular (N, 3) [rad/s] in the base."""
+        self.qvel[:, part.root_qvel : part.root_qvel + 6] = torch.cat((linear, angular), dim=-1)
+
+    def add_root_velocity(self, part: Part | PartState, linear: Tensor, angular: Tensor) -> None:
+        """Add to a floating base's velocity, in the frames of `set_root_velocity`."""
+        self.qvel[:, part.root_qvel : part.root_qvel + 6] += torch.cat((linear, angular), dim=-1)
+
+    def set_joints(self, part: Part | PartState, pos: Tensor, vel: Tensor) -> None:
+        """Set all joints, in robot.yaml's order: pos (N, J) [rad] and vel (N, J) [rad/s]."""
+        self.qpos[:, part.qpos_index] = pos
+        self.qvel[:, part.qvel_index] = vel

@@ -38,11 +38,9 @@ def reset_base(
     z = env.draw.between(height[0], height[1], 1)
     angles = env.draw.between(-1.0, 1.0, 3)
     quat = rotations.quat_from_euler(tilt * angles[:, 0], tilt * angles[:, 1], yaw * angles[:, 2])
-    quat = rotations.quat_mul(quat, draft.qpos[:, 3:7])
-    origin = draft.qpos[:, 0:3] + torch.cat((xy, z), dim=-1)
-    draft.qpos = torch.cat((origin, quat, draft.qpos[:, 7:]), dim=-1)
-    linear, angular = env.draw.between(-lin_vel, lin_vel, 3), env.draw.between(-ang_vel, ang_vel, 3)
-    draft.qvel = torch.cat((linear, angular, draft.qvel[:, 6:]), dim=-1)
+    quat = rotations.quat_mul(quat, draft.root_quat(env.robot))
+    draft.set_root_pose(env.robot, draft.root_pos(env.robot) + torch.cat((xy, z), dim=-1), quat)
+    draft.set_root_velocity(env.robot, env.draw.between(-lin_vel, lin_vel, 3), env.draw.between(-ang_vel, ang_vel, 3))
 
 
 @event(mode="reset")
@@ -52,8 +50,7 @@ def reset_joints(env: Moment, draft: Draft, *, position: NonNegative = 0.1, velo
     count = len(robot.qpos_index)
     angles = robot.default_joint_pos + env.draw.between(-position, position, count)
     angles = torch.minimum(torch.maximum(angles, robot.joint_limits[0]), robot.joint_limits[1])
-    draft.qpos = draft.qpos.index_copy(1, robot.qpos_index, angles)
-    draft.qvel = draft.qvel.index_copy(1, robot.qvel_index, env.draw.between(-velocity, velocity, count))
+    draft.set_joints(robot, angles, env.draw.between(-velocity, velocity, count))
 
 
 @event(mode="reset", fields=("geom_friction",))
@@ -76,16 +73,9 @@ def push(
     """
     _floating(env, "push")
     hit = env.draw(1)[:, 0] < env.step_dt / interval_s
-    kick = torch.cat(
-        (
-            env.draw.between(-lin_vel, lin_vel, 2),
-            torch.zeros_like(hit[:, None].float()),
-            env.draw.between(-ang_vel, ang_vel, 3),
-            torch.zeros_like(draft.qvel[:, 6:]),
-        ),
-        dim=-1,
-    )
-    draft.qvel = draft.qvel + kick * hit[:, None]
+    horizontal = torch.cat((env.draw.between(-lin_vel, lin_vel, 2), torch.zeros_like(hit[:, None].float())), dim=-1)
+    angular = env.draw.between(-ang_vel, ang_vel, 3)
+    draft.add_root_velocity(env.robot, horizontal * hit[:, None], angular * hit[:, None])
     return hit
 
 

@@ -1,24 +1,31 @@
-"""An observation group: its terms, and what happens to each on the way to the policy.
+"""Terms side by side: the observations of a group, the actions of a page.
 
-Order: the term's value, + uniform noise, clip, x scale, delay, history; then the terms side by side.
+On the way of an observation to the policy: the term's value, + uniform noise, clip, x scale, delay, history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from embodied_rl.mdp.mirrors import Reflection, reflection
 from embodied_rl.mdp.moment import Moment
+from embodied_rl.mdp.part import Part
+from embodied_rl.mdp.state import State
+from embodied_rl.mdp.term import Action
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ObservationTerm:
-    """One entry of a group."""
+    """One entry of a group; where it needs its past, it remembers it."""
 
     name: str
+    path: str
+    """`observations.group.name`."""
     function: Callable[..., Tensor]
     params: dict
     noise: Tensor | None
@@ -29,10 +36,21 @@ class ObservationTerm:
     size: int
     """Numbers of one value, before history."""
 
+    past: Tensor = field(init=False)
+    """(N, delay + history, size): the newest value stands last; the oldest that any delay and history can reach, first."""
+    lag: Tensor = field(init=False)
+    """Age of the newest value that is seen [control steps], (N,)."""
+
     @property
     def buffered(self) -> bool:
         """Whether it needs its past."""
         return self.delay[1] > 0 or self.history > 1
+
+    @property
+    def state(self) -> dict[str, State]:
+        """What it remembers, filled when it is first computed in an episode."""
+        past = {"past": State((self.delay[1] + self.history, self.size), fresh="keep")} if self.buffered else {}
+        return past | ({"lag": State(fresh="keep")} if self.delay[1] > 0 else {})
 
 
 class ObservationGroup:
@@ -46,13 +64,6 @@ class ObservationGroup:
     def __init__(self, name: str, terms: list[ObservationTerm]) -> None:
         self.name, self.terms = name, terms
         self.size = sum(term.size * term.history for term in terms)
-        self.state: dict[str, tuple[int, ...]] = {}
-        for term in terms:
-            if term.buffered:
-                # the newest value stands last; the oldest that any delay and history can reach, first
-                self.state[self._past(term)] = (term.delay[1] + term.history, term.size)
-            if term.delay[1] > 0:
-                self.state[f"{name}.{term.name}.lag"] = ()
 
     def compute(self, env: Moment, *, noisy: bool, fresh: Tensor | None) -> Tensor:
         """Compute the group's observation, (N, size).
@@ -74,45 +85,94 @@ class ObservationGroup:
             columns.append(self._through_time(env, term, value, fresh) if term.buffered else value)
         return torch.cat(columns, dim=-1)
 
-    def mirror(self, obs: Tensor, mirrors: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """Turn an observation (..., size) into that of the mirrored robot."""
-        index, sign = self.mirror_map(mirrors)
-        return obs[..., index] * sign
-
-    def mirror_map(self, mirrors: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def mirror_map(self, reflect: Callable[[ObservationTerm], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Index and sign, each (size,), of the group's reflection: mirrored = obs[..., index] * sign.
 
         Args:
-            mirrors: index and sign of one value of each kind of `embodied_rl.mdp.term.Mirror`.
+            reflect: index and sign of one value of a term, each (term.size,).
         """
         indices, signs, start = [], [], 0
         for term in self.terms:
-            index, sign = mirrors[term.function.mirror] if term.function.mirror != "scalar" else _identity(term)
+            index, sign = reflect(term)
             for _ in range(term.history):
                 indices.append(index + start)
                 signs.append(sign)
                 start += term.size
         return torch.cat(indices), torch.cat(signs)
 
-    def _past(self, term: ObservationTerm) -> str:
-        return f"{self.name}.{term.name}.past"
-
     def _through_time(self, env: Moment, term: ObservationTerm, value: Tensor, fresh: Tensor | None) -> Tensor:
-        buffer = env.buffers[self._past(term)]  # (N, delay + history, size)
-        past = torch.cat((buffer[:, 1:], value[:, None]), dim=1)
+        past = torch.cat((term.past[:, 1:], value[:, None]), dim=1)
         if fresh is not None:
             past = torch.where(fresh[:, None, None], value[:, None], past)
-            buffer.copy_(past)
+            term.past.copy_(past)
         if term.delay[1] > 0:
-            lag = env.buffers[f"{self.name}.{term.name}.lag"]
             if fresh is not None:
                 drawn = env.draw.integers(*term.delay)
-                lag.copy_(torch.where(fresh, drawn, lag))
-            newest = past.shape[1] - 1 - lag.long()
+                term.lag.copy_(torch.where(fresh, drawn, term.lag))
+            newest = past.shape[1] - 1 - term.lag.long()
             window = newest[:, None] - torch.arange(term.history - 1, -1, -1, device=value.device)  # (N, history)
             past = torch.gather(past, 1, window[..., None].expand(-1, -1, term.size))
         return past.flatten(1)
 
 
-def _identity(term: ObservationTerm) -> tuple[Tensor, Tensor]:
-    return torch.arange(term.size, device=term.scale.device), torch.ones(term.size, device=term.scale.device)
+class ActionGroup:
+    """A page's action terms side by side: the policy's outputs in the page's order, each a joint's.
+
+    Joints that no term drives hold the default pose.
+
+    Args:
+        terms: name and term of each entry.
+        robot: the robot.
+    """
+
+    def __init__(self, terms: list[tuple[str, Action]], robot: Part) -> None:
+        self.terms = terms
+        self.size = sum(len(term.joints) for _, term in terms)
+        joints = [joint for _, term in terms for joint in term.joints]
+        # controls of terms that drive all joints in their order are the controls of the robot
+        self._whole = joints == list(range(len(robot.joint_names)))
+        self._joints = torch.tensor(joints, dtype=torch.int64, device=robot.default_joint_pos.device)
+        self._robot, self._default = robot, robot.default_joint_pos
+
+    def bounds(self) -> Tensor:
+        """Return what the outputs are clipped to, either way, (A,)."""
+        return torch.cat([torch.as_tensor(term.clip).expand(len(term.joints)) for _, term in self.terms])
+
+    def clip(self, actions: Tensor) -> Tensor:
+        """Bound the policy's outputs, (N, A)."""
+        parts = [part.clamp(-term.clip, term.clip) for (_, term), part in zip(self.terms, self._split(actions), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def controls(self, env: Moment) -> Tensor:
+        """Return what the engine is told by the present actions, (N, J), or (N, decimation, J)."""
+        before = self._split(env.previous_actions)
+        parts = [
+            term.controls(env, now, then)
+            for (_, term), now, then in zip(self.terms, self._split(env.actions), before, strict=True)
+        ]
+        if any(part.dim() == 3 for part in parts):
+            parts = [part if part.dim() == 3 else part[:, None].expand(-1, env.decimation, -1) for part in parts]
+        driven = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if self._whole:
+            return driven
+        held = self._default.expand(*driven.shape[:-1], -1)
+        return held.index_copy(-1, self._joints, driven)
+
+    def reflection(self, params: dict[str, dict[str, Any]]) -> Reflection:
+        """Index and sign of the actions under left-right reflection; each term's are among themselves.
+
+        Args:
+            params: each entry's parameters, as the page has them.
+        """
+        indices: list[int] = []
+        signs: list[float] = []
+        for name, term in self.terms:
+            index, sign = reflection(term.mirror, self._robot, params[name], len(term.joints), f"actions.{name}")
+            indices += [len(signs) + one for one in index]
+            signs += sign
+        return indices, signs
+
+    def _split(self, actions: Tensor) -> Sequence[Tensor]:
+        if len(self.terms) == 1:
+            return [actions]
+        return actions.split([len(term.joints) for _, term in self.terms], dim=-1)

@@ -5,12 +5,16 @@ Legend of the shapes: N envs, A actions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
+from embodied_rl.mdp.state import State
 from embodied_rl.scene import Scene
 
 
@@ -38,49 +42,132 @@ class Draw:
         return torch.floor(self.between(float(low), high + 1.0, 1)[:, 0]).clamp(max=float(high))
 
 
+class Episode:
+    """What the environment itself remembers of every robot.
+
+    Args:
+        actions: numbers of an action, A.
+        rewards: reward terms, R.
+    """
+
+    age: Tensor
+    """Control steps that the environment has lived, int64 (N,)."""
+    episode_length: Tensor
+    """Control steps since the episode began, int64 (N,)."""
+    actions: Tensor
+    """The policy's last actions, clipped, (N, A)."""
+    previous_actions: Tensor
+    """Those of the step before, (N, A)."""
+    reward: Tensor
+    """Of the last step, (N,)."""
+    reward_terms: Tensor
+    """Each term's share of it, weighted, and the reward, (N, R + 1)."""
+    episode_rewards: Tensor
+    """Their sums since the episode began, (N, R + 1)."""
+    terminated: Tensor
+    """Episodes that the last step ended, time-outs aside, bool (N,)."""
+    truncated: Tensor
+    """Episodes that the last step ended by time, bool (N,)."""
+    done: Tensor
+    """Either; rows that stand in a new episode, bool (N,)."""
+    valid: Tensor
+    """Rows whose last step means something: their simulation did not blow up, bool (N,)."""
+
+    def __init__(self, actions: int, rewards: int) -> None:
+        whole, flag = torch.int64, State(dtype=torch.bool, fresh="keep")
+        self.state = {
+            "age": State(dtype=whole, fresh="keep"),
+            "episode_length": State(dtype=whole),
+            "actions": State((actions,)),
+            "previous_actions": State((actions,)),
+            "reward": State(fresh="keep"),
+            "reward_terms": State((rewards + 1,), fresh="keep"),
+            "episode_rewards": State((rewards + 1,)),
+            **dict.fromkeys(("terminated", "truncated", "done", "valid"), flag),
+        }
+
+
 @dataclass
 class Moment:
     """One moment of all environments: the `env` of a term."""
 
     robot: PartState
     scene: Scene
-    buffers: dict[str, Tensor]
-    """Every registered tensor of the environment, by name, each (N, ...)."""
-    commands: dict
+    episode: Episode
+    commands: Mapping[str, Any]
     """The page's command terms."""
+    trackers: Mapping[str, Any]
+    """The trackers that terms need."""
+    model: Mapping[str, Tensor]
+    """The model fields that events change or terms need, by MuJoCo's names, each (N, ...)."""
     step_dt: float
     """Time between two actions [s]."""
+    decimation: int
+    """Physics steps between two actions."""
     max_episode_length: int
     """Control steps in an episode."""
     draw: Draw
     terminated: Tensor | None = None
-    """Episodes that end now, time-outs aside, bool (N,); set once the terminations are known."""
+    """Episodes that end now, time-outs and blow-ups aside, bool (N,); set once the terminations are known."""
 
     @property
-    def terrain(self):
+    def terrain(self) -> Any:
         """The ground: `terrain.height(xy)`."""
         return self.scene.terrain
 
     @property
     def num_envs(self) -> int:
         """N."""
-        return len(self.buffers["episode_length"])
+        return len(self.episode.episode_length)
 
     @property
     def actions(self) -> Tensor:
         """The policy's last actions, clipped, (N, A)."""
-        return self.buffers["actions"]
+        return self.episode.actions
 
     @property
     def previous_actions(self) -> Tensor:
-        """Those of the step before, (N, A)."""
-        return self.buffers["previous_actions"]
+        """The actions of the step before, (N, A)."""
+        return self.episode.previous_actions
 
     @property
     def episode_length(self) -> Tensor:
         """Control steps since the episode began, int64 (N,)."""
-        return self.buffers["episode_length"]
+        return self.episode.episode_length
 
-    def command(self, name: str = "velocity") -> Tensor:
-        """Return what the command term asks for now, (N, size)."""
-        return self.buffers[f"{name}.command"]
+    @property
+    def done(self) -> Tensor:
+        """Rows whose episode ended with this step; once it is written, those that begin one, bool (N,)."""
+        return self.episode.done
+
+    def command(self, name: str) -> Tensor:
+        """Return what the command term asks for now, (N, size).
+
+        Raises:
+            UserError: the page has no such command.
+        """
+        return self.command_term(name).command
+
+    def command_term(self, name: str) -> Any:
+        """Return a command term by its entry's name.
+
+        Raises:
+            UserError: the page has no such command.
+        """
+        if name not in self.commands:
+            raise UserError(f"a term reads the command {name!r}, which the page has not; {_named(self.commands)}")
+        return self.commands[name]
+
+    def tracker(self, name: str) -> Any:
+        """Return a tracker of `embodied_rl.mdp.trackers`.
+
+        Raises:
+            UserError: no term of the page says that it needs it.
+        """
+        if name not in self.trackers:
+            raise UserError(f"a term reads the tracker {name!r} without saying so: give its decorator needs=({name!r},)")
+        return self.trackers[name]
+
+
+def _named(entries: Mapping[str, Any]) -> str:
+    return f"it has {', '.join(entries)}" if entries else "it has none: name one under commands"

@@ -51,7 +51,7 @@ def joint_torque(env: Moment) -> Tensor:
     return env.robot.joint_torque
 
 
-@observation(mirror="joints")
+@observation(mirror="actions")
 def last_action(env: Moment) -> Tensor:
     """Last actions of the policy, (N, A)."""
     return env.actions
@@ -70,13 +70,13 @@ def foot_height(env: Moment) -> Tensor:
     return position[..., 2] - env.robot.foot_radius - env.terrain.height(position[..., :2])
 
 
-@observation(mirror="feet", needs=("foot_air_time",))
+@observation(mirror="feet", needs=("air_time",))
 def foot_air_time(env: Moment) -> Tensor:
     """How long each foot has been in the air [s], (N, F)."""
-    return env.buffers["foot_air_time"]
+    return env.tracker("air_time").time
 
 
-@observation(mirror="feet", needs=("foot_friction",))
+@observation(mirror="feet", needs=("model:geom_friction",))
 def foot_friction(env: Moment) -> Tensor:
     """Sliding friction coefficient of each foot, (N, F)."""
-    return env.buffers["foot_friction"]
+    return env.model["geom_friction"][:, env.robot.first_foot_geoms, 0]

@@ -5,7 +5,7 @@ Legend of the shapes: N envs, J joints, F feet.  Frames: `_w` world, `_b` base.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mujoco
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl import rotations
+from embodied_rl.errors import UserError
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
 
@@ -52,20 +53,52 @@ class Part:
         root = model.body(spec.base)
         joint = int(root.jntadr[0]) if root.jntnum[0] else -1
         self.floating = joint >= 0 and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE
-        """Whether the base moves freely; its pose then stands first in qpos."""
+        """Whether the base moves freely."""
+        self.root_qpos = int(model.jnt_qposadr[joint]) if self.floating else -1
+        """Where a floating base's pose begins in qpos: position, then quaternion."""
+        self.root_qvel = int(model.jnt_dofadr[joint]) if self.floating else -1
+        """Where its velocity begins in qvel: linear in the world, then angular in the base."""
         default = torch.tensor(model.qpos0, dtype=torch.float32, device=device)
         if self.floating:
-            default[2] = spec.base_height
+            default[self.root_qpos + 2] = spec.base_height
         default[self.qpos_index] = self.default_joint_pos
         self.default_qpos = default
         """The pose that episodes start from, (nq,)."""
         self.fixed_base_pos = torch.tensor(model.body_pos[root.id], dtype=torch.float32, device=device)
         self.fixed_base_quat = torch.tensor(model.body_quat[root.id], dtype=torch.float32, device=device)
+        self.foot_names = tuple(foot.name for foot in spec.feet)
+        offsets = [foot.gait_offset for foot in spec.feet]
+        self._gait_offset = None if None in offsets else torch.tensor(offsets, device=device)
         geoms = np.isin(np.arange(model.ngeom), scene.foot_geoms)
         self.foot_geoms = torch.tensor(geoms, device=device)
         """Which geoms of the model are a foot's, bool (ngeom,)."""
+        self.first_foot_geoms = torch.tensor(scene.first_foot_geoms, dtype=torch.int64, device=device)
+        """One geom of each foot, int64 (F,)."""
         self.foot_radius = float(model.geom_size[scene.foot_geoms[0], 0]) if scene.foot_geoms else 0.0
         """Radius of a foot's sphere [m]."""
+
+    @property
+    def gait_offset(self) -> Tensor:
+        """Share of a gait's cycle by which each foot's begins after the clock's, (F,).
+
+        Raises:
+            UserError: robot.yaml gives none.
+        """
+        if self._gait_offset is None:
+            raise UserError(
+                f"{self.spec.folder / 'robot.yaml'}: feet: a term of the page reads the gait's offsets, and not every foot has one; "
+                "give each a gait_offset, like 0.0 and 0.5 for legs that take turns"
+            )
+        return self._gait_offset
+
+    def joint_indices(self, group: str) -> Sequence[int]:
+        """Joints of a group of robot.yaml, or one joint, counted in its order.
+
+        Raises:
+            RobotError: there is no such group.
+        """
+        names = self.spec.joints_of(group)
+        return range(len(names)) if names == self.joint_names else tuple(self.joint_names.index(name) for name in names)
 
 
 class PartState:
@@ -100,6 +133,21 @@ class PartState:
         return self._part.qvel_index
 
     @property
+    def root_qpos(self) -> int:
+        """Where a floating base's pose begins in qpos."""
+        return self._part.root_qpos
+
+    @property
+    def root_qvel(self) -> int:
+        """Where a floating base's velocity begins in qvel."""
+        return self._part.root_qvel
+
+    @property
+    def foot_names(self) -> tuple[str, ...]:
+        """The feet in robot.yaml's order."""
+        return self._part.foot_names
+
+    @property
     def mass(self) -> float:
         """Total mass [kg]."""
         return self._part.mass
@@ -115,6 +163,16 @@ class PartState:
         return self._part.foot_geoms
 
     @property
+    def first_foot_geoms(self) -> Tensor:
+        """One geom of each foot, int64 (F,)."""
+        return self._part.first_foot_geoms
+
+    @property
+    def gait_offset(self) -> Tensor:
+        """Share of a gait's cycle by which each foot's begins after the clock's, (F,); see `Part.gait_offset`."""
+        return self._part.gait_offset
+
+    @property
     def foot_radius(self) -> float:
         """Radius of a foot's sphere [m]."""
         return self._part.foot_radius
@@ -124,21 +182,21 @@ class PartState:
         """Position of the base [m], (N, 3).  *state*"""
         if not self._part.floating:
             return self._part.fixed_base_pos.expand(self._physics.num_envs, 3)
-        return self._physics.qpos[:, 0:3]
+        return self._physics.qpos[:, self._part.root_qpos : self._part.root_qpos + 3]
 
     @once
     def base_quat_w(self) -> Tensor:
         """Orientation of the base, wxyz, (N, 4).  *state*"""
         if not self._part.floating:
             return self._part.fixed_base_quat.expand(self._physics.num_envs, 4)
-        return self._physics.qpos[:, 3:7]
+        return self._physics.qpos[:, self._part.root_qpos + 3 : self._part.root_qpos + 7]
 
     @once
     def base_lin_vel_w(self) -> Tensor:
         """Velocity of the base's origin in the world [m/s], (N, 3).  *state*"""
         if not self._part.floating:
             return self._physics.qvel.new_zeros(self._physics.num_envs, 3)
-        return self._physics.qvel[:, 0:3]
+        return self._physics.qvel[:, self._part.root_qvel : self._part.root_qvel + 3]
 
     @once
     def base_lin_vel_b(self) -> Tensor:
@@ -150,7 +208,7 @@ class PartState:
         """Angular velocity of the base in its own frame [rad/s], (N, 3).  *state*"""
         if not self._part.floating:
             return self._physics.qvel.new_zeros(self._physics.num_envs, 3)
-        return self._physics.qvel[:, 3:6]
+        return self._physics.qvel[:, self._part.root_qvel + 3 : self._part.root_qvel + 6]
 
     @once
     def yaw_rate(self) -> Tensor:

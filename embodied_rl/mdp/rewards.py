@@ -63,10 +63,10 @@ def joint_limits(env: Moment, *, soft: Fraction = 0.9) -> Tensor:
     return ((env.robot.joint_pos - middle).abs() - half).clamp(min=0.0).sum(-1)
 
 
-@reward()
+@reward(needs=("previous_joint_vel",))
 def joint_acceleration(env: Moment) -> Tensor:
     """sum_j ((qd_j - qd_j of the step before) / step_dt)^2."""
-    return ((env.robot.joint_vel - env.buffers["previous_joint_vel"]) / env.step_dt).square().sum(-1)
+    return ((env.robot.joint_vel - env.tracker("previous_joint_vel").value) / env.step_dt).square().sum(-1)
 
 
 @reward(needs=("joint_torque",))

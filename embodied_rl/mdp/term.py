@@ -2,59 +2,145 @@
 
 A term is a function or a small class.  Its keyword-only parameters are the schema of its YAML entry: the config reads them
 from the source with `ast`, so that a page can be checked without importing torch.  The decorator adds what a signature
-cannot say: what the scene must measure for it (`needs`) and how an observation behaves under left-right reflection
-(`mirror`).
+cannot say: what must be measured for it (`needs`) and how its value behaves under left-right reflection (`mirror`).
 
-    @reward(needs=("foot_contact",))
+    @reward(needs=("foot_contact", "foot_frames"))
     def foot_slip(env, *, contact_force: float = 1.0) -> Tensor:
         "sum_f contact_f |v_xy,f|^2"
 
+A class is made once, with the robot's constants (`embodied_rl.mdp.part.Part`) if it has an `__init__`, and its parameters; it is
+then called as a function is.  What it remembers it declares, and finds under the same names among its attributes:
+
+    @reward()
+    class drift:
+        "|integral of v_y dt|"
+
+        state = {"way": State()}  # (N,), zero when an episode begins
+
+        def update(self, env): self.way.add_(env.step_dt * env.robot.lin_vel_yaw[:, 1])
+
+        def __call__(self, env): return self.way.abs()
+
+Three methods are called where a class of any section has them: `update(env)` after the physics, before ends and rewards;
+`resample(env, done)` when rows begin anew, before reset events; `settle(env)` when the new state is written, before the
+observations.  Each of them changes its tensors in place, with masks.
+
 Numbers that may change during a run arrive as tensors: every `float` and tuple-of-float parameter is a 0-d or 1-d float32
-device tensor living in `env.params`; `int`, `bool`, `str` and `Literal` parameters arrive as Python values.
+device tensor living in `env.params`, one of type `PerGroup` may be a 1-d one with a number per joint; `int`, `bool`, `str` and
+`Literal` parameters arrive as Python values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeVar
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.state import State
+from embodied_rl.problems import did_you_mean
 
 T = TypeVar("T", bound=Callable)
 
-#: What a term may ask the scene to measure: `foot_contact` (flags), `foot_frames` (positions and velocities),
-#: `foot_air_time`, `joint_torque`, or `contact:{group}` (flags of a body group, named by the term's parameter `group`).
+#: What a term may ask for: of the scene `foot_contact` (flags), `foot_frames` (positions and velocities), `joint_torque`, or
+#: `contact:{group}` (flags of a body group, named by the term's parameter `group`); a tracker by its name
+#: (`embodied_rl.mdp.trackers`); `model:FIELD`, a model field of MuJoCo's for `env.model`.
 Need = str
 
-#: How an observation transforms under reflection through the robot's xz plane.
-Mirror = Literal["scalar", "vector", "pseudovector", "joints", "feet", "velocity_command", "phase"]
+#: How a value transforms under reflection through the robot's xz plane, by name.
+MIRRORS = ("scalar", "vector", "pseudovector", "joints", "feet", "actions")
+
+#: One of `MIRRORS`, or a function `(robot, **params) -> (index, sign)`: mirrored = value[index] * sign.
+Mirror = str | Callable[..., tuple[Sequence[int], Sequence[float]]]
+
+
+class Command(Protocol):
+    """A command term: what the policy is asked to do.
+
+    It draws in `resample` alone.  What depends on the state that an episode begins with, it makes in `settle`.
+    """
+
+    size: int
+    """Numbers of the command."""
+    names: Sequence[str]
+    """What each of them is, with its unit."""
+    state: dict[str, State]
+    """What it remembers; `command`, (N, size), is what is asked for now."""
+    command: Tensor
+
+    def resample(self, env: Any, done: Tensor) -> None:
+        """Draw anew where the time is up or an episode begins, done (N,) bool."""
+        ...
+
+    def errors(self, env: Any) -> dict[str, Tensor]:
+        """How far the robots are from what is asked for, by name, each (N,)."""
+        ...
+
+    def hold(self, values: Sequence[float] | None) -> None:
+        """Ask all robots for these numbers and nothing else from now on; None: draw again."""
+        ...
+
+    def contract(self) -> dict[str, Any]:
+        """What a robot must know of it: plain values, or tensors of numbers, by name."""
+        ...
+
+
+class Action(Protocol):
+    """An action term: what some of the policy's outputs do to some of the joints."""
+
+    control: Literal["position", "velocity"]
+    """What its controls are targets of."""
+    joints: Sequence[int]
+    """The joints that it drives, counted in robot.yaml's order; one output each."""
+    clip: Tensor
+    """Bound of its outputs, either way."""
+
+    def controls(self, env: Any, actions: Tensor, previous_actions: Tensor) -> Tensor:
+        """Return targets (N, joints), or (N, decimation, joints) with a row per physics step."""
+        ...
+
+    def contract(self) -> dict[str, Any]:
+        """What a robot must know of it: plain values, or tensors of numbers, by name."""
+        ...
 
 
 def _declare(kind: str, **facts: object) -> Callable[[T], T]:
     def mark(term: T) -> T:
         term.term_kind = kind
         for name, value in facts.items():
-            setattr(term, name, value)
+            # a function that is a class's attribute would be taken for its method
+            setattr(term, name, staticmethod(value) if inspect.isclass(term) and callable(value) else value)
         return term
 
     return mark
 
 
-def action(*, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
-    """An action term: a class that turns policy outputs (num_envs, size) into controls."""
-    return _declare("action", needs=needs)
+def _known(mirror: Mirror) -> Mirror:
+    if isinstance(mirror, str) and mirror not in MIRRORS:
+        near = did_you_mean(mirror, MIRRORS) or f"; allowed: {', '.join(MIRRORS)}, or a function"
+        raise UserError(f"a term's mirror: no {mirror!r}{near}")
+    return mirror
+
+
+def action(*, mirror: Mirror, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
+    """Declare an action term: a class, see `Action`."""
+    return _declare("action", mirror=_known(mirror), needs=needs)
 
 
 def observation(*, mirror: Mirror, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
-    """An observation term: `(env, *, ...) -> (num_envs, size)`."""
-    return _declare("observation", mirror=mirror, needs=needs)
+    """Declare an observation term: `(env, *, ...) -> (num_envs, size)`."""
+    return _declare("observation", mirror=_known(mirror), needs=needs)
 
 
 def command(*, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
-    """A command term: a class that samples and resamples what the policy is asked to do."""
+    """Declare a command term: a class, see `Command`."""
     return _declare("command", needs=needs)
 
 
 def reward(*, needs: tuple[Need, ...] = (), floored: bool = True) -> Callable[[T], T]:
-    """A reward term: `(env, *, ...) -> (num_envs,)`, multiplied by the entry's `weight`.
+    """Declare a reward term: `(env, *, ...) -> (num_envs,)`, multiplied by the entry's `weight`.
 
     `env.reward_floor` bounds the sum of the terms; one that is not `floored` is added after it, so that the floor cannot
     hide it.
@@ -63,14 +149,14 @@ def reward(*, needs: tuple[Need, ...] = (), floored: bool = True) -> Callable[[T
 
 
 def termination(*, time_out: bool = False, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
-    """A termination term: `(env, *, ...) -> (num_envs,)` bool.  `time_out` ends are truncations: they bootstrap."""
+    """Declare a termination term: `(env, *, ...) -> (num_envs,)` bool.  `time_out` ends are truncations: they bootstrap."""
     return _declare("termination", time_out=time_out, needs=needs)
 
 
 def event(
     *, mode: Literal["startup", "reset", "interval"], fields: tuple[str, ...] = (), needs: tuple[Need, ...] = ()
 ) -> Callable[[T], T]:
-    """An event term `(env, draft, *, ...)`: changes the robot at start-up, at reset, or now and then.
+    """Declare an event term `(env, draft, *, ...)`: changes the robot at start-up, at reset, or now and then.
 
     `fields` are the model fields that it randomizes; they get per-simulation values.
     """
@@ -78,7 +164,7 @@ def event(
 
 
 def curriculum() -> Callable[[T], T]:
-    """A curriculum term: `(params, iteration, *, ...) -> None`, run once before each rollout, outside the step.
+    """Declare a curriculum term: `(params, iteration, *, ...) -> None`, run once before each rollout, outside the step.
 
     It changes tensors of `params` (`env.params`) in place, and is a function of the iteration alone, so that a resumed run
     goes on as it would have.

@@ -16,8 +16,8 @@ from embodied_rl.scene.terrain import FlatTerrain
 
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
 _FOUND = 1
-#: Needs that the scene, the engine or the environment know how to serve; `contact:<group>` aside.
-_NEEDS = ("foot_contact", "foot_frames", "foot_air_time", "foot_friction", "joint_torque")
+#: Needs that the scene and the engine know how to serve; `contact:<group>` aside.
+NEEDS = ("foot_contact", "foot_frames", "joint_torque")
 _DISABLED = (
     # a blown-up state must be seen, not silently replaced by the default one
     mujoco.mjtDisableBit.mjDSBL_AUTORESET,
@@ -102,7 +102,7 @@ def _check(needs: set[str], robot: RobotSpec) -> None:
     page = robot.folder / "robot.yaml"
     for need in sorted(needs):
         kind, _, group = need.partition(":")
-        allowed = [*_NEEDS, *(f"contact:{name}" for name in robot.bodies)]
+        allowed = [*NEEDS, *(f"contact:{name}" for name in robot.bodies)]
         if need not in allowed:
             near = difflib.get_close_matches(need, allowed, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,8 @@ from torch import Tensor
 from embodied_rl import rotations
 from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
 from embodied_rl.mdp.moment import Moment
+from embodied_rl.mdp.part import Part
+from embodied_rl.mdp.state import State
 from embodied_rl.mdp.term import command
 
 #: Below this a command asks for standing [m/s, rad/s].
@@ -29,9 +33,22 @@ class velocity:  # noqa: N801  named as its entry on the page
     that a robot told to stop in mid-stride may end it.
     """
 
+    size = 3
+    names = ("vx [m/s]", "vy [m/s]", "wz [rad/s]")
+    command: Tensor
+    """What is asked for, (N, 3)."""
+    time_left: Tensor
+    """Until the next resampling [s], (N,)."""
+    target: Tensor
+    """The direction to turn to, with `heading` [rad], (N,)."""
+    still: Tensor
+    """For how long standing has been asked for [s], (N,)."""
+    held: Tensor
+    """Whether the command is held from outside, bool (N,)."""
+
     def __init__(
         self,
-        name: str,
+        robot: Part,
         *,
         lin_vel_x: Range = (-1.0, 1.0),
         lin_vel_y: Range = (-0.5, 0.5),
@@ -44,42 +61,48 @@ class velocity:  # noqa: N801  named as its entry on the page
         gait_frequency: Positive = 2.0,
         settle_s: NonNegative = 0.0,
     ) -> None:
-        self.name = name
         self.ranges = (lin_vel_x, lin_vel_y, ang_vel_z)
         self.resample_s, self.standing, self.standing_hold = resample_s, standing, standing_hold
         self.heading, self.heading_gain = heading, heading_gain
         self.gait_frequency, self.settle_s = gait_frequency, settle_s
-        self.state = {f"{name}.{part}": size for part, size in (("command", 3), ("time_left", 0), ("heading", 0), ("still", 0))}
+        kept = {part: State(fresh="keep") for part in ("time_left", "target", "still")}
+        self.state = {"command": State((3,), fresh="keep"), **kept, "held": State(dtype=torch.bool, fresh="keep")}
 
-    def update(self, env: Moment, done: Tensor) -> None:
-        """Resample where the time is up or an episode begins, (N,) bool; turn headings into yaw rates."""
-        state, draw = env.buffers, env.draw
-        time_left = state[f"{self.name}.time_left"] - env.step_dt
+    def resample(self, env: Moment, done: Tensor) -> None:
+        """Draw anew where the time is up or an episode begins, done (N,) bool; turn headings into yaw rates."""
+        draw = env.draw
+        time_left = self.time_left - env.step_dt
         fresh = done | (time_left < 0.5 * env.step_dt)
         stands = draw(1) < self.standing
         held = draw.between(self.resample_s[0], self.resample_s[1], 1) * torch.where(stands, self.standing_hold, 1.0)
         time_left = torch.where(fresh, held[:, 0], time_left)
-        state[f"{self.name}.time_left"].copy_(time_left)
+        self.time_left.copy_(time_left)
         drawn = torch.cat([draw.between(r[0], r[1], 1) for r in self.ranges], dim=-1)
         drawn = torch.where(stands, 0.0, drawn)
-        current = torch.where(fresh[:, None], drawn, state[f"{self.name}.command"])
+        current = torch.where((fresh & ~self.held)[:, None], drawn, self.command)
         if self.heading:
-            target = torch.where(fresh, draw.between(-math.pi, math.pi, 1)[:, 0], state[f"{self.name}.heading"])
-            state[f"{self.name}.heading"].copy_(target)
+            target = torch.where(fresh, draw.between(-math.pi, math.pi, 1)[:, 0], self.target)
+            self.target.copy_(target)
             turn = self.heading_gain * rotations.wrap_angle(target - env.robot.heading)
             low, high = torch.as_tensor(self.ranges[2])
             turn = torch.minimum(torch.maximum(turn, low), high)
             moving = (current[:, :2].square().sum(-1) > 0) | (current[:, 2] != 0)
-            current = torch.cat((current[:, :2], (turn * moving)[:, None]), dim=-1)
-        state[f"{self.name}.command"].copy_(current)
-        still = state[f"{self.name}.still"]
+            turned = torch.cat((current[:, :2], (turn * moving)[:, None]), dim=-1)
+            current = torch.where(self.held[:, None], current, turned)
+        self.command.copy_(current)
         # an episode that begins with standing has nothing to end
-        still.copy_(torch.where(_walks(current), 0.0, torch.where(done, _LONG, still + env.step_dt)))
+        self.still.copy_(torch.where(_walks(current), 0.0, torch.where(done, _LONG, self.still + env.step_dt)))
+
+    def hold(self, values: Sequence[float] | None) -> None:
+        """Ask all robots for (vx, vy, wz) [m/s, m/s, rad/s] and nothing else from now on; None: draw again."""
+        self.held.fill_(values is not None)
+        if values is not None:
+            self.command.copy_(torch.as_tensor(values, dtype=torch.float32).expand_as(self.command))
 
     def moving(self, env: Moment) -> Tensor:
         """1 where walking is asked for or was less than `settle_s` ago, 0 where standing is, (N,)."""
-        settling = env.buffers[f"{self.name}.still"] < self.settle_s + 0.5 * env.step_dt
-        return (_walks(env.command(self.name)) | settling & (torch.as_tensor(self.settle_s) > 0.0)).float()
+        settling = self.still < self.settle_s + 0.5 * env.step_dt
+        return (_walks(self.command) | settling & (torch.as_tensor(self.settle_s) > 0.0)).float()
 
     def phase(self, env: Moment) -> Tensor:
         """Phase of the gait clock [rad], (N,)."""
@@ -87,10 +110,18 @@ class velocity:  # noqa: N801  named as its entry on the page
 
     def errors(self, env: Moment) -> dict[str, Tensor]:
         """How far the robot is from what is asked for, each (N,): |v_xy - command| [m/s], |w_z - command| [rad/s]."""
-        asked = env.command(self.name)
         return {
-            "lin_vel_error": (env.robot.lin_vel_yaw - asked[:, :2]).norm(dim=-1),
-            "ang_vel_error": (env.robot.yaw_rate - asked[:, 2]).abs(),
+            "lin_vel_error": (env.robot.lin_vel_yaw - self.command[:, :2]).norm(dim=-1),
+            "ang_vel_error": (env.robot.yaw_rate - self.command[:, 2]).abs(),
+        }
+
+    def contract(self) -> dict[str, Any]:
+        """Return ranges and clock: standing is |v_xy| <= `standing_below` and |wz| <= `standing_below`."""
+        return {
+            "ranges": dict(zip(("lin_vel_x", "lin_vel_y", "ang_vel_z"), self.ranges, strict=True)),
+            "gait_frequency": self.gait_frequency,
+            "settle_s": self.settle_s,
+            "standing_below": _STANDING,
         }
 
 

@@ -30,15 +30,15 @@ def track_angular_velocity(env: Moment, *, std: Positive = 0.5, command: str = "
 def stand_still(env: Moment, *, command: str = "velocity") -> Tensor:
     """sum_j |q_j - q0_j| where standing is asked for."""
     away = (env.robot.joint_pos - env.robot.default_joint_pos).abs().sum(-1)
-    return away * (1.0 - env.commands[command].moving(env))
+    return away * (1.0 - env.command_term(command).moving(env))
 
 
-@reward(needs=("foot_contact", "foot_air_time"))
+@reward(needs=("air_time",))
 def feet_air_time(env: Moment, *, minimum: NonNegative = 0.2, maximum: Positive = 0.5, command: str = "velocity") -> Tensor:
     """sum_f (clamp(t_air,f, max) - min) at the moment a foot comes down, while walking is asked for [s]."""
-    landed = env.robot.foot_contact * (env.buffers["foot_air_time"] > 0)
-    earned = (torch.minimum(env.buffers["foot_air_time"], torch.as_tensor(maximum)) - minimum) * landed
-    return earned.sum(-1) * env.commands[command].moving(env)
+    flight = env.tracker("air_time").flight
+    earned = (torch.minimum(flight, torch.as_tensor(maximum)) - minimum) * (flight > 0)
+    return earned.sum(-1) * env.command_term(command).moving(env)
 
 
 @reward(needs=("foot_frames",))
@@ -47,19 +47,18 @@ def foot_clearance(env: Moment, *, target: Positive = 0.08, command: str = "velo
     position = env.robot.foot_pos_w
     height = position[..., 2] - env.robot.foot_radius - env.terrain.height(position[..., :2])
     speed = env.robot.foot_lin_vel_w[..., :2].norm(dim=-1)
-    return ((height - target).abs() * speed).sum(-1) * env.commands[command].moving(env)
+    return ((height - target).abs() * speed).sum(-1) * env.command_term(command).moving(env)
 
 
 @reward(needs=("foot_contact",))
 def gait_phase(env: Moment, *, stance: Fraction = 0.55, command: str = "velocity") -> Tensor:
-    """mean_f [contact_f == stance_f], where diagonal feet share a clock; 1 while standing is asked for.
+    """mean_f [contact_f == stance_f], each foot's cycle begun by its gait offset; 1 while standing is asked for.
 
-    A foot is in stance for the share `stance` of each cycle.  Standing asks nothing of the feet: a robot told to stop at full
-    speed has to step to keep its balance.  Feet in the order front left, front right, rear left, rear right.
+    A foot is in stance for the share `stance` of each cycle; `gait_offset` is robot.yaml's.  Standing asks nothing of the feet: a
+    robot told to stop at full speed has to step to keep its balance.
     """
-    phase = env.commands[command].phase(env)[:, None]
-    foot = torch.arange(4, device=phase.device)
-    offset = math.pi * ((foot == 1) | (foot == 2))
+    phase = env.command_term(command).phase(env)[:, None]
+    offset = 2.0 * math.pi * env.robot.gait_offset
     cycle = torch.remainder((phase + offset) / (2.0 * math.pi), 1.0)
     kept = ((cycle < stance) == (env.robot.foot_contact > 0)).float().mean(-1)
-    return torch.where(env.commands[command].moving(env) > 0, kept, 1.0)
+    return torch.where(env.command_term(command).moving(env) > 0, kept, 1.0)

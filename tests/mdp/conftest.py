@@ -41,15 +41,18 @@ SENSORS = {
     "contact:thighs": [[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]],
     "contact:base": [[0.0], [1.0], [0.0]],
 }
-BUFFERS = {
+EPISODE = {
     "episode_length": [5, 20, 1000],
     "actions": [[0.0, 0.0], [1.0, -1.0], [0.5, 0.25]],
     "previous_actions": [[0.0, 0.0], [0.5, 1.0], [0.5, 0.25]],
-    "previous_joint_vel": [[0.0, 0.0], [0.0, 0.0], [0.3, 2.0]],
-    "foot_air_time": [[0.0, 0.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.9], [0.3, 0.3, 0.1, 0.1]],
-    "foot_friction": [[0.5] * 4, [0.75] * 4, [1.25] * 4],
-    "velocity.still": [0.0, 0.0, 0.2],  # the third robot has been told to stand for 0.2 s
-    "velocity.command": [[1.0, 0.0, 0.0], [0.5, -0.5, 0.2], [0.05, 0.0, 0.05]],
+}
+PREVIOUS_JOINT_VEL = [[0.0, 0.0], [0.0, 0.0], [0.3, 2.0]]
+AIR_TIME = [[0.0, 0.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.9], [0.3, 0.3, 0.1, 0.1]]
+FLIGHT = [[0.0, 0.0, 0.0, 0.0], [0.3, 0.0, 0.0, 0.9], [0.3, 0.3, 0.0, 0.0]]
+FRICTION = [0.5, 0.75, 1.25]
+COMMAND = {
+    "still": [0.0, 0.0, 0.2],  # the third robot has been told to stand for 0.2 s
+    "command": [[1.0, 0.0, 0.0], [0.5, -0.5, 0.2], [0.05, 0.0, 0.05]],
 }
 
 
@@ -66,19 +69,32 @@ def moment() -> Moment:
     )
     robot = SimpleNamespace(
         floating=True,
+        root_qpos=0,
+        root_qvel=0,
         default_joint_pos=torch.tensor([0.1, -0.8]),
         joint_limits=torch.tensor([[-1.0, -1.5], [1.0, 0.5]]),
         qpos_index=torch.tensor([8, 7]),
         qvel_index=torch.tensor([7, 6]),
         foot_radius=0.02,
+        # diagonal feet share a clock: front left, front right, rear left, rear right
+        gait_offset=torch.tensor([0.0, 0.5, 0.5, 0.0]),
+        first_foot_geoms=torch.tensor([1, 2, 3, 4]),
     )
+    asked = velocity(robot, gait_frequency=2.0)  # pyright: ignore[reportArgumentType]
+    vars(asked).update(_tensors(COMMAND))
     slope = SimpleNamespace(height=lambda xy: 0.1 * xy[..., 0])
     return Moment(
         robot=PartState(robot, physics),  # pyright: ignore[reportArgumentType]
         scene=SimpleNamespace(terrain=slope, foot_geoms=(1, 3), base_body=1),  # pyright: ignore[reportArgumentType]
-        buffers={name: torch.tensor(values) for name, values in BUFFERS.items()},
-        commands={"velocity": velocity("velocity", gait_frequency=2.0)},
+        episode=SimpleNamespace(**_tensors(EPISODE)),  # pyright: ignore[reportArgumentType]
+        commands={"velocity": asked},
+        trackers={
+            "air_time": SimpleNamespace(time=torch.tensor(AIR_TIME), flight=torch.tensor(FLIGHT)),
+            "previous_joint_vel": SimpleNamespace(value=torch.tensor(PREVIOUS_JOINT_VEL)),
+        },
+        model={"geom_friction": torch.tensor(FRICTION)[:, None, None].repeat(1, 5, 3)},
         step_dt=0.02,
+        decimation=4,
         max_episode_length=20,
         draw=Draw(),
         terminated=torch.tensor([False, True, False]),
@@ -95,3 +111,7 @@ def call():
         return term(env, *arguments, **given)
 
     return call
+
+
+def _tensors(values: dict) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in values.items()}

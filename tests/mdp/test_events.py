@@ -25,6 +25,8 @@ ROBOT = SimpleNamespace(
     joint_limits=torch.tensor([[-1.0, -0.9], [0.15, 0.5]]),
     qpos_index=torch.tensor([8, 7]),
     qvel_index=torch.tensor([7, 6]),
+    root_qpos=0,
+    root_qvel=0,
     foot_geoms=torch.tensor([False, True, False, True]),
 )
 

@@ -11,6 +11,7 @@ import torch
 
 from embodied_rl.mdp.group import ObservationGroup, ObservationTerm
 from embodied_rl.mdp.moment import Draw, Moment
+from embodied_rl.mdp.state import Memory
 
 #: The greatest number that `random.uniform` gives.
 LARGEST = 1.0 - 2.0**-24
@@ -26,7 +27,7 @@ def _term(name: str = "value", size: int = 2, **options) -> ObservationTerm:
         return env.values[name]
 
     function.mirror = mirror
-    return ObservationTerm(name=name, function=function, params={}, size=size, **given)
+    return ObservationTerm(name=name, path=f"observations.actor.{name}", function=function, params={}, size=size, **given)
 
 
 class Harness:
@@ -35,7 +36,10 @@ class Harness:
     def __init__(self, terms: Sequence[ObservationTerm], count: int = 4) -> None:
         self.group = ObservationGroup("actor", list(terms))
         self.count, self.values = count, {}
-        self.buffers = {name: torch.zeros(count, *shape) for name, shape in self.group.state.items()}
+        memory = Memory(count, torch.device("cpu"))
+        for term in terms:
+            memory.add(term.path, term)
+        self.buffers = memory.tensors
         self.block = torch.rand(count, 64, generator=torch.Generator().manual_seed(0))
 
     def compute(self, values, *, fresh: Sequence[int] | None = (), noisy: bool = False) -> torch.Tensor:
@@ -43,7 +47,7 @@ class Harness:
         values = values if isinstance(values, dict) else {"value": values}
         sizes = {term.name: term.size for term in self.group.terms}
         whole = {n: torch.as_tensor(v).float().expand(self.count, sizes[n]) for n, v in values.items()}
-        env = SimpleNamespace(values=whole, buffers=self.buffers, draw=Draw(self.block))
+        env = SimpleNamespace(values=whole, draw=Draw(self.block))
         rows = None if fresh is None else torch.isin(torch.arange(self.count), torch.tensor(fresh, dtype=torch.int64))
         observed = self.group.compute(cast(Moment, env), noisy=noisy, fresh=rows)
         assert observed.shape == (self.count, self.group.size)
@@ -166,11 +170,11 @@ def test_the_greatest_random_number_is_the_greatest_delay(delay):
 def test_the_mirror_turns_every_value_of_a_history():
     harness = Harness([_term("a", 1), _term("v", 3, history=2, mirror="vector"), _term("j", 2, mirror="joints")])
     mirrors = {
+        "scalar": (torch.arange(1), torch.ones(1)),
         "vector": (torch.arange(3), torch.tensor([1.0, -1.0, 1.0])),
         "joints": (torch.tensor([1, 0]), torch.tensor([-1.0, 1.0])),
     }
     obs = torch.arange(1.0, 10.0)
     expected = [1.0, 2.0, -3.0, 4.0, 5.0, -6.0, 7.0, -9.0, 8.0]
-    index, sign = harness.group.mirror_map(mirrors)
+    index, sign = harness.group.mirror_map(lambda term: mirrors[term.function.mirror])
     assert (obs[index] * sign).tolist() == expected
-    assert harness.group.mirror(obs.expand(2, -1), mirrors).tolist() == [expected] * 2

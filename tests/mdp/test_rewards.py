@@ -69,7 +69,12 @@ def test_a_reward_depends_on_its_own_robot_alone(moment, call, name):
     physics = moment.robot._physics
     view = dataclasses.replace(moment, robot=PartState(moment.robot._part, physics))
     state = (physics.qpos, physics.qvel, physics.frame_pos, physics.frame_lin_vel, physics.joint_torque)
-    for tensor in (*state, *physics.sensors.values(), *(b for b in view.buffers.values() if b.is_floating_point())):
+    owners = (view.episode, *view.trackers.values(), *view.commands.values())
+    remembered = [
+        b for owner in owners for b in vars(owner).values() if isinstance(b, torch.Tensor) and len(b.shape) and len(b) == 3
+    ]
+    remembered = [b for b in remembered if b.is_floating_point()]
+    for tensor in (*state, *physics.sensors.values(), *remembered):
         tensor[1:] *= 0.7
     assert call(_term(name), view, **params)[0] == before[0]
 

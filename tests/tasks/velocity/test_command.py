@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from embodied_rl.mdp.moment import Draw, Moment
+from embodied_rl.mdp.part import Part
+from embodied_rl.mdp.state import Memory
 from embodied_rl.tasks.velocity.command import velocity
 from embodied_rl.tasks.velocity.rewards import gait_phase
 
@@ -32,7 +34,7 @@ def _command(**options) -> velocity:
         "gait_frequency": 2.0,
     }
     given = {name: torch.tensor(value) if number(value) else value for name, value in (defaults | options).items()}
-    return velocity("velocity", **given)  # pyright: ignore[reportArgumentType]
+    return velocity(cast("Part", None), **given)  # pyright: ignore[reportArgumentType]
 
 
 class Robots:
@@ -41,30 +43,27 @@ class Robots:
     def __init__(self, command: velocity, count: int) -> None:
         self.command, self.count = command, count
         self.generator = torch.Generator().manual_seed(0)
-        self.buffers = {n: torch.zeros((count, width) if width else (count,)) for n, width in command.state.items()}
-        self.buffers["episode_length"] = torch.zeros(count, dtype=torch.int64)
-        self.robot = SimpleNamespace(heading=torch.zeros(count))
+        Memory(count, torch.device("cpu")).add("commands.velocity", command)
+        self.episode_length = torch.zeros(count, dtype=torch.int64)
+        self.robot = SimpleNamespace(heading=torch.zeros(count), gait_offset=torch.tensor([0.0, 0.5, 0.5, 0.0]))
 
     def view(self, block: torch.Tensor | None = None) -> Moment:
-        asked = lambda name: self.buffers[f"{name}.command"]  # noqa: E731
         return cast(
             Moment,
             SimpleNamespace(
                 robot=self.robot,
-                buffers=self.buffers,
                 draw=Draw(block),
                 step_dt=DT,
-                command=asked,
-                commands={"velocity": self.command},
-                episode_length=self.buffers["episode_length"],
+                command_term=lambda name: {"velocity": self.command}[name],
+                episode_length=self.episode_length,
             ),
         )
 
     def update(self, done: bool | torch.Tensor = False) -> torch.Tensor:
         block = torch.rand(self.count, 8, generator=self.generator)
         done = torch.full((self.count,), done) if isinstance(done, bool) else done
-        self.command.update(self.view(block), done)
-        return self.buffers["velocity.command"].clone()
+        self.command.resample(self.view(block), done)
+        return self.command.command.clone()
 
 
 def test_commands_are_uniform_in_their_ranges_and_some_are_to_stand():
@@ -133,7 +132,7 @@ def test_the_gait_goes_on_for_a_while_after_the_command_to_stand():
     torch.as_tensor(command.standing).fill_(1.0)
     trace = []
     for step in range(8):
-        robots.buffers["velocity.time_left"].fill_(0.0 if step == 0 else 1.0)
+        robots.command.time_left.fill_(0.0 if step == 0 else 1.0)
         robots.update(torch.tensor([False, step == 0]))  # the second robot's episode begins anew
         trace.append(command.moving(robots.view()).tolist())
     assert [first for first, _ in trace] == [1.0] * 5 + [0.0] * 3
@@ -142,7 +141,7 @@ def test_the_gait_goes_on_for_a_while_after_the_command_to_stand():
     robots = Robots(at_once, 2)
     robots.update(done=True)
     torch.as_tensor(at_once.standing).fill_(1.0)
-    robots.buffers["velocity.time_left"].fill_(0.0)
+    robots.command.time_left.fill_(0.0)
     robots.update()
     assert at_once.moving(robots.view()).tolist() == [0.0, 0.0]
 
@@ -159,7 +158,7 @@ def test_the_heading_option_turns_the_robot_to_its_target():
     robots = Robots(_command(heading=True, heading_gain=2.0, resample_s=(100.0, 100.0)), 300)
     robots.robot.heading = torch.linspace(-pi, pi, 300)
     robots.update(done=True)
-    target = robots.buffers["velocity.heading"].clone()
+    target = robots.command.target.clone()
     assert target.min() < -2.9 and target.max() > 2.9
     turned = torch.zeros(300)
     for _ in range(400):
@@ -167,7 +166,7 @@ def test_the_heading_option_turns_the_robot_to_its_target():
         assert commands[:, 2].abs().max() <= 1.0  # within the range of yaw rates
         robots.robot.heading = robots.robot.heading + DT * commands[:, 2]
         turned += DT * commands[:, 2].abs()
-    assert torch.equal(robots.buffers["velocity.heading"], target)
+    assert torch.equal(robots.command.target, target)
     standing = (commands[:, :2] == 0.0).all(-1)
     assert 0 < standing.sum() < 100 and not turned[standing].any()
     error = torch.remainder(target - robots.robot.heading + pi, 2 * pi) - pi
@@ -178,28 +177,38 @@ def test_the_heading_option_turns_the_robot_to_its_target():
 def test_heading_yaw_rates_are_the_gain_times_the_error():
     robots = Robots(_command(heading=True, heading_gain=0.5, standing=0.0, ang_vel_z=(-0.4, 1.0)), 3)
     robots.update(done=True)
-    robots.buffers["velocity.heading"].copy_(torch.tensor([0.6, -3.0, 3.0]))
+    robots.command.target.copy_(torch.tensor([0.6, -3.0, 3.0]))
     robots.robot.heading = torch.tensor([0.0, 0.0, -3.0])
     # the third turns backwards through pi: the error is 6 - 2 pi = -0.283
     torch.testing.assert_close(robots.update()[:, 2], torch.tensor([0.3, -0.4, 0.5 * (6.0 - 2 * pi)]))
 
 
+def test_a_held_command_outlasts_resampling_and_resets_and_turns_to_no_heading():
+    robots = Robots(_command(heading=True, resample_s=(DT, DT)), 5)
+    robots.update(done=True)
+    robots.command.hold((0.3, -0.2, 0.7))
+    for done in (False, True, False):
+        assert torch.equal(robots.update(done), torch.tensor([0.3, -0.2, 0.7]).repeat(5, 1))
+    robots.command.hold(None)
+    assert (robots.update()[:, :2] != torch.tensor([0.3, -0.2])).any(-1).all()
+
+
 def test_moving_is_asked_for_above_a_tenth():
     robots = Robots(_command(), 6)
     commands = [[0.09, 0, 0], [0.11, 0, 0], [0.08, -0.08, 0], [0, 0, 0.09], [0, 0, -0.11], [0, 0, 0]]
-    robots.buffers["velocity.command"].copy_(torch.tensor(commands))
+    robots.command.command.copy_(torch.tensor(commands))
     assert robots.command.moving(robots.view()).tolist() == [0.0, 1.0, 1.0, 0.0, 1.0, 0.0]
 
 
 def test_the_clock_runs_at_the_gait_frequency():
     robots = Robots(_command(gait_frequency=1.25), 3)
-    robots.buffers["episode_length"] = torch.tensor([0, 40, 50])  # 0, 0.8, 1 s
+    robots.episode_length = torch.tensor([0, 40, 50])  # 0, 0.8, 1 s
     torch.testing.assert_close(robots.command.phase(robots.view()), torch.tensor([0.0, 2 * pi, 2.5 * pi]))
 
 
 def test_errors_are_distances():
     robots = Robots(_command(), 2)
-    robots.buffers["velocity.command"].copy_(torch.tensor([[0.5, 0.0, 0.1], [0.0, -0.5, -1.0]]))
+    robots.command.command.copy_(torch.tensor([[0.5, 0.0, 0.1], [0.0, -0.5, -1.0]]))
     robots.robot.lin_vel_yaw, robots.robot.yaw_rate = torch.tensor([[0.8, -0.4], [0.0, -0.5]]), torch.tensor([0.4, 0.5])
     errors = robots.command.errors(robots.view())
     torch.testing.assert_close(errors["lin_vel_error"], torch.tensor([0.5, 0.0]))
@@ -210,8 +219,8 @@ def _gait_rewards(offsets: tuple[float, float, float, float], share: float) -> t
     """The gait reward over two cycles of 25 steps, of feet that stand for `share` of a cycle, each from its offset on."""
     robots = Robots(_command(gait_frequency=2.0), 50)
     steps = torch.arange(50)
-    robots.buffers["episode_length"] = steps
-    robots.buffers["velocity.command"][:, 0] = 1.0
+    robots.episode_length = steps
+    robots.command.command[:, 0] = 1.0
     # in twentyfifths of a cycle, which floats count exactly
     contact = [[float((step + round(25 * offset)) % 25 < 25 * share) for offset in offsets] for step in range(50)]
     robots.robot.foot_contact = torch.tensor(contact)
@@ -231,7 +240,7 @@ def test_the_gait_reward_is_for_a_trot():
 
 def test_the_gait_reward_asks_nothing_of_a_standing_robot():
     robots = Robots(_command(gait_frequency=2.0), 4)
-    robots.buffers["velocity.command"].zero_()
+    robots.command.command.zero_()
     robots.robot.foot_contact = torch.ones(4, 4).tril()  # robot 0 stands on one foot, robot 3 on all
     reward = gait_phase(robots.view(), stance=torch.tensor(0.5))  # pyright: ignore[reportArgumentType]
     assert reward.tolist() == [1.0, 1.0, 1.0, 1.0]

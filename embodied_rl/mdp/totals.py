@@ -1,0 +1,37 @@
+"""Sums over an iteration, kept on the device and read once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Totals:
+    """Sums over all robots and steps since they were last read.
+
+    Args:
+        names: of the sums, in the order of the columns that are added.
+        device: where they are kept.
+    """
+
+    def __init__(self, names: list[str], device: torch.device) -> None:
+        self.names = names
+        self._sums = torch.zeros(len(names), device=device)
+
+    def add(self, columns: Tensor) -> None:
+        """Add one step, (N, names)."""
+        self._sums.add_(columns.sum(0))
+
+    def drain(self) -> dict[str, float]:
+        """Read the sums by name, and begin anew; waits for the device."""
+        totals = dict(zip(self.names, self._sums.tolist(), strict=True))
+        self._sums.zero_()
+        return totals
+
+    def save(self) -> Tensor:
+        """Return a copy of the sums, for `load`."""
+        return self._sums.clone()
+
+    def load(self, saved: Tensor) -> None:
+        """Set the sums to what `save` gave."""
+        self._sums.copy_(saved)
