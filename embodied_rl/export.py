@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from rsl_rl.models import MLPModel
 from rsl_rl.modules import EmpiricalNormalization
 from torch import Tensor
 
+from embodied_rl.config import Page
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 
@@ -90,28 +92,24 @@ def read_contract(path: Path) -> dict[str, Any]:
 def contract(env: Env, git_commit: str = "") -> dict[str, Any]:
     """All that a robot must know to run a policy of the page, in SI units; lists per joint follow `joint_names`.
 
-    Once every `control_dt` seconds: observe; a = clip(network(obs), +-`action_clip`); target = `default_joint_pos` +
-    `action_scale` a.  At least every `physics_dt` seconds, or in the motor itself: torque = `stiffness` (target - q) -
-    `damping` qd, within +-`effort_limit`.
+    Once every `control_dt` seconds: observe; the network's outputs are shared out among the `actions` in their order, each of
+    which drives its own `joint_names`: a = clip(output, +-`clip`), target = `offset` + `scale` a, of the joint's position [rad]
+    or velocity [rad/s] as `target` says.  Joints that none drives hold `default_joint_pos`.  At least every `physics_dt` seconds,
+    or in the motor itself: torque = `stiffness` (target - q) - `damping` qd, or `damping` (target - qd) of a velocity, within
+    +-`effort_limit`.
 
     `obs` are the `observations` side by side.  Each is a value of `size` numbers, bounded to `clip` [low, high] if that
     is not null, then times `scale`; with a `history` of h the last h values, oldest first, all the same one at the start.
-    `delay` [least, most control steps] is what training added; a robot adds none.  The values, in the base frame:
+    `delay` [least, most control steps] is what training added; a robot adds none.  `description` says what the value is;
+    last_action is what a was the step before, 0 at the start.  `commands` say what they are made of; beside `size` and `names`
+    it is the command term's own part.
 
-    - base_lin_vel, base_ang_vel: velocities of the base [m/s, rad/s].
-    - projected_gravity: direction of gravity; (0, 0, -1) when upright.
-    - velocity_command: vx, vy [m/s] in the frame of the heading, wz [rad/s], within `command_ranges`.
-    - gait_phase: sin, cos of 2 pi `gait_frequency` t, t [s] since the start; both 0 while the command means standing, and has
-      done so for `gait_settle_s`, or since the start:
-      |v_xy| <= 0.1 and |wz| <= 0.1.
-    - joint_pos: q - `default_joint_pos`; joint_vel: qd.
-    - last_action: a of the step before, clipped; 0 at the start.
+    Raises:
+        ExportError: an action or a command does not say what it does.
     """
     page, robot = env.page, env.robot.spec
-    (action,) = page.actions.values()
     (actor,) = (group for group in env.groups if group.name == "actor")
     entries = page.observations["actor"]
-    gaits = [command.params for command in page.commands.values() if "gait_frequency" in command.params]
     return {
         "robot": robot.name,
         "joint_names": list(robot.joint_names),
@@ -119,13 +117,13 @@ def contract(env: Env, git_commit: str = "") -> dict[str, Any]:
         "stiffness": list(robot.stiffness),
         "damping": list(robot.damping),
         "effort_limit": list(robot.effort_limit),
-        "action_scale": action.params["scale"],
-        "action_clip": action.params["clip"],
         "control_dt": page.control_dt,
         "physics_dt": page.physics.dt,
+        "actions": [_part(page, "actions", name, term) for name, term in env.terms.actions.terms],
         "observations": [
             {
                 "name": entries[term.name].term,
+                "description": (term.function.__doc__ or "").partition("\n")[0],
                 "size": term.size,
                 "scale": entries[term.name].scale,
                 "clip": term.clip and list(term.clip),
@@ -134,19 +132,36 @@ def contract(env: Env, git_commit: str = "") -> dict[str, Any]:
             }
             for term in actor.terms
         ],
-        "command_names": list(page.commands),
-        "command_ranges": {name: _ranges(env, name) for name in page.commands},
-        "gait_frequency": gaits[0]["gait_frequency"] if gaits else None,
-        "gait_settle_s": gaits[0]["settle_s"] if gaits else None,
+        "commands": [
+            _part(page, "commands", name, term, size=term.size, names=list(term.names))
+            for name, term in env.terms.commands.items()
+        ],
         "git_commit": git_commit,
     }
 
 
-def _ranges(env: Env, command: str) -> dict[str, list[float]]:
-    """Bounds of each component of a command, in its order: the page's parameters that the term keeps in `ranges`."""
-    ranges = env.terms.commands[command].ranges
-    names = {id(env.params.get(f"commands.{command}.{key}")): key for key in env.page.commands[command].params}
-    return {names[id(bounds)]: list(env.page.commands[command].params[names[id(bounds)]]) for bounds in ranges}
+def _part(page: Page, section: str, name: str, term: Any, **known: Any) -> dict[str, Any]:
+    """Ask an action or a command term what a robot must know of it; plain values."""
+    entry = getattr(page, section)[name]
+    if not hasattr(term, "contract"):
+        raise ExportError(
+            f"{page.name}: {section}.{name}: {entry.term} has no contract(), so that a robot cannot know what it does; "
+            "give the class one that returns its numbers by name"
+        )
+    return {"name": name, "term": entry.term, **known} | {key: _plain(value) for key, value in term.contract().items()}
+
+
+def _plain(value: Any) -> Any:
+    """Write tensors as lists of the numbers that the page has: the shortest ones that float32 tells apart."""
+    if isinstance(value, Tensor):
+        return _plain(value.detach().cpu().numpy())
+    if isinstance(value, np.ndarray):
+        return float(str(value)) if value.ndim == 0 else [_plain(one) for one in value]
+    if isinstance(value, np.floating):
+        return float(str(value))
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _to_onnx(actor: MLPModel) -> onnx.ModelProto:

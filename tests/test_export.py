@@ -19,6 +19,7 @@ from rsl_rl.models import MLPModel
 from embodied_rl import make_env
 from embodied_rl.env import Env
 from embodied_rl.export import ExportError, export, read_contract
+from embodied_rl.export import contract as make_contract
 from embodied_rl.learn.models import build_actor
 from embodied_rl.paths import shipped
 from embodied_rl.vector_env import ActionSpace
@@ -68,8 +69,24 @@ def test_the_contract_is_complete(exported: Exported) -> None:
     contract = exported.contract
     spec = exported.env.robot.spec
     assert contract.pop("observations")[5:] == [
-        {"name": "joint_vel", "size": 12, "scale": 0.05, "clip": [-1.0, 1.5], "history": 1, "delay": [0, 0]},
-        {"name": "last_action", "size": 12, "scale": 1.0, "clip": None, "history": 1, "delay": [0, 0]},
+        {
+            "name": "joint_vel",
+            "description": "Joint velocities [rad/s], (N, J).",
+            "size": 12,
+            "scale": 0.05,
+            "clip": [-1.0, 1.5],
+            "history": 1,
+            "delay": [0, 0],
+        },
+        {
+            "name": "last_action",
+            "description": "Last actions of the policy, (N, A).",
+            "size": 12,
+            "scale": 1.0,
+            "clip": None,
+            "history": 1,
+            "delay": [0, 0],
+        },
     ]
     assert contract == {
         "robot": "go2",
@@ -78,16 +95,46 @@ def test_the_contract_is_complete(exported: Exported) -> None:
         "stiffness": [35.0] * 12,
         "damping": [0.5] * 12,
         "effort_limit": [23.7, 23.7, 45.43] * 4,
-        "action_scale": 0.5,
-        "action_clip": 0.4,
+        "actions": [
+            {
+                "name": "joint_position",
+                "term": "joint_position",
+                "target": "position",
+                "joint_names": list(spec.joint_names),
+                "offset": list(spec.default_joint_pos),
+                "scale": [0.5] * 12,
+                "clip": 0.4,
+            }
+        ],
         "control_dt": 0.02,
         "physics_dt": 0.005,
-        "command_names": ["velocity"],
-        "command_ranges": {"velocity": {"lin_vel_x": [-1.0, 1.0], "lin_vel_y": [-0.5, 0.5], "ang_vel_z": [-1.0, 1.0]}},
-        "gait_frequency": 2.0,
-        "gait_settle_s": 0.5,
+        "commands": [
+            {
+                "name": "velocity",
+                "term": "velocity",
+                "size": 3,
+                "names": ["vx [m/s]", "vy [m/s]", "wz [rad/s]"],
+                "ranges": {"lin_vel_x": [-1.0, 1.0], "lin_vel_y": [-0.5, 0.5], "ang_vel_z": [-1.0, 1.0]},
+                "gait_frequency": 2.0,
+                "settle_s": 0.5,
+                "standing_below": 0.1,
+            }
+        ],
         "git_commit": COMMIT,
     }
+
+
+@pytest.mark.parametrize("section", ["actions", "commands"])
+def test_a_term_that_does_not_say_what_it_does_is_refused(
+    section: str, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = dict(exported.env.terms.actions.terms) if section == "actions" else exported.env.terms.commands
+    ((name, term),) = terms.items()
+    for base in type(term).__mro__:
+        if "contract" in vars(base):
+            monkeypatch.delattr(base, "contract")
+    with pytest.raises(ExportError, match=rf"^go2_flat: {section}\.{name}: {name} has no contract\(\), so that a robot cannot"):
+        make_contract(exported.env)
 
 
 def test_observations_are_in_the_policy_order(exported: Exported) -> None:
@@ -166,6 +213,7 @@ class Deployed:
     def __init__(self, path: Path, options: dict[str, int]) -> None:
         self.session = onnxruntime.InferenceSession(path)
         self.contract = contract = read_contract(path)
+        (self.driven,), (self.asked,) = contract["actions"], contract["commands"]
         spec = mujoco.MjSpec.from_file(str(shipped("robots") / contract["robot"] / f"{contract['robot']}.xml"))
         spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], contype=1, conaffinity=0)
         gains = zip(*(contract[key] for key in ("joint_names", "stiffness", "damping", "effort_limit")), strict=True)
@@ -196,10 +244,10 @@ class Deployed:
         if name == "velocity_command":
             return command
         if name == "gait_phase":
-            phase = 2 * np.pi * self.contract["gait_frequency"] * self.seconds
-            moving = np.hypot(*command[:2]) > 0.1 or abs(command[2]) > 0.1
+            phase = 2 * np.pi * self.asked["gait_frequency"] * self.seconds
+            moving = max(np.hypot(*command[:2]), abs(command[2])) > self.asked["standing_below"]
             self.still = 0.0 if moving else self.still + self.contract["control_dt"]
-            settling = self.still < self.contract["gait_settle_s"] + 0.5 * self.contract["control_dt"]
+            settling = self.still < self.asked["settle_s"] + 0.5 * self.contract["control_dt"]
             return np.array([np.sin(phase), np.cos(phase)]) * (moving or settling)
         if name == "joint_pos":
             return self.data.qpos[self.qpos] - self.default
@@ -223,8 +271,8 @@ class Deployed:
 
     def step(self, command: np.ndarray) -> np.ndarray:
         actions = np.asarray(self.session.run(["actions"], {"obs": self.observe(command)[None]})[0])[0]
-        self.action = actions.clip(-self.contract["action_clip"], self.contract["action_clip"])
-        self.data.ctrl[:] = self.default + self.contract["action_scale"] * self.action
+        self.action = actions.clip(-self.driven["clip"], self.driven["clip"])
+        self.data.ctrl[:] = self.driven["offset"] + np.array(self.driven["scale"]) * self.action
         for _ in range(round(self.contract["control_dt"] / self.contract["physics_dt"])):
             mujoco.mj_step(self.model, self.data)
         self.seconds += self.contract["control_dt"]
@@ -239,7 +287,7 @@ def test_the_contract_suffices_to_run_the_policy(exported: Exported) -> None:
     with torch.no_grad():
         obs = env.reset()["actor"]
         robot.data.qpos[:], robot.data.qvel[:] = env.physics.qpos[0].numpy(), env.physics.qvel[0].numpy()
-        command = env.buffers["velocity.command"][0].numpy().copy()
+        command = env.buffers["commands.velocity.command"][0].numpy().copy()
         wanted, clipped = [], 0
         for _ in range(STEPS):
             action = exported.actor.mlp(exported.actor.obs_normalizer(obs))
