@@ -283,11 +283,6 @@ class Env:
 
     # ------------------------------------------------------------------------------------------------ what it consists of
 
-    @property
-    def buffers(self) -> dict[str, Tensor]:
-        """What is remembered of every robot, by name, each (N, ...): the episode's account, then `section.term.part`."""
-        return self.memory.tensors
-
     def controls(self) -> Tensor:
         """What the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
         return self.terms.actions.controls(self._moment(Draw()))
@@ -298,6 +293,7 @@ class Env:
         self.num_actions, self.action_space = terms.actions.size, ActionSpace(terms.actions.size)
         self.episode = Episode(self.num_actions, len(terms.rewards))
         self.memory = Memory(self.num_envs, self.device)
+        self.buffers = self.memory.tensors
         self.memory.add("", self.episode)
         for path, owner in terms.owners.items():
             self.memory.add(path, owner)

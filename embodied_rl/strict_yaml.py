@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from embodied_rl.problems import ConfigError, Problem
+from embodied_rl.problems import ConfigError, Problem, did_you_mean
 
 #: A place in a document: the keys and list positions that lead to it.
 Keys = tuple[str | int, ...]
@@ -44,12 +45,12 @@ class Document:
 
 
 def display(path: Path) -> str:
-    """The path as a person would type it: relative to the working folder where it lies inside."""
+    """Write the path as a person would type it: relative to the working folder where it lies inside."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def read(path: Path) -> Document:
-    """Parses a file.
+    """Parse a file.
 
     Raises:
         ConfigError: The file cannot be read or is not YAML.  Problems that leave the rest readable are in `problems`.
@@ -69,7 +70,7 @@ def read(path: Path) -> Document:
 
 
 def parse(text: str, place: str, *, lines: bool = True) -> Document:
-    """Parses a text; places are `place:line`, or `place` alone without `lines`.
+    """Parse a text; places are `place:line`, or `place` alone without `lines`.
 
     Raises:
         ConfigError: The text is not YAML.
@@ -138,7 +139,7 @@ def _word(node: yaml.ScalarNode) -> Any:
 
 
 def scalar(text: str) -> Any:
-    """The value of a plain (unquoted) word."""
+    """Give the value of a plain (unquoted) word."""
     if text == "":
         return {}
     if text in _CONSTANTS:
@@ -153,12 +154,58 @@ def scalar(text: str) -> Any:
 
 
 def dotted(path: Keys) -> str:
-    """`('rewards', 'pose', 'std', 0)` as `rewards.pose.std[0]`."""
+    """Write `('rewards', 'pose', 'std', 0)` as `rewards.pose.std[0]`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
+def problem_at(places: Mapping[Keys, str], path: Keys, message: str) -> Problem:
+    """Make a problem of a value, placed where it was written, or what it stands in."""
+    where = path
+    while where and where not in places:
+        where = where[:-1]
+    return Problem(places.get(where, ""), dotted(path), message)
+
+
+def merge(
+    base: Document,
+    top: Document,
+    removes: Callable[[Keys], bool],
+    entry: str,
+    replaces: Callable[[Keys], bool] = lambda path: False,
+) -> Document:
+    """Lay `top` over `base`: mappings key by key; all else replaces; null takes an inherited entry away.
+
+    Args:
+        base: what is inherited.
+        top: what is written over it.
+        removes: whether null at a place means absence.
+        entry: what such a place holds, for the message about one that is not there.
+        replaces: whether a mapping at a place takes the inherited one's place whole.
+    """
+    merged = Document({}, {**base.places, **top.places}, [*base.problems, *top.problems])
+
+    def laid(below: dict[str, Any], above: dict[str, Any], path: Keys) -> dict[str, Any]:
+        result = dict(below)
+        for key, value in above.items():
+            here = (*path, key)
+            if value is None and removes(here):
+                if key not in result and path:
+                    message = f"null, but there is no inherited {entry} to remove{did_you_mean(key, result)}"
+                    merged.problems.append(Problem(merged.places[here], dotted(here), message))
+                result.pop(key, None)
+            elif isinstance(value, dict) and not replaces(here):
+                inherited = result.get(key)
+                result[key] = laid(inherited if isinstance(inherited, dict) else {}, value, here)
+            else:
+                result[key] = value
+        return result
+
+    merged.value = laid(base.value, top.value, ())
+    return merged
+
+
 def dump(mapping: dict[str, Any], indent: str = "") -> str:
-    """Writes a mapping so that `parse` gives it back: sections as blocks, what fits on a line on one line."""
+    """Write a mapping so that `parse` gives it back: sections as blocks, what fits on a line on one line."""
     lines: list[str] = []
     for key, value in mapping.items():
         line = f"{indent}{_flow(key)}: {_flow(value)}"

@@ -18,6 +18,7 @@ LAYERS = (
     ("paths", "errors", "machine", "rotations", "random", "urdf", "vector_env"),
     ("problems", "doctor"),
     ("strict_yaml",),
+    ("sections",),
     ("robot",),
     ("config",),
     ("physics",),

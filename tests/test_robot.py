@@ -1,4 +1,4 @@
-"""Reading a robot's folder: what goes through, and the one line for each mistake."""
+"""Reading a robot's folder: what goes through, and the line for each mistake."""
 
 from __future__ import annotations
 
@@ -155,38 +155,49 @@ def _set(value: object, *keys: str):
 
 
 MISTAKES = {
-    "unknown key": (_set(1, "base_heigth"), "unknown key 'base_heigth'; did you mean 'base_height'?"),
+    "unknown key": (_set(1, "base_heigth"), ":33: base_heigth: no such key; did you mean 'base_height'?"),
     "unknown joint key": (
         _set(1.0, "joints", "left_hip", "stifness"),
-        "joints.left_hip: unknown key 'stifness'; did you mean 'stiffness'?",
+        ":12: joints.left_hip.stifness: no such key; did you mean 'stiffness'?",
     ),
-    "unknown foot key": (_set("x", "feet", "left", "sites"), "feet.left: unknown key 'sites'; did you mean 'site'?"),
-    "missing key": (_drop("model"), "key 'model' is missing"),
-    "missing joint key": (_drop("damping", "joints", "left_hip"), "joints.left_hip: key 'damping' is missing"),
-    "text for a number": (_set("low", "base_height"), "base_height: given 'low', allowed is a valid number"),
-    "yes for a number": (_set(True, "joints", "left_hip", "default"), "joints.left_hip.default: given True"),
-    "nan": (_set(float("nan"), "base_height"), "base_height: given nan, allowed is a finite number"),
-    "negative gain": (
-        _set(-1.0, "joints", "left_hip", "damping"),
-        "damping: given -1.0, allowed is greater than or equal",
-    ),
-    "list for a mapping": (_set(["left_hip"], "joints"), "joints: given ['left_hip'], allowed is a valid dictionary"),
-    "no joints": (_set({}, "joints"), "joints: given {}"),
-    "empty group": (_set([], "bodies", "legs"), "bodies.legs: given []"),
-    "no such model": (_set("twin.xml", "model"), "model: no file 'twin.xml' beside the page; allowed: twin.urdf"),
-    "no partner": (_drop("left", "feet"), "feet: 'right' has no mirror partner 'left'"),
-    "pair written twice": (_set({"left": "right", "right": "left"}, "mirror"), "mirror: 'left' stands twice"),
+    "unknown foot key": (_set("x", "feet", "left", "sites"), "feet.left.sites: no such key; did you mean 'site'?"),
+    "missing key": (_drop("model"), ":1: model: is missing; it must be a string"),
+    "missing joint key": (_drop("damping", "joints", "left_hip"), ":6: joints.left_hip.damping: is missing beside stiffness"),
+    "text for a number": (_set("low", "base_height"), ':4: base_height: "low" is not a number'),
+    "yes for a number": (_set(True, "joints", "left_hip", "default"), ":7: joints.left_hip.default: true is not a number"),
+    "nan": (_set(float("nan"), "base_height"), "base_height: nan is not a finite number"),
+    "negative gain": (_set(-1.0, "joints", "left_hip", "damping"), "damping: -1.0 is not allowed: at least 0"),
+    "list for a mapping": (_set(["left_hip"], "joints"), ':5: joints: ["left_hip"] is not a mapping'),
+    "list for a joint": (_set([], "joints", "left_hip"), "joints.left_hip: [] is not a mapping"),
+    "no joints": (_set({}, "joints"), "joints: nothing is not allowed: at least 1 joint"),
+    "joints left out": (_drop("joints"), ":1: joints: is missing; it must be a mapping"),
+    "empty group": (_set([], "bodies", "legs"), "bodies.legs: [] is not allowed: at least 1 value"),
+    "text for a group": (_set("left_leg", "bodies", "legs"), 'bodies.legs: "left_leg" is not a list of strings'),
+    "no such model": (_set("twin.xml", "model"), ":2: model: no file 'twin.xml' in "),
+    "no partner": (_drop("left", "feet"), "feet.right: 'right' has no mirror partner 'left'; allowed: right"),
+    "pair written twice": (_set({"left": "right", "right": "left"}, "mirror"), ":33: mirror.right: 'right' stands twice"),
     "unknown side": (
         _set({"lift": "right"}, "mirror"),
-        "mirror: 'lift' is no part of a joint's name; did you mean 'left'?",
+        ":32: mirror.lift: 'lift' is no part of a joint's name; did you mean 'left'?",
     ),
-    "unknown base": (_set("trunk", "base"), "base: twin.urdf has no 'trunk'; allowed: torso"),
+    "unknown base": (_set("trunk", "base"), ":3: base: twin.urdf has no 'trunk'; allowed: torso"),
     "unknown body": (
-        _set(["left_log"], "bodies", "legs"),
-        "bodies.legs: twin.urdf has no 'left_log'; did you mean 'left_leg'?",
+        _set(["left_leg", "left_log"], "bodies", "legs"),
+        ":30: bodies.legs[1]: twin.urdf has no 'left_log'; did you mean 'left_leg'?",
     ),
-    "unknown geom": (_set(["left_fot"], "feet", "left", "geoms"), "feet.left.geoms: twin.urdf has no 'left_fot'; did"),
+    "unknown geom": (_set(["left_fot"], "feet", "left", "geoms"), "feet.left.geoms[0]: twin.urdf has no 'left_fot'; did"),
     "unknown site": (_set("left_fot", "feet", "left", "site"), "feet.left.site: twin.urdf has no 'left_fot'; did"),
+    "a geom of two feet": (
+        _set(["left_foot", "right_foot"], "feet", "left", "geoms"),
+        "feet.right.geoms[0]: 'right_foot' is already of foot 'left'",
+    ),
+    "a foot of two bodies": (
+        _set(["left_foot", "torso"], "feet", "left", "geoms"),
+        "feet.left.geoms[1]: 'torso' is of body 'torso', the site 'left_foot' of 'left_foot'; a foot is of one body",
+    ),
+    "a site elsewhere": (_set("left_leg", "feet", "left", "site"), "'left_foot' is of body 'left_foot', the site 'left_leg' of"),
+    "half a gait": (_set(0.5, "feet", "left", "gait_offset"), "feet.right.gait_offset: is missing, and foot 'left' has one"),
+    "a gait of more than a cycle": (_set(1.0, "feet", "left", "gait_offset"), "gait_offset: 1.0 is not allowed: less than 1"),
 }
 
 
@@ -196,14 +207,36 @@ def test_each_mistake_has_its_line(tmp_path, change, message):
     change(page)
     with pytest.raises(RobotError) as caught:
         load_robot(str(_write(tmp_path, page))).mjspec()
-    line = str(caught.value)
-    assert message in line and line.startswith(str(tmp_path / "robot.yaml")) and "\n" not in line
+    lines = str(caught.value).splitlines()
+    assert any(message in line for line in lines), lines
+    assert all(line.startswith(f"{tmp_path / 'robot.yaml'}:") for line in lines)
+
+
+def test_all_mistakes_at_once(tmp_path):
+    page = _page()
+    for change in (_set(1, "wheels"), _drop("damping", "joints", "left_hip"), _set("x", "joints", "right_hip", "default")):
+        change(page)
+    page |= {"base_height": "low", "model": "twin.xml", "mirror": {"lift": "right"}, "groups": {"hips": ["left_hop"]}}
+    page |= {"weld": ["right_hap"], "motors": {"big": {"stiffness": "much"}}}
+    with pytest.raises(RobotError) as caught:
+        load_robot(str(_write(tmp_path, page)))
+    paths = {line.split(": ")[1] for line in str(caught.value).splitlines()}
+    assert paths == {
+        *("wheels", "joints.left_hip.damping", "joints.right_hip.default", "base_height", "model", "mirror.lift"),
+        *("joints.right_hip", "feet.right", "groups.hips[0]", "weld[0]", "motors.big.stiffness"),
+    }
+    assert len(caught.value.problems) == len(paths)
+    page = _page()
+    page |= {"base": "trunk", "bodies": {"legs": ["left_log", "right_log"]}}
+    with pytest.raises(RobotError) as caught:
+        load_robot(str(_write(tmp_path, page))).mjspec()
+    assert [problem.path for problem in caught.value.problems] == ["base", "bodies.legs[0]", "bodies.legs[1]"]
 
 
 def test_joints_of_page_and_model_are_the_same(tmp_path):
     page = _page()
     page["joints"] = {"left_hap": page["joints"]["left_hip"], "right_hap": page["joints"]["right_hip"]}
-    with pytest.raises(RobotError, match=r"joints: twin\.urdf has no 'left_hap'; did you mean 'left_hip'"):
+    with pytest.raises(RobotError, match=r"joints\.left_hap: twin\.urdf has no 'left_hap'; did you mean 'left_hip'"):
         load_robot(str(_write(tmp_path, page))).mjspec()
     page = _page()
     del page["mirror"], page["joints"]["right_hip"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from embodied_rl import paths
 from embodied_rl.config.page import Page
@@ -13,16 +12,16 @@ from embodied_rl.config.terms import SECTIONS
 from embodied_rl.config.validate import validate
 from embodied_rl.problems import ConfigError, Problem, did_you_mean, shown
 from embodied_rl.robot import robot_names
-from embodied_rl.strict_yaml import Document, Keys, display, dotted, parse, read
+from embodied_rl.strict_yaml import Document, Keys, display, merge, parse, read
 
 
 def config_names() -> list[str]:
-    """Names of the pages that ship with the package."""
+    """List the pages that ship with the package."""
     return sorted(path.stem for path in paths.shipped("configs").glob("*.yaml"))
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Page:
-    """Reads a page with all it extends, applies overrides, checks it.
+    """Read a page with all it extends, applies overrides, checks it.
 
     Args:
         name_or_path: The name of a shipped page (`go2_flat`) or the path of a YAML file, a run's config.yaml included.
@@ -38,7 +37,7 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Page:
 
 
 def override(page: Page, overrides: Iterable[str]) -> Page:
-    """The page with changes, each `key.path=value`.
+    """Make the page with changes, each `key.path=value`.
 
     Raises:
         ConfigError: With every problem at once.
@@ -55,7 +54,7 @@ def _override(document: Document, overrides: Iterable[str]) -> Page:
 
 
 def _parse_override(text: str) -> Document:
-    """`a.b=1` as the document `{a: {b: 1}}`."""
+    """Read `a.b=1` as the document `{a: {b: 1}}`."""
     place = f'override "{text}"'
     key, equals, value = text.partition("=")
     keys = key.strip().split(".")
@@ -74,7 +73,7 @@ def _parse_override(text: str) -> Document:
 
 
 def _find(text: str, folder: Path) -> Path:
-    """The file that a name or a path (relative to `folder`) means."""
+    """Find the file that a name or a path (relative to `folder`) means."""
     path = folder / Path(text).expanduser()
     name = text.removesuffix(".yaml")
     if path.is_file() and name != text:
@@ -91,7 +90,7 @@ def _find(text: str, folder: Path) -> Path:
 
 
 def _read_chain(path: Path, below: tuple[Path, ...]) -> Document:
-    """A page merged over the page it extends."""
+    """Read a page, merged over the page it extends."""
     document = read(path)
     if not isinstance(document.value, dict):
         raise ConfigError([Problem(display(path), "", f"a page is a mapping, not {shown(document.value)}")])
@@ -106,7 +105,7 @@ def _read_chain(path: Path, below: tuple[Path, ...]) -> Document:
 
 
 def _read_base(document: Document, folder: Path, chain: tuple[Path, ...]) -> Document:
-    """The page that `extends` names.  Without it a page lacks nearly everything, so a wrong one is told alone."""
+    """Read the page that `extends` names.  Without it a page lacks nearly everything, so a wrong one is told alone."""
     extends, place = document.value.pop("extends"), document.places[("extends",)]
     try:
         if not isinstance(extends, str):
@@ -121,7 +120,7 @@ def _read_base(document: Document, folder: Path, chain: tuple[Path, ...]) -> Doc
 
 
 def _resolve_paths(document: Document, folder: Path) -> None:
-    """Paths in a page are relative to its file."""
+    """Resolve the paths in a page, which are relative to its file."""
     page = document.value
     robot, terms = page.get("robot"), page.get("terms")
     if isinstance(robot, str) and robot not in robot_names():
@@ -133,34 +132,15 @@ def _resolve_paths(document: Document, folder: Path) -> None:
 
 
 def _merge(base: Document, top: Document) -> Document:
-    """Lay `top` over `base`: mappings key by key; all else replaces; null takes an inherited term away."""
-    merged = Document({}, {**base.places, **top.places}, [*base.problems, *top.problems])
-    merged.value = _merged(base.value, top.value, (), merged)
-    return merged
-
-
-def _merged(base: dict[str, Any], top: dict[str, Any], path: Keys, into: Document) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in top.items():
-        here = (*path, key)
-        if value is None and _removes(here):
-            if key not in result and path:
-                message = f"null, but there is no inherited term to remove{did_you_mean(key, result)}"
-                into.problems.append(Problem(into.places[here], dotted(here), message))
-            result.pop(key, None)
-        elif isinstance(value, dict) and not _is_parameter(here):
-            below = result.get(key)
-            result[key] = _merged(below if isinstance(below, dict) else {}, value, here, into)
-        else:
-            result[key] = value
-    return result
+    """Lay `top` over `base`; null takes an inherited term away."""
+    return merge(base, top, _removes, "term", _is_parameter)
 
 
 def _removes(path: Keys) -> bool:
-    """Whether null at this place means absence: a section of terms, a group of observations, an entry."""
+    """Say whether null at this place means absence: a section of terms, a group of observations, an entry."""
     return path[0] in SECTIONS and len(path) <= (3 if path[0] == "observations" else 2)
 
 
 def _is_parameter(path: Keys) -> bool:
-    """Whether a term's parameter stands at this place: a mapping of numbers by joint replaces the inherited one whole."""
+    """Say whether a term's parameter stands at this place: a mapping of numbers by joint replaces the inherited one whole."""
     return path[0] in SECTIONS and not _removes(path)

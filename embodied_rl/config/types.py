@@ -6,13 +6,14 @@ Imports no torch: the config reads the annotations of terms from their source an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from embodied_rl.problems import did_you_mean, quoted, shown
+from embodied_rl.sections import ByJoint
 
 __all__ = ["BodyGroup", "Fraction", "Ge", "Gt", "JointGroup", "Le", "Lt", "NonNegative", "PerGroup", "Positive", "Range"]
 
@@ -44,23 +45,12 @@ class Ordered(Check):
         return value
 
 
-#: Which of its two forms a `PerGroup` has; pydantic puts it into the path of an error.
-FORMS = ("one number", "numbers by joint")
-
-
-@dataclass(frozen=True)
-class ByJoint:
-    """A number, or a mapping from joint groups or joints of robot.yaml to numbers; the page's check sees that each has one."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        number = handler.generate_schema(get_args(source)[0])
-        choices = {FORMS[0]: number, FORMS[1]: core_schema.dict_schema(core_schema.str_schema(), number, min_length=1)}
-        return core_schema.tagged_union_schema(choices, discriminator=lambda value: FORMS[isinstance(value, dict)])
-
-
 @dataclass(frozen=True)
 class RobotName(Check):
-    """The string is a name that robot.yaml defines in `section` (`bodies`: its body groups, `feet` among them)."""
+    """The string is a name that robot.yaml defines in `section`.
+
+    `bodies` are its body groups, `feet` among them; `groups` its joint groups and joints.
+    """
 
     section: str
 

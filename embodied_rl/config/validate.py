@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
-from pydantic import ValidationError, create_model
+from pydantic import create_model
 
 from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
-from embodied_rl.config.types import FORMS, ByJoint
-from embodied_rl.problems import ConfigError, Problem, did_you_mean, quoted, shown
-from embodied_rl.robot import RobotError, load_robot
-from embodied_rl.strict_yaml import Document, Keys, display, dotted
-
-M = TypeVar("M", bound=Model)
-
-_SINGULAR = {float: "a number", int: "an integer", bool: "true or false", str: "a string"}
-_PLURAL = {float: "numbers", int: "integers", bool: "booleans", str: "strings"}
-_TYPES = {"float_type": float, "int_type": int, "bool_type": bool, "string_type": str}
-_BOUNDS = {
-    "greater_than": ("more than", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("less than", "lt"),
-    "less_than_equal": ("at most", "le"),
-}
+from embodied_rl.problems import ConfigError, did_you_mean, quoted, shown
+from embodied_rl.robot import RobotError, RobotSpec, load_robot
+from embodied_rl.sections import M, check_section
+from embodied_rl.strict_yaml import Document, Keys, display, problem_at
 
 
 class _Head(Model):
@@ -45,7 +32,7 @@ class _SourceHead(Model):
 
 
 def entry_model(signature: TermSignature) -> type[Model]:
-    """The schema of an entry: the term's parameters and what its section adds."""
+    """Make the schema of an entry: the term's parameters and what its section adds."""
     fields: dict[str, Any] = {}
     for key in EXTRAS.get(signature.kind, ()):
         info = Entry.model_fields[key]
@@ -57,7 +44,7 @@ def entry_model(signature: TermSignature) -> type[Model]:
 
 
 def validate(document: Document) -> Page:
-    """Checks a merged page.
+    """Check a merged page.
 
     Raises:
         ConfigError: With every problem, those that the document brought along first.
@@ -69,12 +56,10 @@ class _Checker:
     def __init__(self, document: Document):
         self.value, self.places, self.problems = document.value, document.places, list(document.problems)
         self.context: dict[str, list[str]] = {}
+        self.robot: RobotSpec | None = None
 
     def problem(self, path: Keys, message: str) -> None:
-        where = path
-        while where and where not in self.places:
-            where = where[:-1]
-        self.problems.append(Problem(self.places.get(where, ""), dotted(path), message))
+        self.problems.append(problem_at(self.places, path, message))
 
     def page(self) -> Page:
         for key in self.value:
@@ -94,12 +79,12 @@ class _Checker:
         return Page(**head.model_dump(), **parts)
 
     def has_source(self) -> bool:
-        """Whether the page's environments are others'."""
+        """Say whether the page's environments are others'."""
         env = self.value.get("env")
         return isinstance(env, dict) and env.get("source") is not None
 
     def source_page(self) -> Page:
-        """A page with `env.source`: what a robot's page says of it is absent."""
+        """Check a page with `env.source`: what a robot's page says of it is absent."""
         source = shown(self.value["env"]["source"])
         why = f"not allowed with env.source ({source}), whose environments bring their own; leave it out"
         for key in ROBOT_SECTIONS:
@@ -124,7 +109,7 @@ class _Checker:
         return Page(**head.model_dump(), **parts)
 
     def check_pool(self, parts: Mapping[str, Any]) -> None:
-        """What the pool's mode needs of the rest of the page."""
+        """Check what the pool's mode needs of the rest of the page."""
         pool, ppo, env, physics = (parts[name] for name in ("pool", "ppo", "env", "physics"))
         if not (pool and ppo and env and physics) or pool.workers is None:
             return
@@ -151,7 +136,7 @@ class _Checker:
             self.problem(("pool", "on_crash"), f"{why}; take mask or raise")
 
     def find_terms(self, own: Any) -> None:
-        """Reads the shipped terms and the page's own."""
+        """Read the shipped terms and the page's own."""
         own = own if isinstance(own, list | tuple) else [own]
         files = [Path(path) for path in own if isinstance(path, str)]
         for position, path in enumerate(files):
@@ -163,16 +148,19 @@ class _Checker:
         self.terms_are_known = not broken and len(found) == len(own)
 
     def load_robot(self, robot: str) -> None:
-        """Finds out which names the robot gives to its parts."""
+        """Find out which names the robot gives to its parts."""
         try:
             spec = load_robot(robot)
         except RobotError as error:
-            self.problem(("robot",), str(error).removeprefix("robot: "))
+            for line in str(error).splitlines():
+                self.problem(("robot",), line.removeprefix("robot: "))
         else:
+            self.robot = spec
             self.context["bodies"] = [*spec.bodies, *(["feet"] if spec.feet else [])]
+            self.context["groups"] = [*spec.groups, *spec.joint_names]
 
     def section(self, name: str) -> Any:
-        """A section as the page holds it; None where something is wrong with it."""
+        """Check a section as the page holds it; None where something is wrong with it."""
         value = self.value.get(name, {})
         if not isinstance(value, dict):
             return self.problem((name,), f"{shown(value)} is not a mapping")
@@ -207,8 +195,23 @@ class _Checker:
         if parsed is None:
             return None
         values = {key: getattr(parsed, key) for key in model.model_fields}
+        if not self.joints_have_numbers(values, path):
+            return None
         extras = {key: values.pop(key) for key in EXTRAS.get(kind, ())}
         return Entry(term=signature.name, params=values, **extras)
+
+    def joints_have_numbers(self, values: dict[str, Any], path: Keys) -> bool:
+        """Say whether every mapping from joint groups to numbers names each joint once."""
+        fine = True
+        for key, value in values.items() if self.robot else ():
+            if isinstance(value, dict):
+                assert self.robot is not None
+                try:
+                    self.robot.per_joint(value, self.robot.joints_of(values.get("joints", "all")))
+                except ValueError as error:
+                    fine = False
+                    self.problem((*path, key), str(error))
+        return fine
 
     def unknown_term(self, kind: str, term: str, path: Keys) -> None:
         near = did_you_mean(term, self.terms[kind])
@@ -220,22 +223,14 @@ class _Checker:
             self.problem(path, f"no such term{near} (`embodied-rl list --terms {section}` shows all)")
 
     def model(self, model: type[M], value: dict[str, Any], path: Keys) -> M | None:
-        """Validates a flat mapping; says what is wrong in words of the page."""
-        value = {key: _tuples(one) for key, one in value.items()}
-        try:
-            return model.model_validate(value, context=self.context)
-        except ValidationError as error:
-            told: dict[Keys, str] = {}
-            for one in error.errors(include_url=False):
-                where, message = _explain(model, value, one)
-                if not any(first[: len(where)] == where for first in told):  # a list that fails for one of its items
-                    told[where] = message
-            for where, message in told.items():
-                self.problem((*path, *where), message)
-        return None
+        """Validate a flat mapping; None where something is wrong with it."""
+        parsed, told = check_section(model, value, self.context)
+        for where, message in told.items():
+            self.problem((*path, *where), message)
+        return parsed
 
     def cross_check(self, parts: Mapping[str, Any]) -> None:
-        """What no field can know alone."""
+        """Check what no field can know alone."""
         env, physics, ppo = parts["env"], parts["physics"], parts["ppo"]
         if parts["actions"] is not None and not parts["actions"]:
             self.problem(("actions",), "a page needs at least one action term, like joint_position: {scale: 0.5}")
@@ -255,7 +250,7 @@ class _Checker:
         self.check_pool(parts)
 
     def check_groups(self, groups: dict[str, Any], final: tuple[str, ...]) -> None:
-        """The policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""
+        """Check that the policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""
         if "actor" not in groups:
             self.problem(("observations",), "the group 'actor' is missing: it is what the policy sees")
         for group, entries in groups.items():
@@ -264,68 +259,3 @@ class _Checker:
         for group in (one for one in final if one not in groups and "actor" in groups):
             near = did_you_mean(group, groups) or f"; there are {quoted(groups)}"
             self.problem(("env", "final_obs_groups"), f"{shown(group)} is not a group of observations{near}")
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(one) for key, one in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _explain(model: type[Model], value: Mapping[str, Any], error: Any) -> tuple[Keys, str]:
-    """Where in the mapping, and what, one of pydantic's errors means."""
-    kind, context = error["type"], error.get("ctx", {})
-    where = tuple(part for part in error["loc"] if part not in FORMS)
-    if kind == "extra_forbidden":
-        allowed = f"allowed are {quoted(model.model_fields)}" if model.model_fields else "there are none"
-        return where, f"no such key{did_you_mean(where[0], model.model_fields) or '; ' + allowed}"
-    info = model.model_fields[where[0]]
-    if kind == "missing" and len(where) == 1:
-        return where, f"is missing; it must be {describe(info.annotation)}"
-    given = "nothing" if error["input"] == {} else shown(error["input"])
-    if kind == "refused":
-        return where, context["message"]
-    if kind in _BOUNDS:
-        words, key = _BOUNDS[kind]
-        return where, f"{given} is not allowed: {words} {context[key]:g}"
-    if kind == "finite_number":
-        return where, f"{given} is not a finite number"
-    if kind == "too_short" and context["field_type"] == "Tuple":
-        return where, f"{given} is not allowed: at least {context['min_length']} value"
-    if len(where) > 1 and kind in _TYPES:
-        return where, f"{given} is not {_SINGULAR[_TYPES[kind]]}"
-    given = "nothing" if value.get(where[0]) == {} else shown(value.get(where[0], info.default))
-    near = did_you_mean(value.get(where[0]), _choices(info.annotation)) if kind == "literal_error" else ""
-    return where[:1], f"{given} is not {describe(info.annotation)}{near}"
-
-
-def describe(annotation: Any) -> str:
-    """What a value of this type is, in words: `a number or null`, `a list of 2 numbers`, `one of 'feet', 'full'`."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if any(isinstance(one, ByJoint) for one in arguments):
-        return "a number, or a mapping from joint groups to numbers"
-    if origin is Annotated:
-        return describe(arguments[0])
-    if origin is Literal:
-        return f"one of {quoted(arguments)}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if one is type(None) else describe(one) for one in arguments)
-    if origin is dict:
-        return "a mapping"
-    if origin is tuple:
-        count = "" if ... in arguments else f"{len(arguments)} "
-        return f"a list of {count}{_plural(arguments[0])}"
-    return _SINGULAR[annotation]
-
-
-def _plural(annotation: Any) -> str:
-    while typing.get_origin(annotation) is Annotated:
-        annotation = typing.get_args(annotation)[0]
-    return _PLURAL.get(annotation, "values")
-
-
-def _choices(annotation: Any) -> Iterable[Any]:
-    """The values of a Literal, wherever in the type it stands."""
-    if typing.get_origin(annotation) is Literal:
-        return typing.get_args(annotation)
-    return (choice for one in typing.get_args(annotation) for choice in _choices(one))

@@ -34,7 +34,10 @@ def mirrored_joints(robot: Part, *, joints: str = "all", **_: Any) -> Reflection
 class _Targets:
     """Outputs that are targets, offset + scale * action, of some of the joints."""
 
-    def __init__(self, robot: Part, joints: str, scale: Tensor, clip: Tensor, latency: tuple[int, int]) -> None:
+    latency: Tensor
+    """Physics steps for which the targets of the step before hold, (N,)."""
+
+    def __init__(self, robot: Part, joints: str, scale: Any, clip: Any, latency: tuple[int, int]) -> None:
         self.joints = robot.joint_indices(joints)
         self.scale, self.clip, self._latency = scale, clip, latency
         self.state = {"latency": State(fresh="keep")} if latency[1] > 0 else {}

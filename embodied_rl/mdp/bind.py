@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
 from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
+from embodied_rl.mdp.term import Action
 from embodied_rl.mdp.trackers import TRACKERS
 from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import RobotSpec
@@ -67,7 +68,7 @@ class Terms:
         asked = _asked(page, find)
         self.trackers = {name: kind(self.robot) for name, kind in TRACKERS.items() if name in asked}
         actions = self._bound("actions", page.actions, find)
-        self.actions = ActionGroup([(term.name, term.function) for term in actions], self.robot)
+        self.actions = ActionGroup([(term.name, cast("Action", term.function)) for term in actions], self.robot)
         self.commands = {term.name: term.function for term in self._bound("commands", page.commands, find)}
         self.rewards = self._bound("rewards", page.rewards, find)
         for name, entry in page.rewards.items():
@@ -170,7 +171,8 @@ class Terms:
         section = path.partition(".")[0]
         bound = []
         for name, entry in entries.items():
-            term, params = find(section, entry.term), self._parameters(f"{path}.{name}", entry)
+            term: Any = find(section, entry.term)
+            params = self._parameters(f"{path}.{name}", entry)
             if inspect.isclass(term):
                 term, params = (term if term.__init__ is object.__init__ else partial(term, self.robot))(**params), {}
             bound.append(BoundTerm(name, term, params))

@@ -86,8 +86,8 @@ class Part:
         """
         if self._gait_offset is None:
             raise UserError(
-                f"{self.spec.folder / 'robot.yaml'}: feet: a term of the page reads the gait's offsets, and not every foot has one; "
-                "give each a gait_offset, like 0.0 and 0.5 for legs that take turns"
+                f"{self.spec.folder / 'robot.yaml'}: feet: a term of the page reads the gait's offsets, and not every foot has "
+                "one; give each a gait_offset, like 0.0 and 0.5 for legs that take turns"
             )
         return self._gait_offset
 

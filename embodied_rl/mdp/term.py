@@ -92,6 +92,7 @@ class Action(Protocol):
 
     control: Literal["position", "velocity"]
     """What its controls are targets of."""
+    mirror: Mirror
     joints: Sequence[int]
     """The joints that it drives, counted in robot.yaml's order; one output each."""
     clip: Tensor
@@ -108,10 +109,11 @@ class Action(Protocol):
 
 def _declare(kind: str, **facts: object) -> Callable[[T], T]:
     def mark(term: T) -> T:
+        is_class = inspect.isclass(term)
         term.term_kind = kind
         for name, value in facts.items():
             # a function that is a class's attribute would be taken for its method
-            setattr(term, name, staticmethod(value) if inspect.isclass(term) and callable(value) else value)
+            setattr(term, name, staticmethod(value) if is_class and callable(value) else value)
         return term
 
     return mark

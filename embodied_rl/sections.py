@@ -1,0 +1,122 @@
+"""Sections of a page or of robot.yaml: what pydantic finds wrong with one, in the words of the page."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+from embodied_rl.problems import did_you_mean, quoted, shown
+from embodied_rl.strict_yaml import Keys
+
+M = TypeVar("M", bound=BaseModel)
+
+_SINGULAR = {float: "a number", int: "an integer", bool: "true or false", str: "a string"}
+_PLURAL = {float: "numbers", int: "integers", bool: "booleans", str: "strings"}
+_TYPES = {"float_type": float, "int_type": int, "bool_type": bool, "string_type": str}
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+#: Which of its two forms a number by joint has; pydantic puts it into the path of an error.
+FORMS = ("one number", "numbers by joint")
+
+
+@dataclass(frozen=True)
+class ByJoint:
+    """A number, or a mapping from joint groups or joints of robot.yaml to numbers; a page's check sees that each has one."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        number = handler.generate_schema(typing.get_args(source)[0])
+        choices = {FORMS[0]: number, FORMS[1]: core_schema.dict_schema(core_schema.str_schema(), number, min_length=1)}
+        return core_schema.tagged_union_schema(choices, discriminator=lambda value: FORMS[isinstance(value, dict)])
+
+
+def check_section(
+    model: type[M], value: Mapping[str, Any], context: Mapping[str, Any] | None = None
+) -> tuple[M | None, dict[Keys, str]]:
+    """Validate a flat mapping: the section, or None and what is wrong, by place inside it."""
+    value = {key: _tuples(one) for key, one in value.items()}
+    told: dict[Keys, str] = {}
+    try:
+        return model.model_validate(value, context=context), told
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            where, message = _explain(model, value, one)
+            if not any(first[: len(where)] == where for first in told):  # a list that fails for one of its items
+                told[where] = message
+    return None, told
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _explain(model: type[BaseModel], value: Mapping[str, Any], error: Any) -> tuple[Keys, str]:
+    """Say where in the mapping, and what, one of pydantic's errors means."""
+    kind, context = error["type"], error.get("ctx", {})
+    where: Any = tuple(part for part in error["loc"] if part not in FORMS)
+    if kind == "extra_forbidden":
+        allowed = f"allowed are {quoted(model.model_fields)}" if model.model_fields else "there are none"
+        return where, f"no such key{did_you_mean(where[0], model.model_fields) or '; ' + allowed}"
+    info = model.model_fields[where[0]]
+    if kind == "missing" and len(where) == 1:
+        return where, f"is missing; it must be {describe(info.annotation)}"
+    given = "nothing" if error["input"] == {} else shown(error["input"])
+    if kind == "refused":
+        return where, context["message"]
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return where, f"{given} is not allowed: {words} {context[key]:g}"
+    if kind == "finite_number":
+        return where, f"{given} is not a finite number"
+    if kind == "too_short" and context["field_type"] == "Tuple":
+        return where, f"{given} is not allowed: at least {context['min_length']} value"
+    if len(where) > 1 and kind in _TYPES:
+        return where, f"{given} is not {_SINGULAR[_TYPES[kind]]}"
+    given = "nothing" if value.get(where[0]) == {} else shown(value.get(where[0], info.default))
+    near = did_you_mean(value.get(where[0]), _choices(info.annotation)) if kind == "literal_error" else ""
+    return where[:1], f"{given} is not {describe(info.annotation)}{near}"
+
+
+def describe(annotation: Any) -> str:
+    """Say what a value of this type is: `a number or null`, `a list of 2 numbers`, `one of 'feet', 'full'`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if any(isinstance(one, ByJoint) for one in arguments):
+        return "a number, or a mapping from joint groups to numbers"
+    if origin is Annotated:
+        return describe(arguments[0])
+    if origin is Literal:
+        return f"one of {quoted(arguments)}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if one is type(None) else describe(one) for one in arguments)
+    if origin is dict:
+        return "a mapping"
+    if origin is tuple:
+        count = "" if ... in arguments else f"{len(arguments)} "
+        return f"a list of {count}{_plural(arguments[0])}"
+    return _SINGULAR[annotation]
+
+
+def _plural(annotation: Any) -> str:
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return _PLURAL.get(annotation, "values")
+
+
+def _choices(annotation: Any) -> Iterable[Any]:
+    """List the values of a Literal, wherever in the type it stands."""
+    if typing.get_origin(annotation) is Literal:
+        return typing.get_args(annotation)
+    return (choice for one in typing.get_args(annotation) for choice in _choices(one))
