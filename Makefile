@@ -56,11 +56,12 @@ test: $(ENGINES)  ## the tests that take seconds
 test-all: $(ENGINES)  ## every test
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "" $(ARGS)
 
-lint: $(ENGINES)  ## ruff, pyright, codespell, and whether the schema of pages is current
+lint: $(ENGINES)  ## ruff, pyright, codespell, and whether the schemas of pages and robots are current
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	@# where they differ: python -m embodied_rl.config.json_schema > configs/schema.json
+	@# where they differ: python -m embodied_rl.config.json_schema > configs/schema.json, and likewise for robots
 	$(BIN)/python -m embodied_rl.config.json_schema | cmp - configs/schema.json
+	$(BIN)/python -m embodied_rl.robot.json_schema | cmp - robots/schema.json
 	$(BIN)/codespell
 	$(BIN)/pyright
 

@@ -107,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     check = _verb(verbs, "check", _check, "check a page; print it with every default")
     _config(check)
 
-    _verb(verbs, "schema", _schema, "print the JSON schema of pages, for editors")
+    schema = _verb(verbs, "schema", _schema, "print the JSON schema of pages or of robot.yaml, for editors")
+    schema.add_argument("kind", nargs="?", choices=("page", "robot"), default="page", help="of what; default page")
     _verb(verbs, "doctor", _doctor, "what works on this machine, and how to get the rest")
 
     pool = _verb(verbs, "pool", _pool, "how a run's pool of simulators is")
@@ -273,7 +274,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from embodied_rl.config.json_schema import json_schema
+    if options.kind == "robot":
+        from embodied_rl.robot.json_schema import json_schema
+    else:
+        from embodied_rl.config.json_schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return 0

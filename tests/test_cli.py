@@ -27,7 +27,7 @@ FLAGS = {
     "list": "--terms",
     "view": "what",
     "check": "config overrides",
-    "schema": "",
+    "schema": "kind",
     "doctor": "",
     "pool": "what run",
     "bench": "what config overrides --num-envs --device --engine --seed --json",
@@ -96,6 +96,8 @@ def test_check_prints_a_page_that_loads(here: Path, capsys: pytest.CaptureFixtur
 def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["schema"]) == 0
     assert "rewards" in json.loads(capsys.readouterr().out)["properties"]
+    assert cli.main(["schema", "robot"]) == 0
+    assert "joints" in json.loads(capsys.readouterr().out)["properties"]
 
 
 def test_what_needs_no_torch_imports_none() -> None:

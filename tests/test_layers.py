@@ -50,6 +50,7 @@ ONLY_FROM = {engine: {"make_env"} for engine in ENGINES} | {"tasks": {"make_env"
 # What a unit may not import from elsewhere, not even inside a function.
 FOREIGN = {
     "config": {"torch", "mujoco", "numpy"},
+    "robot": {"torch"},
     "mdp": {"rsl_rl", "tensordict"},
     "env": {"rsl_rl", "tensordict"},
 }
@@ -192,7 +193,9 @@ def test_checking_a_page_imports_nothing_heavy(module: str, tmp_path: Path) -> N
     assert _loaded(f"import {module}", tmp_path).isdisjoint({*HEAVY, "mujoco", "numpy"})
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["check", "go2_flat"], ["schema"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["check", "go2_flat"], ["schema"], ["schema", "robot"]], ids=" ".join
+)
 def test_light_verbs_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = f"""
 sys.argv = ["embodied-rl", *{arguments!r}]

@@ -39,7 +39,7 @@ def mistakes(groups: Mapping[str, Sequence[str]], joints: Sequence[str]) -> Iter
         for index, member in enumerate(members):
             if member not in known:
                 yield ("groups", group, index), unknown(member, known)
-    for circle in _circles(groups):
+    for circle in _circles({group: members for group, members in groups.items() if group not in joints}):
         yield ("groups", circle[0]), f"groups hold each other in a circle: {' -> '.join(circle)}"
 
 

@@ -179,19 +179,18 @@ class _Checker:
         classes, numbers = self.entries("motors", Motor), {}
         for name, joint in joints.items():
             own = joint.model_dump(exclude_unset=True, exclude={"default", "motor"})
-            inherited = {}
-            if joint.motor is not None and joint.motor not in classes:
+            inherited: dict[str, float | None] = {}
+            if joint.motor in classes:
+                inherited = classes[joint.motor].model_dump(exclude_unset=True)
+            elif joint.motor is not None:
                 if joint.motor not in (known := self.names("motors")):
                     self.problem(("joints", name, "motor"), f"no motor {joint.motor!r}{nearest(joint.motor, known)}")
                 continue
-            if joint.motor is not None:
-                inherited = classes[joint.motor].model_dump(exclude_unset=True)
-            numbers[name] = {key: one for key, one in {**inherited, **own}.items() if one is not None}
+            numbers[name] = _written({**inherited, **own})
+            motors_own = {*motors.mistakes(_written(inherited))} if joint.motor in classes else set()
             for key, message in motors.mistakes(numbers[name]):
-                # a motor's mistake is told once, at the motor
-                about = {key} if key == "effort_limit" else {*motors.GAINS, *motors.SECOND_ORDER, "armature"}
-                here = joint.motor is None or not about.isdisjoint(own)
-                self.problem(("joints", name, key) if here else ("motors", joint.motor, key), message)  # type: ignore[arg-type]
+                at_motor = (key, message) in motors_own  # one line for all of its joints
+                self.problem(("motors", joint.motor, key) if at_motor else ("joints", name, key), message)  # type: ignore[arg-type]
         return numbers
 
     def welded(self, names: list[str], lists: Mapping[str, tuple[str, ...]]) -> set[str]:
@@ -251,3 +250,8 @@ class _Checker:
         if isinstance(name := self.value.get("model"), str) and not (file := Path(name)).is_file():
             present = sorted(one.name for one in file.parent.glob("*") if one.suffix in (".xml", ".urdf"))
             self.problem(("model",), f"no file {file.name!r} in {display(file.parent)}{nearest(file.name, present)}")
+
+
+def _written(motor: Mapping[str, float | None]) -> dict[str, float]:
+    """Leave out what is null."""
+    return {key: value for key, value in motor.items() if value is not None}

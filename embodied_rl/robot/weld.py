@@ -40,10 +40,8 @@ def weld(spec: mujoco.MjSpec, positions: Mapping[str, float]) -> None:
 
     spec.compiler.fusestatic = False  # a body without joints would vanish into its parent
     model = spec.compile()  # poses and axes in the bodies' own frames, whatever way the file says them
-    for body in spec.bodies:
-        if not any(joint.name in positions for joint in body.joints):
-            continue
-        compiled = model.body(body.id)
+    moved_bodies = [body for body in spec.bodies if any(joint.name in positions for joint in body.joints)]
+    for body, compiled in [(body, model.body(body.id)) for body in moved_bodies]:  # ids go with the first deletion
         pos, quat = compiled.pos.copy(), compiled.quat.copy()
         kept: list[tuple[mujoco.MjsJoint, np.ndarray, np.ndarray]] = []
         for joint in list(body.joints):
