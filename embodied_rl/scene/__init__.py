@@ -1,5 +1,7 @@
 """The model of a page: robot, terrain and the sensors that its terms ask for."""
 
-from embodied_rl.scene.build import Scene, SceneError, build_scene
+from embodied_rl.physics.kinematics import Frame
+from embodied_rl.scene.build import Root, Scene, SceneError, build_scene
+from embodied_rl.scene.feet import Feet
 
-__all__ = ["Scene", "SceneError", "build_scene"]
+__all__ = ["Feet", "Frame", "Root", "Scene", "SceneError", "build_scene"]
