@@ -18,7 +18,7 @@ from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError, install_hint
-from embodied_rl.mdp.bind import Terms, needed
+from embodied_rl.mdp.bind import Terms, driven, needed
 from embodied_rl.physics.native import NativePhysics
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.robot import load_robot
@@ -61,7 +61,8 @@ def make(
         )
     robot = load_robot(page.robot)
     needs = needed(page) | set(measure)
-    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs)  # TODO controls
+    controls = driven(page, robot)
+    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs, controls=controls)
     device_ = device_of(page)
     compile_ = compiler(page, device_)
     physics = _engine(page, scene, device_, compile_)

@@ -33,7 +33,8 @@ def physics_alone(options: Namespace, num_envs: int, *overrides: str) -> tuple[A
     physics = WarpPhysics(scene, num_envs, page.physics, torch.device(options.device))
     default = torch.tensor(robot.default_joint_pos, device=physics.device)
     qpos = physics.qpos.clone()
-    qpos[:, 2] = robot.base_height
+    if scene.root:
+        qpos[:, scene.root.qpos + 2] = robot.base_height
     qpos[:, list(scene.qpos_address)] = default
     everyone = torch.ones(num_envs, dtype=torch.bool, device=physics.device)
     physics.write(everyone, qpos=qpos, qvel=torch.zeros_like(physics.qvel))

@@ -205,14 +205,18 @@ def draw(scene: Scene, count: int, seed: int = SEED) -> Pairs:
     quat = rng.normal(size=(count, 4)) * (1.0, 0.4, 0.4, 1.0)
     angles = rng.uniform(low, high, size=(count, nu))
     qpos = np.tile(model.qpos0, (count, 1))
-    qpos[:, :2] = rng.uniform(-1.0, 1.0, size=(count, 2))
-    qpos[:, 3:7] = quat / np.linalg.norm(quat, axis=1, keepdims=True)
+    assert scene.root is not None  # the robots of this comparison float
+    base, speed = scene.root.qpos, scene.root.qvel
+    qpos[:, base : base + 2] = rng.uniform(-1.0, 1.0, size=(count, 2))
+    qpos[:, base + 3 : base + 7] = quat / np.linalg.norm(quat, axis=1, keepdims=True)
     qpos[:, list(scene.qpos_address)] = angles
-    qvel = rng.normal(size=(count, model.nv)) * np.repeat((0.5, 1.0, 2.0), (3, 3, model.nv - 6))
+    spread = np.full(model.nv, 2.0)
+    spread[speed : speed + 6] = np.repeat((0.5, 1.0), 3)
+    qvel = rng.normal(size=(count, model.nv)) * spread
     touching = rng.random(count) < 0.5
     height = np.where(touching, rng.uniform(-0.01, 0.0, count), rng.uniform(0.0, 0.2, count))
     for row in range(count):
-        qpos[row, 2] += height[row] - _lowest(model, qpos[row])
+        qpos[row, base + 2] += height[row] - _lowest(model, qpos[row])
     spread = np.where(rng.random((count, nu)) < 0.2, 2.0, 0.3)
     ctrl = angles + rng.uniform(-1.0, 1.0, (count, nu)) * spread
     single = lambda values: torch.tensor(values, dtype=torch.float32)  # noqa: E731

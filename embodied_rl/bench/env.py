@@ -65,6 +65,6 @@ def _ratio(part: list[float], whole: list[float]) -> float:
 
 def _bare_model(page: Page) -> mujoco.MjModel:
     physics = override(page, _BARE_SOLVER).physics
-    model = build_scene(load_robot(page.robot), collisions="feet", physics=physics).model
-    model.dof_frictionloss[6:] = _BARE_FRICTION_LOSS
-    return model
+    scene = build_scene(load_robot(page.robot), collisions="feet", physics=physics)
+    scene.model.dof_frictionloss[list(scene.qvel_address)] = _BARE_FRICTION_LOSS
+    return scene.model

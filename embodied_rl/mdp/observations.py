@@ -66,8 +66,7 @@ def foot_contact(env: Moment) -> Tensor:
 @observation(mirror="feet", needs=("foot_frames",))
 def foot_height(env: Moment) -> Tensor:
     """Height of the feet's undersides above the ground [m], (N, F)."""
-    position = env.robot.foot_pos_w
-    return position[..., 2] - env.robot.foot_radius - env.terrain.height(position[..., :2])
+    return env.robot.foot_underside_w - env.terrain.height(env.robot.foot_pos_w[..., :2])
 
 
 @observation(mirror="feet", needs=("air_time",))

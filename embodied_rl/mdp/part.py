@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,13 +50,10 @@ class Part:
         self.qpos_index = torch.tensor(scene.qpos_address, device=device)
         self.qvel_index = torch.tensor(scene.qvel_address, device=device)
         root = model.body(spec.base)
-        joint = int(root.jntadr[0]) if root.jntnum[0] else -1
-        self.floating = joint >= 0 and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE
+        self.floating = scene.root is not None
         """Whether the base moves freely."""
-        self.root_qpos = int(model.jnt_qposadr[joint]) if self.floating else -1
-        """Where a floating base's pose begins in qpos: position, then quaternion."""
-        self.root_qvel = int(model.jnt_dofadr[joint]) if self.floating else -1
-        """Where its velocity begins in qvel: linear in the world, then angular in the base."""
+        self.root_qpos, self.root_qvel = (scene.root.qpos, scene.root.qvel) if scene.root else (-1, -1)
+        """Where a floating base's pose begins in qpos (position, quaternion), and its velocity in qvel (linear, angular)."""
         default = torch.tensor(model.qpos0, dtype=torch.float32, device=device)
         if self.floating:
             default[self.root_qpos + 2] = spec.base_height
@@ -72,10 +68,8 @@ class Part:
         geoms = np.isin(np.arange(model.ngeom), scene.foot_geoms)
         self.foot_geoms = torch.tensor(geoms, device=device)
         """Which geoms of the model are a foot's, bool (ngeom,)."""
-        self.first_foot_geoms = torch.tensor(scene.first_foot_geoms, dtype=torch.int64, device=device)
-        """One geom of each foot, int64 (F,)."""
-        self.foot_radius = float(model.geom_size[scene.foot_geoms[0], 0]) if scene.foot_geoms else 0.0
-        """Radius of a foot's sphere [m]."""
+        self._first_foot_geoms = torch.tensor(scene.first_foot_geoms, dtype=torch.int64, device=device)
+        self.feet = scene.feet(device) if scene.frames else None
 
     @property
     def gait_offset(self) -> Tensor:
@@ -90,6 +84,17 @@ class Part:
                 "one; give each a gait_offset, like 0.0 and 0.5 for legs that take turns"
             )
         return self._gait_offset
+
+    @property
+    def first_foot_geoms(self) -> Tensor:
+        """One geom of each foot, int64 (F,).
+
+        Raises:
+            UserError: robot.yaml names no feet.
+        """
+        if not self.foot_names:
+            raise UserError(f"{self.spec.folder / 'robot.yaml'}: feet: none named, but a term of the page reads them; name them")
+        return self._first_foot_geoms
 
     def joint_indices(self, group: str) -> Sequence[int]:
         """Joints of a group of robot.yaml, or one joint, counted in its order.
@@ -172,11 +177,6 @@ class PartState:
         """Share of a gait's cycle by which each foot's begins after the clock's, (F,); see `Part.gait_offset`."""
         return self._part.gait_offset
 
-    @property
-    def foot_radius(self) -> float:
-        """Radius of a foot's sphere [m]."""
-        return self._part.foot_radius
-
     @once
     def base_pos_w(self) -> Tensor:
         """Position of the base [m], (N, 3).  *state*"""
@@ -253,6 +253,17 @@ class PartState:
     def foot_pos_w(self) -> Tensor:
         """Positions of the feet [m], (N, F, 3).  *kinematic*"""
         return self._physics.frame_pos
+
+    @property
+    def foot_quat_w(self) -> Tensor:
+        """Orientations of the feet, wxyz, (N, F, 4); for terms that need `foot_orientation`.  *kinematic*"""
+        return self._physics.frame_quat
+
+    @once
+    def foot_underside_w(self) -> Tensor:
+        """Height of the lowest point of each foot in the world [m], (N, F).  *kinematic*"""
+        assert self._part.feet is not None, "the feet are not measured: give the term's decorator needs=('foot_frames',)"
+        return self._part.feet.undersides(self.foot_pos_w, self._physics.frame_quat)
 
     @property
     def foot_lin_vel_w(self) -> Tensor:

@@ -49,7 +49,8 @@ def _scatter(model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generato
             data.qpos[address] = rng.uniform(*model.jnt_range[joint])
     for actuator in range(model.nu):
         joint = model.actuator_trnid[actuator, 0]
-        if model.actuator_trntype[actuator] == mujoco.mjtTrn.mjTRN_JOINT:
+        # a target of the joint's velocity stays zero, one of its position is where the joint is
+        if model.actuator_trntype[actuator] == mujoco.mjtTrn.mjTRN_JOINT and model.actuator_biasprm[actuator, 1]:
             data.ctrl[actuator] = data.qpos[model.jnt_qposadr[joint]]
 
 

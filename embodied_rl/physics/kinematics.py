@@ -7,6 +7,7 @@ of a quadruped are one batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mujoco
@@ -17,6 +18,19 @@ from torch import Tensor
 #: A vector or a matrix by components, each (N, L) or (L,); None is a component that is zero for every link.
 Vector = tuple["Tensor | None", ...]
 Matrix = tuple[Vector, Vector, Vector]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A point with axes, fixed to a body."""
+
+    name: str
+    body: int
+    """Id of the body."""
+    position: np.ndarray
+    """Where it is in the body's frame [m], (3,)."""
+    quat: np.ndarray
+    """How it is turned in the body's frame, wxyz, (4,)."""
 
 
 @dataclass
@@ -36,29 +50,36 @@ class _Level:
 
 
 class Kinematics:
-    """World positions and velocities of points fixed to bodies.
+    """World positions, velocities and orientations of frames fixed to bodies.
 
     Args:
-        model: the model; its bodies may have hinge and slide joints, and a free joint at the root.
-        points: (body id, position in the body's frame) of each of the K points.
+        model: the model; its bodies may have hinge and slide joints, and a free joint at each root.
+        frames: the K frames; they may hang on different roots, wherever these stand in qpos.
         device: where the constants live.
+        orientation: whether the orientations are wanted too.
 
     Raises:
-        ValueError: a body on the way to a point has a ball joint.
+        ValueError: a body on the way to a frame has a ball joint, or is moved by mocap.
     """
 
-    def __init__(self, model: mujoco.MjModel, points: list[tuple[int, np.ndarray]], device: torch.device) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, frames: Sequence[Frame], device: torch.device, *, orientation: bool = False
+    ) -> None:
         self._model, self._device = model, device
-        self._root, self._levels, places = self._plan([body for body, _ in points])
-        self._places = places  # per level: (indices into the level, indices into the points)
+        self._roots, self._levels, places = self._plan([frame.body for frame in frames])
+        self._places = places  # per level: (indices into the level, indices into the frames)
         order = np.concatenate([np.array(p, dtype=int) for _, p in places]) if places else np.zeros(0, int)
         self._order = torch.as_tensor(np.argsort(order), device=device)
-        local = np.array([position for _, position in points]).reshape(-1, 3)
+        local = np.array([frame.position for frame in frames]).reshape(-1, 3)
         self._local = self._vector(local[order])
+        turned = _matrix(torch.tensor(np.array([frame.quat for frame in frames]).reshape(-1, 4)[order])).numpy()
+        self._turned: Matrix = tuple(self._vector(turned[:, i]) for i in range(3))  # pyright: ignore
+        self._aligned = np.array_equal(turned, np.broadcast_to(np.eye(3), turned.shape))
+        self._orientation = orientation
         self._picks = [torch.as_tensor(links, device=device) for links, _ in places]
 
-    def __call__(self, qpos: Tensor, qvel: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions and velocities in the world, each (N, K, 3), of qpos (N, nq) and qvel (N, nv)."""
+    def __call__(self, qpos: Tensor, qvel: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Positions and velocities in the world, each (N, K, 3), of qpos (N, nq) and qvel (N, nv); orientations (N, K, 4)."""
         moment = self._root_state(qpos, qvel)
         found = []
         for depth in range(len(self._levels) + 1):
@@ -70,29 +91,42 @@ class Kinematics:
         arm = _apply(rotation, self._local)
         position, linear = _plus(position, arm), _plus(linear, _cross(angular, arm))
         stack = lambda vector: torch.stack([torch.zeros_like(qpos[:, :1]) if x is None else x for x in vector], -1)  # noqa: E731
-        return stack(position)[:, self._order], stack(linear)[:, self._order]
+        quat = _quaternion(rotation if self._aligned else _product(rotation, self._turned)) if self._orientation else None
+        return stack(position)[:, self._order], stack(linear)[:, self._order], None if quat is None else quat[:, self._order]
 
     def _root_state(self, qpos: Tensor, qvel: Tensor) -> tuple[Vector, Matrix, Vector, Vector]:
-        if self._root is None:
+        moments = [self._one_root(address, qpos, qvel) for address in self._roots]
+        if len(moments) == 1:
+            return moments[0]
+        zero = torch.zeros_like(qpos[:, :1])
+        parts = zip(*(_flat(moment) for moment in moments), strict=True)
+        return _unflat([torch.cat([zero if part is None else part for part in row], dim=1) for row in parts])
+
+    @staticmethod
+    def _one_root(address: tuple[int, int] | None, qpos: Tensor, qvel: Tensor) -> tuple[Vector, Matrix, Vector, Vector]:
+        if address is None:  # the world
             one = torch.ones_like(qpos[:, :1])
             return (None,) * 3, ((one, None, None), (None, one, None), (None, None, one)), (None,) * 3, (None,) * 3
-        q, v = self._root
+        q, v = address
         matrix = _matrix(qpos[:, None, q + 3 : q + 7])
         rotation: Matrix = tuple(tuple(matrix[..., i, j] for j in range(3)) for i in range(3))  # pyright: ignore
         columns = lambda values, start: tuple(values[:, start + i, None] for i in range(3))  # noqa: E731
         return columns(qpos, q), rotation, columns(qvel, v), _apply(rotation, columns(qvel, v + 3))
 
-    def _plan(self, bodies: list[int]) -> tuple[tuple[int, int] | None, list[_Level], list[tuple[list[int], list[int]]]]:
+    def _plan(self, bodies: list[int]) -> tuple[list[tuple[int, int] | None], list[_Level], list[tuple[list[int], list[int]]]]:
         model = self._model
-        wanted = {0}
+        wanted, roots = set(), []
         for body in bodies:
             while body not in wanted:
                 wanted.add(body)
+                if body == 0 or free_joint(model, body) is not None:
+                    roots.append(body)
+                    break
                 body = int(model.body_parentid[body])
-        root = next((b for b in sorted(wanted) if _joints(model, b) and model.jnt_type[_joints(model, b)[0]] == 0), None)
-        # Links: (body, joint or None, is the body's first).  Level 0 is the floating base, or the world without one.
-        level = [(root if root is not None else 0, None)]
-        levels, layers = [], [[b for b, _ in level]]
+        roots = sorted(roots) or [0]
+        # Links: (body, joint or None, is the body's first).  Level 0 is what floats, and the world where a frame hangs on it.
+        level = [(root, None) for root in roots]
+        levels, layers = [], [roots]
         while True:
             following: list[tuple[int, int, int | None, bool]] = []  # parent link, body, joint, first link of the body
             for index, (body, joint) in enumerate(level):
@@ -101,7 +135,7 @@ class Kinematics:
                     following.append((index, body, own[own.index(joint) + 1], False))
                     continue
                 for child in sorted(wanted):
-                    if child in (0, root) or model.body_parentid[child] != body:
+                    if child in roots or model.body_parentid[child] != body:
                         continue
                     joints = _joints(model, child)
                     following.append((index, child, joints[0] if joints else None, True))
@@ -115,11 +149,7 @@ class Kinematics:
         for layer in layers:
             pairs = [(layer.index(b), k) for k, b in enumerate(bodies) if b in layer]
             places.append(([link for link, _ in pairs], [k for _, k in pairs]))
-        address = None
-        if root is not None:
-            joint = _joints(model, root)[0]
-            address = (int(model.jnt_qposadr[joint]), int(model.jnt_dofadr[joint]))
-        return address, levels, places
+        return [free_joint(model, root) for root in roots], levels, places
 
     def _level(self, links: list[tuple[int, int, int | None, bool]]) -> _Level:
         model = self._model
@@ -127,6 +157,8 @@ class Kinematics:
         for parent, body, joint, first in links:
             if joint is not None and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_BALL:
                 raise ValueError(f"body {model.body(body).name!r}: ball joints have no torch kinematics")
+            if model.body_mocapid[body] >= 0:
+                raise ValueError(f"body {model.body(body).name!r}: what mocap moves has no torch kinematics")
             frame = _matrix(torch.tensor(model.body_quat[body])).numpy() if first else np.eye(3)
             anchor = model.jnt_pos[joint] if joint is not None else np.zeros(3)
             axis = model.jnt_axis[joint] if joint is not None else np.array([0.0, 0.0, 1.0])
@@ -177,8 +209,7 @@ def _descend(
     q, speed = qpos[:, level.qpos] - level.rest, qvel[:, level.qvel]  # (N, L)
     angle, rate = q * level.hinge, speed * level.hinge
     sine, versine = torch.sin(angle), 1.0 - torch.cos(angle)
-    joint = _turn(level.rotation, sine, versine)
-    turned: Matrix = tuple(tuple(_dot(row, column) for column in zip(*joint, strict=True)) for row in rotation)  # pyright: ignore
+    turned = _product(rotation, _turn(level.rotation, sine, versine))
     offset = _apply(rotation, level.offset)
     axis = _apply(turned, level.axis)
     position, linear = _plus(position, offset), _plus(linear, _cross(angular, offset))
@@ -197,6 +228,26 @@ def _turn(rotation: tuple[Matrix, Matrix, Matrix], sine: Tensor, versine: Tensor
     return tuple(
         tuple(_add(_add(still[i][j], _mul(first[i][j], sine)), _mul(second[i][j], versine)) for j in range(3)) for i in range(3)
     )  # pyright: ignore
+
+
+def _product(a: Matrix, b: Matrix) -> Matrix:
+    return tuple(tuple(_dot(row, column) for column in zip(*b, strict=True)) for row in a)  # pyright: ignore
+
+
+def _quaternion(rotation: Matrix) -> Tensor:
+    """Quaternions (N, K, 4) of rotations whose components are (N, K), w >= 0.
+
+    The products of a quaternion's components with its largest one are taken from the matrix, and nothing small is a divisor.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    squares = 1 + xx + yy + zz, 1 + xx - yy - zz, 1 - xx + yy - zz, 1 - xx - yy + zz  # pyright: ignore
+    wx, wy, wz, x_y, x_z, y_z = zy - yz, xz - zx, yx - xy, yx + xy, zx + xz, zy + yz  # pyright: ignore
+    ww, xx, yy, zz = squares
+    by_w, by_x = torch.stack((ww, wx, wy, wz), -1), torch.stack((wx, xx, x_y, x_z), -1)
+    by_y, by_z = torch.stack((wy, x_y, yy, y_z), -1), torch.stack((wz, x_z, y_z, zz), -1)
+    first, second = torch.where((ww >= xx)[..., None], by_w, by_x), torch.where((yy >= zz)[..., None], by_y, by_z)
+    quat = torch.where((torch.maximum(ww, xx) >= torch.maximum(yy, zz))[..., None], first, second)
+    return quat * (torch.where(quat[..., :1] < 0, -1.0, 1.0) / quat.norm(dim=-1, keepdim=True))
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -265,6 +316,14 @@ def _matrix(quat: Tensor) -> Tensor:
         torch.stack((2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)), -1),
     )
     return torch.stack(rows, dim=-2)
+
+
+def free_joint(model: mujoco.MjModel, body: int) -> tuple[int, int] | None:
+    """Addresses in qpos and qvel of a body's free joint; None where it has none."""
+    joints = _joints(model, body)
+    if not joints or model.jnt_type[joints[0]] != mujoco.mjtJoint.mjJNT_FREE:
+        return None
+    return int(model.jnt_qposadr[joints[0]]), int(model.jnt_dofadr[joints[0]])
 
 
 def _joints(model: mujoco.MjModel, body: int) -> list[int]:

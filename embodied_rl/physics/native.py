@@ -55,10 +55,12 @@ class NativePhysics:
         self._model_fields: dict[str, np.ndarray] = {}
         self.qpos = torch.zeros(num_envs, scene.model.nq)
         self.qvel = torch.zeros(num_envs, scene.model.nv)
-        kinematics = Kinematics(scene.model, list(scene.frames), self.device) if scene.frames else None
+        oriented = scene.frame_orientation
+        kinematics = Kinematics(scene.model, scene.frames, self.device, orientation=oriented) if scene.frames else None
         self._kinematics = compiler(kinematics.__call__) if kinematics else None
         self.frame_pos = torch.zeros(num_envs, len(scene.frames), 3)
         self.frame_lin_vel = torch.zeros(num_envs, len(scene.frames), 3)
+        self.frame_quat = torch.zeros(num_envs, len(scene.frames) if oriented else 0, 4)
         self._sensordata = _writable(self._batch.bind("sensordata")) if scene.sensors else None
         self._sensor_slices = scene.sensors
         self.sensors = {n: torch.zeros(num_envs, shape[0], *shape[2:]) for n, (_, shape) in scene.sensors.items()}
@@ -121,9 +123,11 @@ class NativePhysics:
 
     def refresh(self) -> None:
         if self._kinematics is not None:
-            position, velocity = self._kinematics(self.qpos, self.qvel)
+            position, velocity, quat = self._kinematics(self.qpos, self.qvel)
             self.frame_pos.copy_(position)
             self.frame_lin_vel.copy_(velocity)
+            if quat is not None:
+                self.frame_quat.copy_(quat)
 
     def expand(self, field: str) -> Tensor:
         if field not in self._model_fields:

@@ -40,6 +40,8 @@ class Physics(Protocol):
     """World positions of the scene's frames [m], (N, K, 3).  *kinematic*"""
     frame_lin_vel: Tensor
     """World velocities of the frames' origins [m/s], (N, K, 3).  *kinematic*"""
+    frame_quat: Tensor
+    """Orientations of the frames in the world, wxyz, (N, K, 4); (N, 0, 4) unless the scene's `frame_orientation`.  *kinematic*"""
     sensors: dict[str, Tensor]
     """By meaning, in {0, 1}: `foot_contact` (N, F), `contact:<group>` (N, B).  *force*"""
     joint_torque: Tensor

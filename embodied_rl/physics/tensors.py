@@ -70,7 +70,10 @@ class TensorPhysics(ABC):
         self.joint_torque = self._zeros(scene.model.nu)
         self.unstable = self._zeros().bool()
         self.frame_pos, self.frame_lin_vel = self._zeros(len(scene.frames), 3), self._zeros(len(scene.frames), 3)
-        self._kinematics = Kinematics(scene.model, list(scene.frames), self.device) if scene.frames else None
+        oriented = scene.frame_orientation
+        self.frame_quat = self._zeros(len(scene.frames) if oriented else 0, 4)
+        kinematics = Kinematics(scene.model, scene.frames, self.device, orientation=oriented) if scene.frames else None
+        self._kinematics = kinematics
         width = sum(tensor[0].numel() for tensor in state.values())
         self._history = self._zeros(_HISTORY, width)
         self._history_ctrl = self._zeros(_HISTORY, decimation, scene.model.nu)
@@ -230,9 +233,11 @@ class TensorPhysics(ABC):
 
     def _track(self) -> None:
         assert self._kinematics is not None
-        position, velocity = self._kinematics(self.qpos, self.qvel)
+        position, velocity, quat = self._kinematics(self.qpos, self.qvel)
         self.frame_pos.copy_(position)
         self.frame_lin_vel.copy_(velocity)
+        if quat is not None:
+            self.frame_quat.copy_(quat)
 
     def _derived(self, field: str) -> Tensor | None:
         """Find the live tensor of a derived field, None where the engine has none of that name."""

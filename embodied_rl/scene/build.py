@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
+import torch
 
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
+from embodied_rl.physics.kinematics import Frame, free_joint
 from embodied_rl.robot import RobotSpec
+from embodied_rl.scene.feet import Feet
 from embodied_rl.scene.terrain import FlatTerrain
 
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
 _FOUND = 1
 #: Needs that the scene and the engine know how to serve; `contact:<group>` aside.
-NEEDS = ("foot_contact", "foot_frames", "joint_torque")
+NEEDS = ("foot_contact", "foot_frames", "foot_orientation", "joint_torque")
+#: Kinds of control: what a joint's number in `ctrl` is.
+_CONTROLS = ("position", "velocity")
 _DISABLED = (
     # a blown-up state must be seen, not silently replaced by the default one
     mujoco.mjtDisableBit.mjDSBL_AUTORESET,
@@ -26,6 +31,16 @@ _DISABLED = (
 
 class SceneError(UserError):
     """A page asks the scene for what its robot or collision set does not have; one line."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where the free joint of the robot's base stands in the state."""
+
+    qpos: int
+    """Address of its seven positions: the base's position [m], then its orientation, wxyz."""
+    qvel: int
+    """Address of its six velocities: linear in the world [m/s], then angular in the base's frame [rad/s]."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +55,10 @@ class Scene:
     terrain: FlatTerrain
     sensors: dict[str, tuple[slice, tuple[int, ...]]]
     """Columns of sensordata and their shape, by meaning."""
-    frames: tuple[tuple[int, np.ndarray], ...]
-    """Body id and local position of each point whose kinematics terms ask for: the feet."""
+    frames: tuple[Frame, ...]
+    """What terms ask the kinematics of: the feet's sites, each named as its foot."""
+    frame_orientation: bool
+    """Whether a term, or the undersides of the feet, need to know how the frames are turned."""
     joint_torque: bool
     """Whether a term reads the actuators' torques."""
     qpos_address: tuple[int, ...]
@@ -52,9 +69,26 @@ class Scene:
     first_foot_geoms: tuple[int, ...]
     """One of each foot."""
     base_body: int
+    root: Root | None
+    """The base's free joint, wherever it stands; None where the base does not move freely."""
+
+    def feet(self, device: torch.device) -> Feet:
+        """Make what knows the undersides of the feet, on a device.
+
+        Raises:
+            UserError: a foot's geom has no lowest point; one line.
+        """
+        return Feet(self.model, self.robot, device)
 
 
-def build_scene(robot: RobotSpec, *, collisions: str, physics: PhysicsSettings, needs: Iterable[str] = ()) -> Scene:
+def build_scene(
+    robot: RobotSpec,
+    *,
+    collisions: str,
+    physics: PhysicsSettings,
+    needs: Iterable[str] = (),
+    controls: Mapping[str, str] | None = None,
+) -> Scene:
     """Compile the model.
 
     Args:
@@ -62,14 +96,21 @@ def build_scene(robot: RobotSpec, *, collisions: str, physics: PhysicsSettings, 
         collisions: `feet`: only the feet touch the ground; `full`: every collision geom of the robot.
         physics: solver settings of the page.
         needs: what terms ask to be measured, see `embodied_rl.mdp.term.Need`.
+        controls: what a joint's control is, by its name: its "position", as it is of joints without an entry, with
+            torque = stiffness (target - q) - damping qd, or its "velocity", with torque = damping (target - qd); both are
+            clipped to the motor's limit.
 
     Raises:
-        SceneError: a need that this robot or collision set cannot serve.
+        SceneError: a need that this robot or collision set cannot serve, a control that is unknown, or a base that hangs on
+            the body with the free joint.
+        UserError: the feet are asked for, and one has no lowest point.
     """
     needs = set(needs)
+    needs |= {"foot_frames"} if "foot_orientation" in needs else set()
     _check(needs, robot)
+    controls = _checked(controls or {}, robot)
     terrain = FlatTerrain()
-    spec = _robot_on_terrain(robot, terrain, physics)
+    spec = _robot_on_terrain(robot, terrain, physics, controls)
     _fix_inertias(spec)
     feet = {geom for foot in robot.feet for geom in foot.geoms}
     for geom in list(spec.geoms):
@@ -81,21 +122,56 @@ def build_scene(robot: RobotSpec, *, collisions: str, physics: PhysicsSettings, 
     sensors = _add_sensors(spec, robot, needs, collisions)
     model = spec.compile()
     joints = [model.joint(name) for name in robot.joint_names]
-    sites = [model.site(foot.site) for foot in robot.feet] if needs & {"foot_frames"} else []
+    feet = robot.feet if "foot_frames" in needs else ()
+    turning = bool(feet) and ("foot_orientation" in needs or Feet(model, robot, torch.device("cpu")).needs_orientation)
     return Scene(
         robot=robot,
         model=model,
-        render_model=_render_model(robot, terrain, physics),
+        render_model=_render_model(robot, terrain, physics, controls),
         terrain=terrain,
         sensors=sensors,
-        frames=tuple((int(site.bodyid[0]), np.array(site.pos)) for site in sites),
+        frames=tuple(_frame(model, foot.name, foot.site) for foot in feet),
+        frame_orientation=turning,
         joint_torque="joint_torque" in needs,
         qpos_address=tuple(int(joint.qposadr[0]) for joint in joints),
         qvel_address=tuple(int(joint.dofadr[0]) for joint in joints),
         foot_geoms=tuple(model.geom(name).id for foot in robot.feet for name in foot.geoms),
         first_foot_geoms=tuple(model.geom(foot.geoms[0]).id for foot in robot.feet),
         base_body=model.body(robot.base).id,
+        root=_root(model, robot),
     )
+
+
+def _frame(model: mujoco.MjModel, name: str, site: str) -> Frame:
+    found = model.site(site)
+    return Frame(name, int(found.bodyid[0]), np.array(found.pos), np.array(found.quat))
+
+
+def _root(model: mujoco.MjModel, robot: RobotSpec) -> Root | None:
+    base = model.body(robot.base).id
+    address = free_joint(model, base)
+    if address is not None:
+        return Root(*address)
+    body = base
+    while body := int(model.body_parentid[body]):
+        if free_joint(model, body) is not None:
+            name = model.body(body).name
+            raise SceneError(
+                f"{robot.folder / 'robot.yaml'}: base: {robot.base!r} hangs on {name!r}, which has the free joint; "
+                f"write base: {name}"
+            )
+    return None
+
+
+def _checked(controls: Mapping[str, str], robot: RobotSpec) -> Mapping[str, str]:
+    """Compare the controls with the robot's joints and the kinds that there are."""
+    for name, kind in controls.items():
+        for what, given, allowed in (("joint", name, robot.joint_names), ("kind", kind, _CONTROLS)):
+            if given not in allowed:
+                near = difflib.get_close_matches(given, allowed, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
+                raise SceneError(f"the controls of {robot.name}: {name}: {kind}: no {what} {given!r}; {hint}")
+    return controls
 
 
 def _check(needs: set[str], robot: RobotSpec) -> None:
@@ -124,14 +200,20 @@ def _fix_inertias(spec: mujoco.MjSpec) -> None:
     spec.compiler.inertiafromgeom = inference.mjINERTIAFROMGEOM_FALSE
 
 
-def _robot_on_terrain(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings) -> mujoco.MjSpec:
+def _robot_on_terrain(
+    robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str]
+) -> mujoco.MjSpec:
     spec = robot.mjspec()
     terrain.add_to(spec)
     for index, name in enumerate(robot.joint_names):
         stiffness, damping, limit = robot.stiffness[index], robot.damping[index], robot.effort_limit[index]
         actuator = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        # torque = kp (target - q) - kd qd, clipped to the motor's limit
-        actuator.set_to_position(kp=stiffness, kv=damping)
+        if controls.get(name, "position") == "velocity":
+            # torque = kd (target - qd), clipped to the motor's limit
+            actuator.set_to_velocity(kv=damping)
+        else:
+            # torque = kp (target - q) - kd qd, likewise
+            actuator.set_to_position(kp=stiffness, kv=damping)
         actuator.forcelimited, actuator.forcerange = True, (-limit, limit)
         actuator.ctrllimited = False
     option = spec.option
@@ -186,8 +268,10 @@ def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, co
     return names
 
 
-def _render_model(robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings) -> mujoco.MjModel:
-    spec = _robot_on_terrain(robot, terrain, physics)
+def _render_model(
+    robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str]
+) -> mujoco.MjModel:
+    spec = _robot_on_terrain(robot, terrain, physics, controls)
     spec.add_texture(
         name="sky",
         type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,

@@ -40,8 +40,8 @@ def view_robot(robot: RobotSpec) -> None:
     model.actuator_ctrlrange[:] = model.jnt_range[joints]  # the sliders' ends
     model.actuator_ctrllimited[:] = model.jnt_limited[joints]
     data = mujoco.MjData(model)
-    if model.body(robot.base).dofnum[0] == 6:
-        data.qpos[2] = robot.base_height
+    if scene.root:
+        data.qpos[scene.root.qpos + 2] = robot.base_height
     data.qpos[list(scene.qpos_address)] = data.ctrl[:] = robot.default_joint_pos
     mujoco.viewer.launch(model, data)
 

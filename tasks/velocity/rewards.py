@@ -44,8 +44,7 @@ def feet_air_time(env: Moment, *, minimum: NonNegative = 0.2, maximum: Positive 
 @reward(needs=("foot_frames",))
 def foot_clearance(env: Moment, *, target: Positive = 0.08, command: str = "velocity") -> Tensor:
     """sum_f |h_f - target| |v_xy,f|, with h the height of a foot's underside [m], while walking is asked for."""
-    position = env.robot.foot_pos_w
-    height = position[..., 2] - env.robot.foot_radius - env.terrain.height(position[..., :2])
+    height = env.robot.foot_underside_w - env.terrain.height(env.robot.foot_pos_w[..., :2])
     speed = env.robot.foot_lin_vel_w[..., :2].norm(dim=-1)
     return ((height - target).abs() * speed).sum(-1) * env.command_term(command).moving(env)
 

@@ -64,6 +64,7 @@ def moment() -> Moment:
         qvel=torch.tensor(QVEL),
         frame_pos=torch.tensor(FOOT_POS),
         frame_lin_vel=torch.tensor(FOOT_VEL),
+        frame_quat=None,
         sensors={name: torch.tensor(values) for name, values in SENSORS.items()},
         joint_torque=torch.tensor([[0.0, 0.0], [2.0, -3.0], [-10.0, 4.0]]),
     )
@@ -75,7 +76,7 @@ def moment() -> Moment:
         joint_limits=torch.tensor([[-1.0, -1.5], [1.0, 0.5]]),
         qpos_index=torch.tensor([8, 7]),
         qvel_index=torch.tensor([7, 6]),
-        foot_radius=0.02,
+        feet=SimpleNamespace(undersides=lambda position, _: position[..., 2] - 0.02),
         # diagonal feet share a clock: front left, front right, rear left, rear right
         gait_offset=torch.tensor([0.0, 0.5, 0.5, 0.0]),
         first_foot_geoms=torch.tensor([1, 2, 3, 4]),

@@ -76,7 +76,7 @@ def test_a_term_sees_the_constants_of_the_robot_and_is_told_of_its_typing_errors
     robot = Part(_scene(tmp_path), torch.device("cpu"))
     state = PartState(robot, cast("Physics", None))  # constants ask no engine
     names = ("joint_names", "joint_limits", "default_joint_pos", "qpos_index", "qvel_index", "mass", "floating", "foot_geoms")
-    assert all(getattr(state, name) is getattr(robot, name) for name in (*names, "foot_radius"))
+    assert all(getattr(state, name) is getattr(robot, name) for name in (*names, "root_qpos", "foot_names"))
     with pytest.raises(AttributeError, match="'PartState' object has no attribute 'joint_limit'"):
         state.joint_limit  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 

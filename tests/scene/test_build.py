@@ -245,7 +245,7 @@ def test_a_need_that_cannot_be_served_is_one_line(needs, collisions, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("need", ["foot_contact", "foot_frames", "foot_air_time", "foot_friction"])
+@pytest.mark.parametrize("need", ["foot_contact", "foot_frames", "foot_orientation"])
 def test_a_robot_without_feet_cannot_serve_their_terms(biped, need):
     footless = dataclasses.replace(biped, feet=())
     with pytest.raises(SceneError, match=f"robot.yaml: feet: none named, but a term of the page reads '{need}'"):
