@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import mujoco
 import numpy as np
 
 #: Robots dropped, for how long [s], and how far the measured maximum is exceeded.
 _DROPS, _SECONDS, _HEADROOM = 24, 1.0, 1.5
 _MULTIPLE = 8
+#: Model fields whose numbers have a row of constraints each where they are above zero, and none where they are zero.
+LOSSES = ("dof_frictionloss", "tendon_frictionloss")
 
 
 def measure(model: mujoco.MjModel, pairs: np.ndarray, *, seed: int = 0) -> tuple[int, int]:
@@ -36,6 +40,18 @@ def measure(model: mujoco.MjModel, pairs: np.ndarray, *, seed: int = 0) -> tuple
             if step % 5 == 0:
                 candidates = max(candidates, _near(model, data, pairs))
     return _room(max(contacts, candidates)), _room(rows)
+
+
+def with_losses(model: mujoco.MjModel, field: str) -> tuple[mujoco.MjModel, int]:
+    """Copy the model with a friction loss wherever it has none, and how many rows of constraints that adds.
+
+    Engines with a fixed number of rows count those of the model; one that simulations add would otherwise be left out.
+    """
+    model = copy.copy(model)
+    losses = getattr(model, field)
+    without = losses <= 0.0
+    losses[without] = 1.0
+    return model, int(without.sum())
 
 
 def _scatter(model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:

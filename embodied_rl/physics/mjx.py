@@ -27,6 +27,7 @@ from mujoco import mjx
 from torch import Tensor
 
 from embodied_rl.errors import UserError
+from embodied_rl.physics import capacity
 from embodied_rl.physics.tensors import TensorPhysics, runnable
 from embodied_rl.scene import Scene
 
@@ -34,6 +35,8 @@ from embodied_rl.scene import Scene
 logging.getLogger("jax").setLevel(logging.WARNING)
 
 _STATE = ("qpos", "qvel", "act", "qacc_warmstart", "qfrc_applied", "xfrc_applied", "mocap_pos", "mocap_quat")
+#: MJX takes a friction loss of zero, where its model has one, for friction without a limit: so small a one is none [N m].
+_LEAST_LOSS = 1e-10
 _OUTPUTS = ("qpos", "qvel", "act", "qacc_warmstart")
 
 
@@ -75,6 +78,7 @@ class MjxPhysics(TensorPhysics):
         except (NotImplementedError, ValueError) as error:
             reason = str(error).rstrip(".")
             raise UserError(f"physics.engine: mjx cannot run this model: {reason}; use native or warp") from None
+        self._loose = model
         template = {name: np.asarray(getattr(self._template, name), dtype=np.float32) for name in _STATE}
         state = {name: torch.zeros(num_envs, *value.shape, device=device) for name, value in template.items() if value.size}
         self._sensed = torch.zeros(num_envs, model.nsensordata, device=device)
@@ -107,10 +111,21 @@ class MjxPhysics(TensorPhysics):
                 target.copy_(torch.from_dlpack(out[name]))
 
     def _expanded(self, field: str) -> Tensor:
-        if not isinstance(getattr(self._model, field), jax.Array):
+        values = self._model.opt.gravity if field == "opt.gravity" else getattr(self._model, field)
+        if not isinstance(values, jax.Array):
             raise AttributeError(field)  # what the compiled step is specialised on
-        shared = torch.from_numpy(np.array(getattr(self._model, field), dtype=np.float32)).to(self.device)
+        if field in capacity.LOSSES:
+            self._make_room(field)
+        shared = torch.from_numpy(np.array(values, dtype=np.float32)).to(self.device)
         return shared.repeat(self.num_envs, *[1] * shared.dim())
+
+    def _make_room(self, field: str) -> None:
+        """Compile constraints for the friction losses that the model has none of and its simulations may have."""
+        self._loose, more = capacity.with_losses(self._loose, field)
+        if more:
+            with jax.default_device(self._jax_device):
+                self._model = mjx.put_model(self._loose, impl="jax")
+                self._template = mjx.make_data(self._loose, impl="jax")
 
 
 def _lacking(model: mujoco.MjModel) -> list[str]:
@@ -126,7 +141,10 @@ def _lacking(model: mujoco.MjModel) -> list[str]:
 
 def _steps(model: Any, template: Any, substeps: Any, state: dict, ctrl: Any, fields: dict) -> dict:
     """Take some substeps of one simulation, as a pure function."""
-    model = model.replace(**fields)
+    fields = {name: jnp.maximum(value, _LEAST_LOSS) if name in capacity.LOSSES else value for name, value in fields.items()}
+    own = {name: value for name, value in fields.items() if not name.startswith("opt.")}
+    options = {name.removeprefix("opt."): value for name, value in fields.items() if name not in own}
+    model = model.replace(opt=model.opt.replace(**options), **own)
     data = template.replace(ctrl=ctrl, **state)
     data = jax.lax.fori_loop(0, substeps, lambda _, data: _step(model, data), data)
     return {name: getattr(data, name) for name in (*_OUTPUTS, "sensordata", "actuator_force")}

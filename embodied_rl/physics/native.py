@@ -112,6 +112,11 @@ class NativePhysics:
             if name in fields:
                 getattr(self, name)[rows] = fields[name][rows]
 
+    def write_model(self, mask: Tensor, field: str, columns: Tensor, values: Tensor) -> None:
+        rows = np.flatnonzero(mask.numpy())
+        flat = self._model_fields[field].reshape(self.num_envs, -1)  # a view of what the engine reads
+        flat[rows[:, None], columns.numpy()] = values.numpy()[rows]
+
     def reset(self, mask: Tensor) -> None:
         rows = np.flatnonzero(mask.numpy())
         if not len(rows):

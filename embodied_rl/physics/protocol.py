@@ -60,6 +60,17 @@ class Physics(Protocol):
         """Set qpos, qvel, mocap_pos, mocap_quat, xfrc_applied or expanded model fields of the rows in mask (N,)."""
         ...
 
+    def write_model(self, mask: Tensor, field: str, columns: Tensor, values: Tensor) -> None:
+        """Set some numbers of an expanded model field, of the rows in mask (N,); all others keep what the engine has.
+
+        Args:
+            mask: which rows, bool (N,).
+            field: its name, as `expand` was given it.
+            columns: distinct places in the field flattened per simulation, as `expand` shapes it on this engine, int64 (C,).
+            values: what to set them to, float32 (N, C).
+        """
+        ...
+
     def reset(self, mask: Tensor) -> None:
         """Clear what `write` does not set: warm start, controls, applied forces, actuator state, time, force sensors."""
         ...
@@ -69,7 +80,15 @@ class Physics(Protocol):
         ...
 
     def expand(self, field: str) -> Tensor:
-        """Give a model field per-simulation values; returns a copy (N, ...) that `write(mask, field=...)` sets."""
+        """Give a model field, or `opt.gravity`, per-simulation values; returns a float32 copy (N, ...).
+
+        `write(mask, field=...)` and `write_model` set them.  Those of `mujoco.MjModel._setconst_inputs` act as in a model that
+        was compiled with them only after `set_const`: masses, inertias, `body_ipos`, `dof_armature`.  Friction, gains,
+        `dof_frictionloss` and `opt.gravity` need none.  What has a value per simulation is decided before the first step.
+
+        Raises:
+            UserError: the engine has one value of the field for all simulations.
+        """
         ...
 
     def set_const(self, mask: Tensor) -> None:

@@ -84,6 +84,7 @@ class TensorPhysics(ABC):
         self._drained_at = self._zeros().long()
         self._remember, self._finish = compiler(self._remember), compiler(self._finish)
         self._assign, self._track = compiler(_assign), compiler(self._track)
+        self._assign_columns = compiler(_assign_columns)
         forces = [*self.sensors.values(), self.joint_torque]
         # what a reset sets, and to what
         self._fresh = [*state.values(), *forces], [*self._clean.values(), *(torch.zeros_like(tensor[0]) for tensor in forces)]
@@ -134,6 +135,9 @@ class TensorPhysics(ABC):
     def write(self, mask: Tensor, **fields: Tensor) -> None:
         targets = [self._state[name] if name in self._state else self._model_fields[name] for name in fields]
         self._assign(mask, targets, list(fields.values()))
+
+    def write_model(self, mask: Tensor, field: str, columns: Tensor, values: Tensor) -> None:
+        self._assign_columns(mask, self._model_fields[field].view(self.num_envs, -1), columns, values)
 
     def reset(self, mask: Tensor) -> None:
         self._assign(mask, *self._fresh)
@@ -275,6 +279,12 @@ def _assign(mask: Tensor, targets: list[Tensor], values: list[Tensor]) -> None:
     """Set the rows in mask of each target (N, ...) to its value, (N, ...) or one for all rows (...)."""
     for target, value in zip(targets, values, strict=True):
         target.copy_(torch.where(mask.view(-1, *[1] * (target.dim() - 1)), value, target))
+
+
+def _assign_columns(mask: Tensor, target: Tensor, columns: Tensor, values: Tensor) -> None:
+    """Set the columns (C,) of the rows in mask of the target (N, M) to the values (N, C)."""
+    held = target.index_select(1, columns)
+    target.index_copy_(1, columns, torch.where(mask[:, None], values, held))
 
 
 def touches(values: Tensor) -> Tensor:

@@ -95,6 +95,7 @@ class WarpPhysics(TensorPhysics):
             option.graph_conditional = False
             option.deterministic = settings.deterministic
             nconmax, njmax = settings.nconmax, settings.njmax
+            self._njmax_given = njmax is not None
             if nconmax is None or njmax is None:
                 pairs = self._model.nxn_geom_pair_filtered.numpy()
                 measured = capacity.measure(scene.model, pairs)
@@ -167,13 +168,32 @@ class WarpPhysics(TensorPhysics):
     def _expanded(self, field: str) -> Tensor:
         if self._captures:
             raise RuntimeError(f"{field} is expanded after a capture, whose graph would never see it")
-        if field not in _PER_SIMULATION:
+        owner, name = (self._model.opt, "gravity") if field == "opt.gravity" else (self._model, field)
+        if owner is self._model and field not in _PER_SIMULATION:
             raise AttributeError(field)
-        shared = getattr(self._model, field)
+        if field in capacity.LOSSES:
+            self._make_room(field)
+        shared = getattr(owner, name)
         live = warp.array(shared.numpy().repeat(self.num_envs, axis=0), dtype=shared.dtype, device=self._warp_device)
         # kernels take row `world % rows`
-        setattr(self._model, field, live)
+        setattr(owner, name, live)
         return warp.to_torch(live)
+
+    def _make_room(self, field: str) -> None:
+        """Allocate rows for the friction losses that the model has none of and its simulations may have."""
+        model, more = capacity.with_losses(runnable(self.model), field)
+        if not more:
+            return
+        njmax = self.capacity["physics.njmax"]
+        if not self._njmax_given:
+            njmax = self.capacity["physics.njmax"] = njmax + more
+        with warp.ScopedDevice(self._warp_device):
+            nconmax = self.capacity["physics.nconmax"]
+            roomy = mujoco_warp.make_data(model, nworld=self.num_envs, nconmax=nconmax, njmax=njmax)
+        for part in dataclasses.fields(roomy):
+            # the state keeps its memory, which the protocol's tensors are
+            if _sizes(getattr(roomy, part.name)) != _sizes(getattr(self._data, part.name)):
+                setattr(self._data, part.name, getattr(roomy, part.name))
 
 
 class _Progress:
@@ -222,6 +242,15 @@ def _check_memory(model: mujoco.MjModel, num_envs: int, nconmax: int, njmax: int
             f"env.num_envs: {num_envs} robots need about {num_envs * each / 2**30:.1f} GiB of {device}, which has "
             f"{free / 2**30:.1f} GiB free; at most {int(free / each):,} fit"
         )
+
+
+def _sizes(part: object) -> object:
+    """Describe the shape of an array, or of all arrays of a part, or a number itself: what differs where the room does."""
+    if isinstance(part, warp.array):
+        return part.shape
+    if dataclasses.is_dataclass(part):
+        return {field.name: _sizes(getattr(part, field.name)) for field in dataclasses.fields(part)}
+    return part
 
 
 def _size(data: object) -> int:

@@ -106,8 +106,8 @@ def build_scene(
         UserError: the feet are asked for, and one has no lowest point.
     """
     needs = set(needs)
-    needs |= {"foot_frames"} if "foot_orientation" in needs else set()
     _check(needs, robot)
+    needs |= {"foot_frames"} if "foot_orientation" in needs else set()
     controls = _checked(controls or {}, robot)
     terrain = FlatTerrain()
     spec = _robot_on_terrain(robot, terrain, physics, controls)

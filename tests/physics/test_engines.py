@@ -20,6 +20,7 @@ from torch import Tensor
 
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
+from embodied_rl.physics.kinematics import Frame
 from embodied_rl.physics.tensors import TensorPhysics
 
 ROWS, DECIMATION = 6, 4
@@ -79,9 +80,10 @@ def case(request: pytest.FixtureRequest) -> Case:
     pytest.importorskip({"warp": "mujoco_warp", "mjx": "mujoco.mjx"}[engine])
     # mjx has no delays
     model = mujoco.MjModel.from_xml_string(LEG.format(delay='nsample="4" delay="0.012"' if engine == "warp" else ""))
-    frames = ((model.body("calf").id, np.array([0.0, 0.0, -0.2])),)
+    frames = (Frame("paw", model.body("calf").id, np.array([0.0, 0.0, -0.2]), np.array([0.6, 0.0, 0.8, 0.0])),)
     sensors = {"foot_contact": (slice(0, 1), (1, 1))}
-    return Case(engine, SimpleNamespace(model=model, frames=frames, sensors=sensors, joint_torque=True))
+    scene = SimpleNamespace(model=model, frames=frames, frame_orientation=True, sensors=sensors, joint_torque=True)
+    return Case(engine, scene)
 
 
 def states(case: Case, seed: int = 0, rows: int = ROWS) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +118,7 @@ def mask(*rows: int) -> Tensor:
 def outputs(physics: TensorPhysics) -> dict[str, Tensor]:
     """Everything that an engine hands out, copied; the state to the last bit."""
     physics.refresh()
-    tensors = {name: getattr(physics, name) for name in ("frame_pos", "frame_lin_vel")}
+    tensors = {name: getattr(physics, name) for name in ("frame_pos", "frame_lin_vel", "frame_quat")}
     return {name: tensor.clone() for name, tensor in tensors.items()} | physics.snapshot(torch.arange(physics.num_envs))
 
 
@@ -158,7 +160,8 @@ def agrees(physics: TensorPhysics, row: int, data: mujoco.MjData) -> None:
 def test_a_step_fills_every_output(case: Case) -> None:
     physics, ctrl = begin(case)
     before = physics.qpos.clone(), physics.qvel.clone()
-    for tensor in (physics.frame_pos, physics.frame_lin_vel, physics.joint_torque, *physics.sensors.values()):
+    frames = (physics.frame_pos, physics.frame_lin_vel, physics.frame_quat)
+    for tensor in (*frames, physics.joint_torque, *physics.sensors.values()):
         tensor.fill_(torch.inf)
     physics.step(ctrl)
     physics.refresh()
@@ -169,8 +172,11 @@ def test_a_step_fills_every_output(case: Case) -> None:
         torque = data.actuator_force.copy()
         touches = data.sensordata[: physics.sensors["foot_contact"].shape[1]] > 0
         mujoco.mj_kinematics(model, data)
-        feet = [data.xpos[body] + data.xmat[body].reshape(3, 3) @ place for body, place in case.scene.frames]
-        np.testing.assert_allclose(physics.frame_pos[row].numpy(), feet, atol=2e-5)
+        (frame,) = case.scene.frames
+        place, quat = np.zeros(3), np.zeros(4)
+        mujoco.mju_mulPose(place, quat, data.xpos[frame.body], data.xquat[frame.body], frame.position, frame.quat)
+        np.testing.assert_allclose(physics.frame_pos[row, 0].numpy(), place, atol=2e-5)
+        np.testing.assert_allclose(abs(physics.frame_quat[row, 0].numpy() @ quat), 1.0, atol=1e-5)
         np.testing.assert_allclose(physics.joint_torque[row].numpy(), torque, atol=1e-3)
         np.testing.assert_array_equal(physics.sensors["foot_contact"][row].numpy(), touches)
     assert all(tensor.isfinite().all() for tensor in outputs(physics).values())
@@ -222,7 +228,7 @@ def test_tensors_keep_their_address(case: Case) -> None:
     physics, ctrl = begin(case)
 
     def addresses() -> dict[str, int]:
-        names = ("qpos", "qvel", "frame_pos", "frame_lin_vel", "joint_torque", "unstable")
+        names = ("qpos", "qvel", "frame_pos", "frame_lin_vel", "frame_quat", "joint_torque", "unstable")
         return {n: t.data_ptr() for n, t in ({n: getattr(physics, n) for n in names} | physics.sensors).items()}
 
     before = addresses()

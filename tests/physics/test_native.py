@@ -15,7 +15,7 @@ from embodied_rl.robot import load_robot
 from embodied_rl.scene import Scene, build_scene
 
 DECIMATION = 4
-NEEDS = {"foot_contact", "foot_frames", "joint_torque"}
+NEEDS = {"foot_contact", "foot_frames", "foot_orientation", "joint_torque"}
 CASES = [("go2", "feet"), ("go2", "full"), ("go1", "feet"), ("go1", "full")]
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 EVERY = slice(None)
@@ -39,7 +39,8 @@ def any_scene(request) -> Scene:
 def _physics(scene: Scene, count: int, threads: int = 2, poison: float | None = None) -> NativePhysics:
     physics = NativePhysics(scene, count, DECIMATION, threads)
     if poison is not None:  # what the engine does not fill stays visible
-        for tensor in (physics.frame_pos, physics.frame_lin_vel, physics.joint_torque, *physics.sensors.values()):
+        kinematic = (physics.frame_pos, physics.frame_lin_vel, physics.frame_quat)
+        for tensor in (*kinematic, physics.joint_torque, *physics.sensors.values()):
             tensor.fill_(poison)
     return physics
 
@@ -73,7 +74,8 @@ def _start(scene: Scene, count: int, seed: int = 0, **options) -> tuple[NativePh
 
 def _outputs(physics: NativePhysics) -> dict[str, torch.Tensor]:
     physics.refresh()
-    named = {name: getattr(physics, name) for name in ("qpos", "qvel", "frame_pos", "frame_lin_vel", "joint_torque")}
+    names = ("qpos", "qvel", "frame_pos", "frame_lin_vel", "frame_quat", "joint_torque")
+    named = {name: getattr(physics, name) for name in names}
     return {name: tensor.clone() for name, tensor in (named | physics.sensors).items()}
 
 
@@ -117,7 +119,11 @@ def _mj_step(scene: Scene, model, qpos, qvel, ctrl) -> dict[str, np.ndarray]:
     velocity = np.zeros((len(sites), 6))
     for row, site in zip(velocity, sites, strict=True):
         mujoco.mj_objectVelocity(model, data, mujoco.mjtObj.mjOBJ_SITE, site, row, 0)
-    return state | {"frame_pos": data.site_xpos[sites].copy(), "frame_lin_vel": velocity[:, 3:]}
+    quat = np.zeros((len(sites), 4))
+    for row, site in zip(quat, sites, strict=True):
+        mujoco.mju_mat2Quat(row, data.site_xmat[site])
+        row *= np.sign(row[0])  # the engines' has w >= 0
+    return state | {"frame_pos": data.site_xpos[sites].copy(), "frame_lin_vel": velocity[:, 3:], "frame_quat": quat}
 
 
 def _compare(scene: Scene, physics: NativePhysics, rows, models, states, ctrl) -> dict[str, np.ndarray]:
@@ -343,7 +349,7 @@ def test_tensors_keep_their_address(scene):
     physics, ctrl = _start(scene, 3)
 
     def addresses() -> dict[str, int]:
-        names = ("qpos", "qvel", "frame_pos", "frame_lin_vel", "joint_torque", "unstable")
+        names = ("qpos", "qvel", "frame_pos", "frame_lin_vel", "frame_quat", "joint_torque", "unstable")
         return {n: t.data_ptr() for n, t in ({n: getattr(physics, n) for n in names} | physics.sensors).items()}
 
     before = addresses()
@@ -537,7 +543,7 @@ def _raising_scene() -> SimpleNamespace:
                 <body pos="0 0 2"><freejoint/> {spheres} </body>
               </worldbody>
             </mujoco>""")
-        scene = SimpleNamespace(model=model, frames=(), sensors={}, joint_torque=False)
+        scene = SimpleNamespace(model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=False)
         physics = NativePhysics(scene, 1, DECIMATION, 1)  # pyright: ignore[reportArgumentType]
         physics.write(_everyone(physics), qpos=torch.tensor([[0.0, 0, 0.04, 1, 0, 0, 0]]))
         physics.step(torch.zeros(1, 0))

@@ -8,10 +8,12 @@ from typing import get_args
 import mujoco
 import numpy as np
 import pytest
+import torch
 
 from embodied_rl.config.page import PhysicsSettings
+from embodied_rl.physics.native import NativePhysics
 from embodied_rl.robot import RobotSpec, load_robot
-from embodied_rl.scene import Scene, SceneError, build_scene
+from embodied_rl.scene import Root, Scene, SceneError, build_scene
 
 ROBOTS = ("go2", "go1")
 #: A robot whose masses are inferred from its geoms, listed in another order than its page's.
@@ -130,9 +132,13 @@ def test_the_default_pose_stands_on_the_ground():
         mujoco.mj_kinematics(scene.model, data)
         lowest = data.geom_xpos[list(scene.foot_geoms), 2] - scene.model.geom_size[list(scene.foot_geoms), 0]
         np.testing.assert_allclose(lowest, 0.0, atol=5e-4)
-        for (body, position), foot in zip(scene.frames, scene.robot.feet, strict=True):
-            there = data.xpos[body] + data.xmat[body].reshape(3, 3) @ position
-            np.testing.assert_allclose(there, data.site(foot.site).xpos, atol=1e-12)
+        for frame, foot in zip(scene.frames, scene.robot.feet, strict=True):
+            place, quat, matrix = np.zeros(3), np.zeros(4), np.zeros(9)
+            mujoco.mju_mulPose(place, quat, data.xpos[frame.body], data.xquat[frame.body], frame.position, frame.quat)
+            mujoco.mju_quat2Mat(matrix, quat)
+            np.testing.assert_allclose(place, data.site(foot.site).xpos, atol=1e-12)
+            np.testing.assert_allclose(matrix, data.site(foot.site).xmat, atol=1e-12)
+            assert frame.name == foot.name
 
 
 # ------------------------------------------------------------------------------------------------- actuators and options
@@ -161,6 +167,111 @@ def test_controls_joints_and_gains_are_in_the_pages_order(name, biped):
     data.ctrl[:] = 1e3  # targets are not limited, torques are
     mujoco.mj_forward(model, data)
     np.testing.assert_allclose(data.actuator_force, limit, atol=1e-9)
+
+
+def test_a_joint_may_be_driven_by_its_velocity(biped):
+    scene = build_scene(biped, collisions="feet", physics=PhysicsSettings(), controls={"left_hip": "velocity"})
+    model, left, right = scene.model, biped.joint_names.index("left_hip"), biped.joint_names.index("right_hip")
+    rng, data = np.random.default_rng(0), mujoco.MjData(model)
+    data.qpos[2] = 10.0
+    for scale in (1.0, 1e3):  # within the motors' limits, and beyond
+        position, velocity, target = rng.uniform(-0.5, 0.5, (3, model.nu))
+        target *= scale
+        data.qpos[list(scene.qpos_address)], data.qvel[list(scene.qvel_address)] = position, velocity
+        data.ctrl[:] = target
+        mujoco.mj_step(model, data)
+        torque = np.zeros(2)
+        # the page: right_hip 30 N m/rad, 2 N m s/rad, 40 N m; left_hip 1 N m s/rad, 50 N m
+        torque[right] = np.clip(30.0 * (target[right] - position[right]) - 2.0 * velocity[right], -40.0, 40.0)
+        torque[left] = np.clip(1.0 * (target[left] - velocity[left]), -50.0, 50.0)
+        np.testing.assert_allclose(data.actuator_force, torque, atol=1e-9)
+    assert (scene.render_model.actuator_biasprm == model.actuator_biasprm).all()
+
+
+def test_joints_that_are_driven_by_their_position_are_the_same_model(biped):
+    controls = dict.fromkeys(biped.joint_names, "position")
+    built = build_scene(biped, collisions="feet", physics=PhysicsSettings(), controls=controls).model
+    for field in ("actuator_gainprm", "actuator_biasprm", "actuator_gaintype", "actuator_biastype", "actuator_forcerange"):
+        np.testing.assert_array_equal(getattr(built, field), getattr(_build(biped).model, field))
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [
+        ({"left_hop": "velocity"}, "the controls of biped: left_hop: velocity: no joint 'left_hop'; did you mean 'left_hip'?"),
+        ({"left_hip": "velocty"}, "the controls of biped: left_hip: velocty: no kind 'velocty'; did you mean 'velocity'?"),
+        ({"left_hip": "torque"}, "the controls of biped: left_hip: torque: no kind 'torque'; allowed: position, velocity"),
+    ],
+)
+def test_a_control_that_is_unknown_is_one_line(biped, controls, message):
+    with pytest.raises(SceneError) as caught:
+        build_scene(biped, collisions="feet", physics=PhysicsSettings(), controls=controls)
+    assert str(caught.value) == message
+
+
+# ------------------------------------------------------------------------------------------------------------- the root
+
+
+def _edited(robot: RobotSpec, old: str, new: str, page: tuple[str, str] = ("", "")) -> RobotSpec:
+    """Read the robot again with another model, and another page."""
+    assert old in BIPED and page[0] in BIPED_PAGE
+    robot.model_path.write_text(BIPED.replace(old, new))
+    (robot.folder / "robot.yaml").write_text(BIPED_PAGE.replace(*page))
+    return load_robot(str(robot.folder))
+
+
+BALL = '<body name="ball" pos="2 0 0.1"><freejoint/><geom size="0.1" mass="0.2" contype="0" conaffinity="0"/></body>'
+
+
+def test_the_root_is_the_bases_joint_wherever_it_stands(biped):
+    assert _build(biped).root == Root(0, 0)
+    behind = _edited(biped, '<body name="trunk"', BALL + '<body name="trunk"')
+    scene = _build(behind)
+    assert scene.root == Root(7, 6)
+    assert scene.model.body(scene.base_body).jntadr[0] == scene.model.joint(1).id
+    fixed = _edited(biped, "<freejoint/>", "")
+    assert _build(fixed).root is None
+    other = _edited(biped, '<body name="trunk" pos="0 0 0.6">\n      <freejoint/>', f'{BALL}<body name="trunk" pos="0 0 0.6">')
+    assert _build(other).root is None
+
+
+def test_a_base_that_hangs_on_the_body_with_the_free_joint_is_one_line(biped):
+    robot = _edited(biped, "", "", ("base: trunk", "base: left_leg"))
+    with pytest.raises(SceneError) as caught:
+        _build(robot)
+    page = robot.folder / "robot.yaml"
+    assert str(caught.value) == f"{page}: base: 'left_leg' hangs on 'trunk', which has the free joint; write base: trunk"
+
+
+def test_a_robot_behind_a_ball_steps_and_is_seen_as_the_robot_alone(biped):
+    """Kinematics and a control step of the native engine, by address."""
+    needs = {"foot_orientation", "foot_contact"}
+    alone = _build(biped, needs=needs)
+    behind = _build(_edited(biped, '<body name="trunk"', BALL + '<body name="trunk"'), needs=needs)
+    rng, found = np.random.default_rng(0), []
+    pose = np.concatenate((rng.uniform((-0.1, -0.1, 0.45), (0.1, 0.1, 0.65)), rng.normal(size=4) * (1.0, 0.1, 0.1, 0.1)))
+    pose[3:] /= np.linalg.norm(pose[3:])
+    velocity, joints, ctrl = rng.normal(size=6), rng.uniform(-0.3, 0.3, 2), rng.uniform(-0.3, 0.3, 2)
+    for scene in (alone, behind):
+        physics, root = NativePhysics(scene, 1, 4, 1), scene.root
+        assert root is not None
+        qpos, qvel = torch.tensor(scene.model.qpos0[None]).float(), torch.zeros(1, scene.model.nv)
+        qpos[:, root.qpos : root.qpos + 7] = torch.tensor(pose).float()
+        qvel[:, root.qvel : root.qvel + 6] = torch.tensor(velocity).float()
+        qpos[:, list(scene.qpos_address)] = torch.tensor(joints).float()
+        physics.write(torch.ones(1, dtype=torch.bool), qpos=qpos, qvel=qvel)
+        physics.step(torch.tensor(ctrl[None]).float())
+        physics.refresh()
+        assert physics.sensors["foot_contact"].any()
+        state = physics.qpos[:, root.qpos : root.qpos + 7], physics.qvel[:, root.qvel : root.qvel + 6]
+        found.append([*state, physics.frame_pos, physics.frame_lin_vel, physics.frame_quat])
+        data = mujoco.MjData(scene.model)
+        data.qpos[:] = physics.qpos[0].numpy()
+        mujoco.mj_kinematics(scene.model, data)
+        sites = [data.site(foot.site).xpos for foot in scene.robot.feet]
+        np.testing.assert_allclose(physics.frame_pos[0].numpy(), sites, atol=1e-5)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=2e-6)
 
 
 def test_options_reach_both_models():
@@ -223,6 +334,7 @@ def test_sensors_stand_in_the_columns_that_the_scene_says(biped):
 def test_only_what_is_asked_for_is_measured(name):
     bare = _build(name)
     assert (bare.sensors, bare.frames, bare.joint_torque, bare.model.nsensor) == ({}, (), False, 0)
+    assert not bare.frame_orientation
     scene = _build(name, "full", {"foot_contact", "foot_frames", "joint_torque", "contact:calves"})
     assert set(scene.sensors) == {"foot_contact", "contact:calves"} and len(scene.frames) == 4 and scene.joint_torque
     assert scene.sensors["foot_contact"][1] == (4, 1)
