@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -48,15 +47,13 @@ class Terms:
 
     def __init__(self, page: Page, scene: Scene, device: torch.device) -> None:
         self.robot = Part(scene, device)
-        self.params: dict[str, Tensor] = {}
+        self.params = {path: number.to(device) for path, number in numbers(page).items()}
         """Every number that may change during a run, by dotted path of the page."""
         self._device, self._page = device, page
-        find = _Finder(page)
+        find = Finder(page)
         (self.action,) = self._instances("actions", page.actions, find)
         self.commands = {command.name: command for command in self._instances("commands", page.commands, find)}
         self.rewards = self._bound("rewards", page.rewards, find)
-        for name, entry in page.rewards.items():
-            self._tensor(f"rewards.{name}.weight", entry.weight)
         self.terminations = self._bound("terminations", page.terminations, find)
         self.events: dict[str, list[BoundTerm]] = {"startup": [], "reset": [], "interval": []}
         for term in self._bound("events", page.events, find):
@@ -64,8 +61,6 @@ class Terms:
         self._observations = {
             group: self._bound(f"observations.{group}", entries, find) for group, entries in page.observations.items()
         }
-        self.curricula = self._bound("curriculum", page.curriculum, find)
-        self._check_curricula()
         needs = needed(page)
         self.air_time, self.foot_friction = "foot_air_time" in needs, "foot_friction" in needs
         self.kinematic = "foot_frames" in needs
@@ -105,20 +100,6 @@ class Terms:
             "feet": (feet, torch.ones(len(feet), device=self._device)),
         }
 
-    def _check_curricula(self) -> None:
-        """Every number that a curriculum changes is there and has its length."""
-        for term in self.curricula:
-            path = term.params.get("parameter")
-            if path is None:
-                continue
-            place = f"curriculum.{term.name}.parameter: {path!r}"
-            if path not in self.params:
-                near = difflib.get_close_matches(path, self.params, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"{self._page.name}: {place} is no number of the page{hint}")
-            if any(term.params[end].numel() != self.params[path].numel() for end in ("start", "end")):
-                raise UserError(f"{self._page.name}: {place} has {self.params[path].numel()} numbers, start and end need as many")
-
     def _observation(self, group: str, term: BoundTerm, view: Moment) -> ObservationTerm:
         entry: Entry = self._page.observations[group][term.name]
         path = f"observations.{group}.{term.name}"
@@ -129,64 +110,87 @@ class Terms:
             name=term.name,
             function=term.function,
             params=term.params,
-            noise=self._tensor(f"{path}.noise", entry.noise) if entry.noise else None,
-            scale=self._tensor(f"{path}.scale", entry.scale),
+            noise=self.params.get(f"{path}.noise"),
+            scale=self.params[f"{path}.scale"],
             clip=entry.clip,
             delay=entry.delay,
             history=entry.history,
             size=value.shape[1],
         )
 
-    def _bound(self, path: str, entries: dict[str, Entry], find: _Finder) -> list[BoundTerm]:
-        section = path.partition(".")[0]
-        return [
-            BoundTerm(name, find(section, entry.term), self._parameters(f"{path}.{name}", entry))
-            for name, entry in entries.items()
-        ]
+    def _bound(self, path: str, entries: dict[str, Entry], find: Finder) -> list[BoundTerm]:
+        return bind(path, entries, find, self.params)
 
-    def _instances(self, section: str, entries: dict[str, Entry], find: _Finder) -> list[Any]:
-        return [
-            find(section, entry.term)(name, **self._parameters(f"{section}.{name}", entry)) for name, entry in entries.items()
-        ]
+    def _instances(self, section: str, entries: dict[str, Entry], find: Finder) -> list[Any]:
+        return [term.function(term.name, **term.params) for term in self._bound(section, entries, find)]
 
-    def _parameters(self, path: str, entry: Entry) -> dict[str, Any]:
-        return {key: self._tensor(f"{path}.{key}", value) for key, value in entry.params.items()}
 
-    def _tensor(self, path: str, value: Any) -> Any:
-        """Keep a float or a tuple of floats as a tensor in `params`; return anything else as it is."""
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or not all(isinstance(number, float) for number in numbers):
-            return value
-        self.params[path] = torch.tensor(value, dtype=torch.float32, device=self._device)
-        return self.params[path]
+def bind(path: str, entries: dict[str, Entry], find: Finder, params: dict[str, Tensor]) -> list[BoundTerm]:
+    """Find the callables of the entries that stand under `path`; their numbers are the tensors of `params`."""
+    section = path.partition(".")[0]
+    return [
+        BoundTerm(
+            name,
+            find(section, entry.term),
+            {key: params.get(f"{path}.{name}.{key}", value) for key, value in entry.params.items()},
+        )
+        for name, entry in entries.items()
+    ]
+
+
+def numbers(page: Page) -> dict[str, Tensor]:
+    """Collect every number of the page that may change during a run, by dotted path, on the CPU."""
+    found: dict[str, Tensor] = {}
+    for section, path, entry in _entries(page):
+        values = dict(entry.params)
+        if section == "rewards":
+            values["weight"] = entry.weight
+        if section == "observations":
+            values |= {"scale": entry.scale} | ({"noise": entry.noise} if entry.noise else {})
+        for key, value in values.items():
+            if (number := _number(value)) is not None:
+                found[f"{path}.{key}"] = number
+    return found
+
+
+def _number(value: Any) -> Tensor | None:
+    """Turn a float or a tuple of floats into a float32 tensor; anything else cannot change during a run."""
+    parts = value if isinstance(value, tuple) else (value,)
+    if not parts or not all(isinstance(part, float) for part in parts):
+        return None
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def needed(page: Page) -> set[str]:
     """Collect what the page's terms ask the scene to measure."""
-    find = _Finder(page)
+    find = Finder(page)
     needs: set[str] = set()
-    for section, entry in _entries(page):
+    for section, _, entry in _entries(page):
         asked = getattr(find(section, entry.term), "needs", ())
         needs |= {need.format(**entry.params) for need in asked}
     return needs | ({"foot_contact"} if "foot_air_time" in needs else set())
 
 
-def _entries(page: Page) -> Iterator[tuple[str, Entry]]:
+def _entries(page: Page) -> Iterator[tuple[str, str, Entry]]:
+    """Section, dotted path and entry of every term of the page."""
     for section in SECTIONS:
         value = getattr(page, section)
-        sections = value.values() if section == "observations" else [value]
-        for entries in sections:
-            for entry in entries.values():
-                yield section, entry
+        parts = (
+            {f"{section}.{group}": entries for group, entries in value.items()} if section == "observations" else {section: value}
+        )
+        for path, entries in parts.items():
+            for name, entry in entries.items():
+                yield section, f"{path}.{name}", entry
 
 
-class _Finder:
+class Finder:
     """Finds the callable of a term; a page's own modules are imported from their files, once."""
 
     def __init__(self, page: Page) -> None:
         self._terms, _ = find_terms([Path(path) for path in page.terms])
 
     def __call__(self, section: str, name: str) -> Any:
+        """Find the callable of a section's term by the term's name."""
         signature = self._terms[SECTIONS[section]][name]
         return getattr(_module(signature), name)
 
