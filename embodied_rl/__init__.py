@@ -31,6 +31,8 @@ def make(
 ) -> Env:
     """Build the environment that a page describes.
 
+    The page's own numbers hold: curricula are the trainer's, and nothing in an environment moves them.
+
     Args:
         config: The name of a shipped page (`go2_flat`) or the path of a YAML file.
         overrides: Changes to the page, each `key=value` (`rewards.action_rate.weight=-0.02`).

@@ -337,10 +337,20 @@ class Env:
         for name, value in draft.model.items():
             self._model_fields[name].copy_(value)
 
-    def advance_curricula(self, iteration: int) -> None:
-        """Set the parameters that a curriculum moves to what they are in this iteration."""
-        for term in self.terms.curricula:
-            term.function(self.params, iteration, **term.params)
+    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
+        """Set numbers of the page, by dotted path, in place.
+
+        A trainer does so before each rollout, with what curricula have moved.  For whoever steps without a trainer the page's
+        own numbers hold: nothing in here moves them.
+
+        Raises:
+            ValueError: they are of another page.
+        """
+        own = self.params
+        if odd := [name for name, value in numbers.items() if name not in own or value.shape != own[name].shape]:
+            raise ValueError(f"the numbers are of another page: {', '.join(odd[:3])} differ")
+        for name, value in numbers.items():
+            own[name].copy_(value)
 
     def drain_totals(self) -> dict[str, float]:
         """Sums over all steps since the last call, by name; the one place where the host reads metrics."""

@@ -25,6 +25,7 @@ from embodied_rl.learn.rollout import Collector, LocalCollector
 from embodied_rl.learn.run import Run, RunError, find_run, runs_of
 from embodied_rl.learn.train import Learner, Trainer
 from embodied_rl.make_env import compiler, device_of, identity, make_vector, resolve
+from embodied_rl.mdp.curricula import Curricula
 
 log = logging.getLogger("embodied_rl")
 
@@ -167,10 +168,18 @@ def _own_page(page: Page, group: Group) -> Page:
 def make_trainer(page: Page, run: Run, group: Group | None = None) -> Trainer:
     """Everything that trains the page, or one rank's part of it."""
     group = group or Group()
+    curricula = group.together(lambda: _make_curricula(page))
     collector, learner = group.together(lambda: _make_parts(page, group, run))
     if group.size > 1:  # equal machines begin with equal networks, others do not
         learner.load_state_dict(checkpoint.unpack(group.lead(lambda: checkpoint.pack(learner.state_dict()))))
-    return Trainer(page, collector, learner, run, group)
+    return Trainer(page, collector, learner, curricula, run, group)
+
+
+def _make_curricula(page: Page) -> Curricula:
+    """The page's curricula, as they are in the first iteration."""
+    curricula = Curricula(page)
+    curricula.advance({}, 0)
+    return curricula
 
 
 def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]:

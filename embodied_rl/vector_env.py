@@ -75,8 +75,8 @@ class VectorEnv(Protocol):
         """`function`, which calls `advance`, as one CUDA graph where there is a device for it; else as it is."""
         ...
 
-    def advance_curricula(self, iteration: int) -> None:
-        """Set what a curriculum moves to what it is in this iteration."""
+    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
+        """Set numbers of the page, by dotted path, before a rollout; those that were never set are the page's own."""
         ...
 
     def drain_totals(self) -> dict[str, float]:

@@ -214,6 +214,23 @@ def test_a_weight_changed_in_place_counts_from_the_next_step(make: Make) -> None
     torch.testing.assert_close(terms[:, :-1].sum(1), done.rewards)
 
 
+def test_numbers_are_set_in_place_and_count_from_the_next_step(make: Make) -> None:
+    """So that a captured step reads them; and nobody else moves them, whatever curricula the page has."""
+    ramp = "{term: linear, parameter: rewards.pose.weight, start: [0.5], end: [1.0], iterations: [0, 9]}"
+    env = make("env.reward_floor=null", f"curriculum.ramp={ramp}")
+    own, path = env.page.rewards["pose"].weight, "rewards.pose.weight"
+    before, column = env.params[path].data_ptr(), [term.name for term in env.terms.rewards].index("pose")
+    env.step(actions(0))
+    assert env.params[path].item() == pytest.approx(own) and env.buffers["reward_terms"][:, column].any()
+    env.set_numbers({path: torch.tensor(0.0)})
+    env.step(actions(1))
+    assert env.params[path].data_ptr() == before and not env.buffers["reward_terms"][:, column].any()
+    for odd in ({"rewards.waltz.weight": torch.tensor(0.0)}, {path: torch.zeros(2)}):
+        with pytest.raises(ValueError, match=f"^the numbers are of another page: {next(iter(odd))} differ$"):
+            env.set_numbers({"commands.velocity.standing": torch.tensor(1.0), **odd})
+    assert env.params["commands.velocity.standing"] != 1.0  # all or nothing
+
+
 def test_rewards_have_a_floor(make: Make) -> None:
     page = "rewards={orientation: {weight: -5.0}, termination: {weight: -1.0}, alive: {weight: 0.001}}"
     env, free = make(page), make(page, "env.reward_floor=null")

@@ -30,7 +30,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
 
     An episode that ends is reset in the same step (`AutoresetMode.SAME_STEP`): the observation returned is the first of
     the next episode, and `infos["final_obs"]`, an object array with the mask `infos["_final_obs"]`, holds the last of the
-    old one, without noise.  `reset(seed=...)` makes what follows reproducible; what start-up events drew stays.
+    old one, without noise.  `reset(seed=...)` makes what follows reproducible; what start-up events drew stays.  Curricula are
+    our trainer's: under another learner the page's own numbers hold.
 
     Args:
         env: the environment; its page names the group under `env.final_obs_groups`.

@@ -25,7 +25,7 @@ class RslRlEnv(VecEnv):
     """An environment as rsl_rl's runners want it.
 
     rsl_rl keeps what it is given, so that everything returned is a copy.  It knows no invalid transitions: a robot that
-    blew up counts as fallen, with reward 0.
+    blew up counts as fallen, with reward 0.  Curricula are our trainer's: under rsl_rl's runner the page's own numbers hold.
 
     Args:
         env: the environment.

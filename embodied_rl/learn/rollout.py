@@ -1,6 +1,6 @@
 """What the learner learns from, and who fetches it.
 
-A collector gives `collect(policy, iteration) -> Rollout`; the trainer never sees an environment.
+A collector gives `collect(policy, iteration, numbers) -> Rollout`; the trainer never sees an environment.
 """
 
 from __future__ import annotations
@@ -63,8 +63,14 @@ class Collector(Protocol):
         """The present observations, for their sizes."""
         ...
 
-    def collect(self, policy: Policy, iteration: int) -> Rollout:
-        """Let the policy drive for T steps; the rollout's tensors are overwritten by the next call."""
+    def collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor] | None = None) -> Rollout:
+        """Let the policy drive for T steps; the rollout's tensors are overwritten by the next call.
+
+        Args:
+            policy: what acts.
+            iteration: the trainer's.
+            numbers: of the page, that have moved since the run began (`Curricula.numbers`), for `VectorEnv.set_numbers`.
+        """
         ...
 
     def drain_unstable(self) -> list[dict]:
@@ -130,15 +136,15 @@ class LocalCollector:
     def observe(self) -> Obs:
         return self._env.obs
 
-    def collect(self, policy: Policy, iteration: int) -> Rollout:
+    def collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor] | None = None) -> Rollout:
         # the physics threads have the cores: torch's own would spin on them between two small operations
         with one_thread():
-            return self._collect(policy, iteration)
+            return self._collect(policy, numbers or {})
 
     @torch.no_grad()
-    def _collect(self, policy: Policy, iteration: int) -> Rollout:
+    def _collect(self, policy: Policy, numbers: dict[str, Tensor]) -> Rollout:
         env = self._env
-        env.advance_curricula(iteration)
+        env.set_numbers(numbers)
         if self._policy is not policy:
             self._meet(policy)
         assert self._network is not None

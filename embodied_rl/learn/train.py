@@ -26,6 +26,7 @@ from embodied_rl.learn.ranks.group import Group, fingerprint
 from embodied_rl.learn.report import Report
 from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.learn.run import Run
+from embodied_rl.mdp.curricula import Curricula
 
 log = logging.getLogger("embodied_rl")
 
@@ -67,12 +68,15 @@ class Trainer:
         page: the task.
         collector: fetches rollouts, of this rank's robots.
         learner: improves the policy on them.
+        curricula: move numbers of the page between rollouts; where they stand, the first one begins.
         run: where everything is written, by rank 0.
         group: the processes that train.
     """
 
-    def __init__(self, page: Page, collector: Collector, learner: Learner, run: Run, group: Group | None = None) -> None:
-        self.page, self.collector, self.learner, self.run = page, collector, learner, run
+    def __init__(
+        self, page: Page, collector: Collector, learner: Learner, curricula: Curricula, run: Run, group: Group | None = None
+    ) -> None:
+        self.page, self.collector, self.learner, self.curricula, self.run = page, collector, learner, curricula, run
         self.group = group or Group()
         self.iteration = 0
         self.env_steps = 0
@@ -131,7 +135,7 @@ class Trainer:
     def _iterate(self) -> dict[str, float]:
         self.group.waited()
         started = time.perf_counter()
-        rollout = self.collector.collect(self.learner.policy, self.iteration)
+        rollout = self.collector.collect(self.learner.policy, self.iteration, self.curricula.numbers)
         collected = time.perf_counter()
         metrics = self.learner.update(rollout, self.iteration)
         learned = time.perf_counter()
@@ -142,6 +146,7 @@ class Trainer:
         by_rank = dict(zip(own, table.T.tolist(), strict=False))
         # sums over ranks, never means of means: they may have unequal numbers of robots
         rollout.totals = dict(zip(rollout.totals, table[:, len(own) :].sum(0).tolist(), strict=True))
+        self.curricula.advance(rollout.totals, self.iteration)
         metrics |= episode_metrics(rollout.totals, self.page) | self._speed(by_rank, list(rollout.seconds))
         self._rewards += rollout.totals.get("reward/total", 0.0)
         self._episodes += rollout.totals["episodes"]
@@ -234,11 +239,12 @@ class Trainer:
 
         Raises:
             CheckpointError: it cannot be written; those before are untouched.
-            UnstableError: the ranks' networks are not the same any more.
+            UnstableError: the ranks' networks or curricula are not the same any more.
         """
         self._compare()
         counters = {"env_steps": self.env_steps, "seconds": self.seconds}
         learner = self.learner.state_dict() | {"iter": self.iteration, "infos": counters}
+        learner["curricula"] = self.curricula.state_dict()
         mean_reward = self._rewards / self._episodes if self._episodes else math.nan
         path = self.checkpoints.save(learner, self.collector.snapshot(), self.env_ids.start, mean_reward)
         self._saved, self._rewards, self._episodes = self.iteration, 0.0, 0.0
@@ -254,17 +260,22 @@ class Trainer:
             log.warning("%s; the run goes on, and its last checkpoint is that of iteration %s", error, self._saved or 0)
 
     def _compare(self) -> None:
-        """Whether all ranks have the same networks and optimizer, to the last bit; each works on by itself if not."""
+        """Whether all ranks have the same networks, optimizer and curricula, to the last bit; each works on by itself if not."""
         if self.group.size == 1:
             return
-        prints = self.group.gather(fingerprint(self.learner.state_dict()))
-        common = max(prints, key=prints.count)
-        odd = [str(rank) for rank, one in enumerate(prints) if one != common]
-        if odd:
-            raise UnstableError(
-                f"after iteration {self.iteration} the networks of rank {', '.join(odd[:4])} differ from the others': unequal "
-                f"machines, or one with faulty memory; go on from the last checkpoint, of iteration {self._saved or 0}"
-            )
+        prints = self.group.gather([fingerprint(part.state_dict()) for part in (self.learner, self.curricula)])
+        faults = {
+            "networks": "unequal machines, or one with faulty memory",
+            "curricula": "one of them draws random numbers, or reads what lies on one machine",
+        }
+        for (what, why), found in zip(faults.items(), zip(*prints, strict=True), strict=True):
+            common = max(found, key=found.count)
+            odd = [str(rank) for rank, one in enumerate(found) if one != common]
+            if odd:
+                raise UnstableError(
+                    f"after iteration {self.iteration} the {what} of rank {', '.join(odd[:4])} differ from the others': {why}; "
+                    f"go on from the last checkpoint, of iteration {self._saved or 0}"
+                )
 
     def resume(self, path: Path, state: dict) -> None:
         """Go on from a checkpoint that was read from `path`, by whatever number of ranks.
@@ -277,6 +288,10 @@ class Trainer:
             self.learner.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError):
             raise CheckpointError(f"{path}: its networks have other shapes than the page's") from None
+        try:
+            self.curricula.load_state_dict(state.get("curricula") or {}, int(state["iter"]))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: its curricula do not fit the page: {error}; resume without the overrides") from None
         found = sum(len(next(iter(envs.values()))) for _, envs in parts)
         self.group.together(lambda: self._restore(path, parts))
         self.iteration = self._saved = int(state["iter"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -28,7 +27,7 @@ from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.term import Action
 from embodied_rl.mdp.trackers import TRACKERS
 from embodied_rl.problems import did_you_mean
-from embodied_rl.robot import RobotSpec
+from embodied_rl.robot import RobotSpec, load_robot
 from embodied_rl.scene import NEEDS, Scene
 
 #: Needs that positions and velocities of the feet serve, and what begins the name of a model field.
@@ -61,18 +60,16 @@ class Terms:
 
     def __init__(self, page: Page, scene: Scene, device: torch.device) -> None:
         self.robot = Part(scene, device)
-        self.params: dict[str, Tensor] = {}
+        self.params = {path: number.to(device) for path, number in numbers(page).items()}
         """Every number that may change during a run, by dotted path of the page."""
         self._device, self._page = device, page
-        find = _Finder(page)
+        find = Finder(page)
         asked = _asked(page, find)
         self.trackers = {name: kind(self.robot) for name, kind in TRACKERS.items() if name in asked}
         actions = self._bound("actions", page.actions, find)
         self.actions = ActionGroup([(term.name, cast("Action", term.function)) for term in actions], self.robot)
         self.commands = {term.name: term.function for term in self._bound("commands", page.commands, find)}
         self.rewards = self._bound("rewards", page.rewards, find)
-        for name, entry in page.rewards.items():
-            self._tensor(f"rewards.{name}.weight", entry.weight)
         self.terminations = self._bound("terminations", page.terminations, find)
         self.events: dict[str, list[BoundTerm]] = {"startup": [], "reset": [], "interval": []}
         events = self._bound("events", page.events, find)
@@ -81,8 +78,6 @@ class Terms:
         self._observations = {
             group: self._bound(f"observations.{group}", entries, find) for group, entries in page.observations.items()
         }
-        self.curricula = self._bound("curriculum", page.curriculum, find)
-        self._check_curricula()
         # commands draw before actions, and both before all others: a page's order of sections changes no number
         self.owners: dict[str, Any] = {f"trackers.{name}": tracker for name, tracker in self.trackers.items()}
         """Whatever may remember something, by `section.name`."""
@@ -132,20 +127,6 @@ class Terms:
         params = {name: entry.params for name, entry in self._page.actions.items()}
         return tensors(*self.actions.reflection(params), self._device)
 
-    def _check_curricula(self) -> None:
-        """Every number that a curriculum changes is there and has its length."""
-        for term in self.curricula:
-            path = term.params.get("parameter")
-            if path is None:
-                continue
-            place = f"curriculum.{term.name}.parameter: {path!r}"
-            if path not in self.params:
-                near = difflib.get_close_matches(path, self.params, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"{self._page.name}: {place} is no number of the page{hint}")
-            if any(term.params[end].numel() != self.params[path].numel() for end in ("start", "end")):
-                raise UserError(f"{self._page.name}: {place} has {self.params[path].numel()} numbers, start and end need as many")
-
     def _observation(self, group: str, term: BoundTerm, moment: Moment) -> ObservationTerm:
         entry: Entry = self._page.observations[group][term.name]
         path = f"observations.{group}.{term.name}"
@@ -159,43 +140,63 @@ class Terms:
             path=path,
             function=term.function,
             params=term.params,
-            noise=self._tensor(f"{path}.noise", self._by_joint(entry.noise)) if entry.noise else None,
-            scale=self._tensor(f"{path}.scale", entry.scale),
+            noise=self.params.get(f"{path}.noise"),
+            scale=self.params[f"{path}.scale"],
             clip=entry.clip,
             delay=entry.delay,
             history=entry.history,
             size=value.shape[1],
         )
 
-    def _bound(self, path: str, entries: dict[str, Entry], find: _Finder) -> list[BoundTerm]:
-        section = path.partition(".")[0]
+    def _bound(self, path: str, entries: dict[str, Entry], find: Finder) -> list[BoundTerm]:
         bound = []
-        for name, entry in entries.items():
-            term: Any = find(section, entry.term)
-            params = self._parameters(f"{path}.{name}", entry)
-            if inspect.isclass(term):
-                term, params = (term if term.__init__ is object.__init__ else partial(term, self.robot))(**params), {}
-            bound.append(BoundTerm(name, term, params))
+        for term in bind(path, entries, find, self.params):
+            kind: Any = term.function
+            if inspect.isclass(kind):
+                make = kind if kind.__init__ is object.__init__ else partial(kind, self.robot)
+                term = BoundTerm(term.name, make(**term.params), {})
+            bound.append(term)
         return bound
 
-    def _parameters(self, path: str, entry: Entry) -> dict[str, Any]:
-        joints = entry.params.get("joints", "all")
-        return {key: self._tensor(f"{path}.{key}", self._by_joint(value, joints)) for key, value in entry.params.items()}
 
-    def _by_joint(self, value: Any, joints: str = "all") -> Any:
-        """Resolve a mapping from joint groups to numbers into a number per joint; anything else stays as it is."""
-        if not isinstance(value, dict):
-            return value
-        spec = self.robot.spec
-        return spec.per_joint(value, spec.joints_of(joints))
+def bind(path: str, entries: dict[str, Entry], find: Finder, params: dict[str, Tensor]) -> list[BoundTerm]:
+    """Find the callables of the entries that stand under `path`; their numbers are the tensors of `params`."""
+    section = path.partition(".")[0]
+    return [
+        BoundTerm(
+            name,
+            find(section, entry.term),
+            {key: params.get(f"{path}.{name}.{key}", value) for key, value in entry.params.items()},
+        )
+        for name, entry in entries.items()
+    ]
 
-    def _tensor(self, path: str, value: Any) -> Any:
-        """Keep a float or a tuple of floats as a tensor in `params`; return anything else as it is."""
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or not all(isinstance(number, float) for number in numbers):
-            return value
-        self.params[path] = torch.tensor(value, dtype=torch.float32, device=self._device)
-        return self.params[path]
+
+def numbers(page: Page) -> dict[str, Tensor]:
+    """Collect every number of the page that may change during a run, by dotted path, on the CPU."""
+    found: dict[str, Tensor] = {}
+    robot: RobotSpec | None = None
+    for section, path, entry in _entries(page):
+        values = dict(entry.params)
+        if section == "rewards":
+            values["weight"] = entry.weight
+        if section == "observations":
+            values |= {"scale": entry.scale} | ({"noise": entry.noise} if entry.noise else {})
+        for key, value in values.items():
+            if isinstance(value, dict):  # numbers by group: one for each joint
+                robot = robot or load_robot(page.robot)
+                value = robot.per_joint(value, robot.joints_of(entry.params.get("joints", "all")))
+            if (number := _number(value)) is not None:
+                found[f"{path}.{key}"] = number
+    return found
+
+
+def _number(value: Any) -> Tensor | None:
+    """Turn a float or a tuple of floats into a float32 tensor; anything else cannot change during a run."""
+    parts = value if isinstance(value, tuple) else (value,)
+    if not parts or not all(isinstance(part, float) for part in parts):
+        return None
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def needed(page: Page) -> set[str]:
@@ -204,7 +205,7 @@ def needed(page: Page) -> set[str]:
     Raises:
         UserError: a term needs what there is not.
     """
-    return {need for need in _asked(page, _Finder(page)) if need not in TRACKERS and not need.startswith(_MODEL)}
+    return {need for need in _asked(page, Finder(page)) if need not in TRACKERS and not need.startswith(_MODEL)}
 
 
 def driven(page: Page, robot: RobotSpec) -> dict[str, str]:
@@ -213,7 +214,7 @@ def driven(page: Page, robot: RobotSpec) -> dict[str, str]:
     Raises:
         UserError: two terms drive the same joint.
     """
-    find = _Finder(page)
+    find = Finder(page)
     kinds: dict[str, str] = {}
     drivers: dict[str, str] = {}
     for name, entry in page.actions.items():
@@ -225,10 +226,10 @@ def driven(page: Page, robot: RobotSpec) -> dict[str, str]:
     return kinds
 
 
-def _asked(page: Page, find: _Finder) -> set[str]:
+def _asked(page: Page, find: Finder) -> set[str]:
     """Collect everything that the page's terms, and the trackers that they read, need."""
     asked: set[str] = set()
-    for section, entry in _entries(page):
+    for section, _, entry in _entries(page):
         term = find(section, entry.term)
         for need in getattr(term, "needs", ()):
             known = (*TRACKERS, *NEEDS)
@@ -241,22 +242,26 @@ def _asked(page: Page, find: _Finder) -> set[str]:
     return asked
 
 
-def _entries(page: Page) -> Iterator[tuple[str, Entry]]:
+def _entries(page: Page) -> Iterator[tuple[str, str, Entry]]:
+    """Section, dotted path and entry of every term of the page."""
     for section in SECTIONS:
         value = getattr(page, section)
-        sections = value.values() if section == "observations" else [value]
-        for entries in sections:
-            for entry in entries.values():
-                yield section, entry
+        parts = (
+            {f"{section}.{group}": entries for group, entries in value.items()} if section == "observations" else {section: value}
+        )
+        for path, entries in parts.items():
+            for name, entry in entries.items():
+                yield section, f"{path}.{name}", entry
 
 
-class _Finder:
+class Finder:
     """Finds the callable of a term; a page's own modules are imported from their files, once."""
 
     def __init__(self, page: Page) -> None:
         self._terms, _ = find_terms([Path(path) for path in page.terms])
 
     def __call__(self, section: str, name: str) -> Any:
+        """Find the callable of a section's term by the term's name."""
         signature = self._terms[SECTIONS[section]][name]
         return getattr(_module(signature), name)
 

@@ -1,16 +1,22 @@
-"""Curriculum terms: `(params, iteration, *, ...)`, run once before each rollout, outside the step."""
+"""Curricula: terms `(params, statistics, iteration, *, ...)`, run once an iteration by the trainer, never in an environment."""
 
 from __future__ import annotations
+
+import difflib
 
 import torch
 from torch import Tensor
 
+from embodied_rl.config.page import Page
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.bind import BoundTerm, Finder, bind, numbers
 from embodied_rl.mdp.term import curriculum
 
 
 @curriculum()
 def linear(
     params: dict[str, Tensor],
+    statistics: dict[str, float],
     iteration: int,
     *,
     parameter: str,
@@ -28,3 +34,111 @@ def linear(
     # torch.lerp(start, end, progress); the tuples of the signature arrive as tensors
     value = torch.lerp(torch.as_tensor(start), torch.as_tensor(end), progress)
     params[parameter].copy_(value.view(params[parameter].shape))
+
+
+class Curricula:
+    """A page's curricula and the numbers that they move, without a robot: what is global of a run, and the same everywhere.
+
+    Environments only take the numbers over (`VectorEnv.set_numbers`).  Without a trainer nothing moves, and the page's own hold.
+
+    Args:
+        page: the task.
+
+    Raises:
+        UserError: a curriculum moves a number that the page does not have; one line.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self.params = numbers(page)
+        """Every number of the page that may change, by dotted path, float32 on the CPU."""
+        self._terms = bind("curriculum", page.curriculum, Finder(page), self.params)
+        # the curriculum that moved a number last, by the number's path
+        self._mover: dict[str, str] = {}
+        self._check_parameters()
+
+    @property
+    def numbers(self) -> dict[str, Tensor]:
+        """Copies of the numbers that have ever moved: what environments have to be told, and what is saved."""
+        return {path: self.params[path].clone() for path in self._mover}
+
+    def advance(self, statistics: dict[str, float], iteration: int) -> None:
+        """Set the numbers to what they are in an iteration.
+
+        Args:
+            statistics: sums of the rollout before it over the robots of all ranks (`VectorEnv.drain_totals`: `steps`,
+                `episodes`, `reward/total`, ...); empty before the first.
+            iteration: the number of the iteration that comes.
+
+        Raises:
+            UserError: a curriculum sets what cannot be; one line.
+        """
+        for term in self._terms:
+            self._run(term, statistics, iteration)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Give the numbers that have moved, by the curriculum that moved them last."""
+        moved: dict[str, dict[str, Tensor]] = {term.name: {} for term in self._terms}
+        for path, number in self.numbers.items():
+            moved[self._mover[path]][path] = number
+        return moved
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]], iteration: int) -> None:
+        """Take up what `state_dict` gave before an iteration, of the curricula that the page still has.
+
+        A curriculum that the state does not know begins with the iteration, without statistics.  What nothing moves any more is
+        the page's own again.
+
+        Raises:
+            ValueError: a number is not the page's.
+        """
+        for path, number in numbers(self._page).items():
+            self.params[path].copy_(number)
+        self._mover = {}
+        for term in self._terms:
+            for path, number in state.get(term.name, {}).items():
+                if path not in self.params or number.shape != self.params[path].shape:
+                    raise ValueError(f"curriculum.{term.name}: {path} differs")
+                self.params[path].copy_(number)
+                self._mover[path] = term.name
+        for term in self._terms:
+            if term.name not in state:
+                self._run(term, {}, iteration)
+
+    def _run(self, term: BoundTerm, statistics: dict[str, float], iteration: int) -> None:
+        """Call a curriculum, and note what it has moved."""
+        before = {path: number.clone() for path, number in self.params.items()}
+        given = dict(self.params)
+        term.function(given, statistics, iteration, **term.params)
+        place = f"{self._page.name}: curriculum.{term.name}"
+        for path, value in given.items():
+            if path not in before:
+                raise UserError(f"{place} sets {path!r}, which is no number of the page{self._hint(path)}")
+            # one that was put in a number's place is as good as one that was changed
+            value = torch.as_tensor(value, dtype=torch.float32)
+            if value.shape != before[path].shape:
+                shapes = [str(tuple(number.shape)) for number in (value, before[path])]
+                raise UserError(f"{place} sets {path} to a value of shape {shapes[0]}, and the page's has {shapes[1]}")
+            if torch.equal(value, before[path]):
+                continue
+            if not value.isfinite().all():
+                raise UserError(f"{place} sets {path} to {value.tolist()} in iteration {iteration}, which is not finite")
+            self.params[path].copy_(value)
+            self._mover[path] = term.name
+
+    def _check_parameters(self) -> None:
+        """Whether every number that a curriculum's `parameter` names is there and has the length of its values."""
+        for term in self._terms:
+            path = term.params.get("parameter")
+            if path is None:
+                continue
+            place = f"{self._page.name}: curriculum.{term.name}.parameter: {path!r}"
+            if path not in self.params:
+                raise UserError(f"{place} is no number of the page{self._hint(path)}")
+            count = self.params[path].numel()
+            if any(term.params[end].numel() != count for end in ("start", "end") if end in term.params):
+                raise UserError(f"{place} has {count} numbers, start and end need as many")
+
+    def _hint(self, path: str) -> str:
+        near = difflib.get_close_matches(path, self.params, n=1)
+        return f"; did you mean {near[0]!r}?" if near else ""

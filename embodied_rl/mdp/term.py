@@ -166,9 +166,11 @@ def event(
 
 
 def curriculum() -> Callable[[T], T]:
-    """Declare a curriculum term: `(params, iteration, *, ...) -> None`, run once before each rollout, outside the step.
+    """Declare a curriculum term: `(params, statistics, iteration, *, ...) -> None`, run by the trainer before each iteration.
 
-    It changes tensors of `params` (`env.params`) in place, and is a function of the iteration alone, so that a resumed run
-    goes on as it would have.
+    It changes numbers of the page (`params`, by dotted path, on the CPU) for all robots of all processes: see `Curricula`,
+    which also says what `statistics` are.  Beside its arguments it depends on nothing, so that every process computes the
+    same and a resumed run goes on as it would have.  What it has to remember is a `float` parameter of its own, which is a
+    number of the page like any other: `params["curriculum.NAME.level"]`.
     """
     return _declare("curriculum")

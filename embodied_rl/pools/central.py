@@ -54,7 +54,7 @@ class RemoteEnv:
         self.buffers = {"age": zeros().long(), "rewards": zeros()}
         self.buffers |= {name: zeros().bool() for name in _LED_TO[1:]}
         self.physics_seconds = 0.0
-        self._iteration = 0
+        self._numbers: dict[str, Tensor] = {}
         # what a lost worker's replacement begins with, and what it does then
         self._kept: dict[int, Any] = {worker.index: None for worker in self.crew.workers}
         self._tape: list[Tensor] = []
@@ -76,15 +76,15 @@ class RemoteEnv:
         """As it is: there is nothing to capture."""
         return function
 
-    def advance_curricula(self, iteration: int) -> None:
-        """Keep the state of the iteration's beginning, and set what a curriculum moves."""
-        self._iteration = iteration
+    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
+        """Keep the state of the iteration's beginning, and send the workers numbers of the page."""
+        self._numbers = numbers
         self.crew.keep_spares()
         if self.page.pool.on_crash == "replay":
             states = self._ask(lambda worker: worker.actor.snapshot.remote())
             self._kept = {index: {name: value.copy() for name, value in state.items()} for index, state in states.items()}
         self._tape = []
-        self._ask(lambda worker: worker.actor.advance_curricula.remote(iteration))
+        self._ask(lambda worker: worker.actor.set_numbers.remote(numbers))
 
     def drain_totals(self) -> dict[str, float]:
         """Add up over all workers."""
@@ -154,11 +154,12 @@ class RemoteEnv:
             except self._ray.exceptions.RayError as error:
                 why = self.crew.blame(worker, error)
                 if self.crew.is_its_own(error) or self.page.pool.on_crash == "raise":
-                    raise PoolError(f"pool: {why}; iteration {self._iteration}, env.seed {self.page.env.seed}") from None
+                    age = int(self.buffers["age"][0])
+                    raise PoolError(f"pool: {why}; after {age} steps, env.seed {self.page.env.seed}") from None
             self.crew.replace(worker, why)
             if self._kept[worker.index] is not None:
                 worker.actor.restore.remote(self._kept[worker.index])
-            worker.actor.advance_curricula.remote(self._iteration)
+            worker.actor.set_numbers.remote(self._numbers)
             for actions in self._tape:
                 worker.actor.act.remote(actions[worker.rows].numpy())
             ref = question(worker)

@@ -1,7 +1,8 @@
 """The protocol with the workers: requests out, fragments back, and another worker in the place of one that is lost.
 
-The policy's numbers go out once an iteration.  At most one request is in flight for a worker (two in `async`), so that nothing
-piles up.  A lost worker is replaced, and by default collects its part again, with the same weights and the same random numbers.
+The policy's numbers, and those of the page that curricula moved, go out once an iteration.  At most one request is in flight
+for a worker (two in `async`), so that nothing piles up.  A lost worker is replaced, and by default collects its part again, with
+the same weights and the same random numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from embodied_rl.learn.policy import Policy
 from embodied_rl.pools.assembly import Fragment
@@ -59,7 +62,7 @@ class Dispatcher:
         self.iteration = 0
         self.version = -1
         self.weights: Any = None
-        """Reference of the newest ones: `version` and `numbers`."""
+        """Reference of the newest ones: `version`, `policy`, and the page's `numbers`."""
         self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self.unstable: list[dict] = []
         """What is known of environments that failed; `row` is the pool's."""
@@ -67,12 +70,12 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------------------------------- requests
 
-    def publish(self, policy: Policy, iteration: int) -> None:
-        """Put the policy's numbers where every worker fetches them, once."""
+    def publish(self, policy: Policy, iteration: int, numbers: dict[str, Tensor]) -> None:
+        """Put the policy's numbers, and those of the page, where every worker fetches them, once."""
         self.iteration = iteration
         self.version += 1
         # the newest is held until it is replaced, older ones by the requests that a replay needs
-        self.weights = self._ray.put({"version": self.version, "numbers": pack(policy)})
+        self.weights = self._ray.put({"version": self.version, "policy": pack(policy), "numbers": numbers})
 
     def send(self, worker: Worker, iteration: int, *, starting: bool = False) -> None:
         """Ask for a fragment, collected with the newest weights, of a worker that is there or is starting."""

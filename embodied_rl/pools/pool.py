@@ -86,8 +86,10 @@ class SimPool:
         sizes = self.crew.described["obs"]
         return {name: torch.zeros(self.num_envs, *shape, device=self._device) for name, shape in sizes.items()}
 
-    def collect(self, policy: Policy, iteration: int) -> Rollout:
+    def collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor] | None = None) -> Rollout:
         """Let the policy drive for T steps; the rollout's tensors are overwritten by the next call.
+
+        What an older policy collected, it collected under the numbers that were sent with it.
 
         Raises:
             PoolError: a worker was lost and `pool.on_crash` is raise, or more were lost than the page allows.
@@ -96,7 +98,7 @@ class SimPool:
         if self._policy is not policy:
             self._policy = policy
             self.crew.meet(plain_copy(policy))
-        self.dispatcher.publish(policy, iteration)
+        self.dispatcher.publish(policy, iteration, numbers or {})
         put = time.perf_counter()
         rollout = self._mode.collect(policy, iteration)
         self.crew.keep_spares()  # not before the rollout is there: they would take its cores while they load

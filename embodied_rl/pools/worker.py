@@ -81,8 +81,9 @@ class SimWorker:
         """Let the policy drive for T steps, or until told to stop.
 
         Args:
-            weights: `version` and `numbers`; newer ones that `renew` brought go before.
-            iteration: the trainer's; curricula and `stop` go by it.
+            weights: `version`, `policy` and the `numbers` of the page that go with it; newer ones that `renew` brought go
+                before.
+            iteration: the trainer's; `stop` goes by it.
             snapshot: whether to send the environments' state along.
 
         Returns:
@@ -94,8 +95,8 @@ class SimWorker:
         started = time.perf_counter()
         self._doing = ("collecting", iteration, time.time())
         self._iteration = iteration
-        unpack(self._policy, weights["numbers"])
-        rollout = self._collector.collect(self._policy, iteration)
+        unpack(self._policy, weights["policy"])
+        rollout = self._collector.collect(self._policy, iteration, weights["numbers"])
         fragment = {
             "version": weights["version"],
             "iteration": iteration,
@@ -146,10 +147,10 @@ class SimWorker:
         assert env is not None
         return env.drain_totals(), env.drain_unstable(), env.physics_seconds
 
-    def advance_curricula(self, iteration: int) -> None:
+    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
         """See `VectorEnv`."""
         assert self._env is not None
-        self._env.advance_curricula(iteration)
+        self._env.set_numbers(numbers)
 
     # ----------------------------------------------------------------------------------- asked while something else goes on
 

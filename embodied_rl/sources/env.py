@@ -112,8 +112,14 @@ class SourceEnv:
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         return function
 
-    def advance_curricula(self, iteration: int) -> None:
-        """Do nothing: environments of others have no curricula."""
+    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
+        """Refuse any: environments of others have no numbers of a page.
+
+        Raises:
+            SourceError: there are some.
+        """
+        if numbers:
+            raise SourceError(f"{self.page.env.source}: has no number {next(iter(numbers))!r} that could be set")
 
     def drain_totals(self) -> dict[str, float]:
         totals = self._totals

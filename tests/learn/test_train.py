@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import SEEDS
-from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.report import Report
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.train import Trainer, UnstableError
@@ -91,6 +91,100 @@ def test_half_a_run_and_the_rest_are_the_whole(tmp_path: Path) -> None:
     assert any(metrics["Train/fall_rate"] for metrics in history if "Train/fall_rate" in metrics)
 
 
+#: Asks for more whenever episodes were worth enough, and writes down what it was told.
+GROW = """
+from embodied_rl.mdp.term import curriculum
+
+TOLD = []
+
+@curriculum()
+def grow(params, statistics, iteration, *, reward: float, factor: float):
+    TOLD.append((iteration, dict(statistics)))
+    if statistics and statistics["reward/total"] > reward * statistics["episodes"]:
+        params["commands.velocity.lin_vel_x"] *= factor
+"""
+
+
+def growing(folder: Path, *overrides: str) -> Page:
+    """The small page with a curriculum that goes by the iteration and one that goes by the rewards."""
+    (folder / "grow.py").write_text(GROW)
+    text = "extends: go2_flat.yaml\nterms: [grow.py]\ncurriculum:\n  grow: {reward: 0.02, factor: 1.1}\n"
+    ramp = "{term: linear, parameter: rewards.pose.weight, start: [0.0], end: [1.0], iterations: [2, 18]}"
+    (folder / "growing.yaml").write_text(f"{text}  ramp: {ramp}\n")
+    return load(str(folder / "growing.yaml"), [*SMALL, *overrides])
+
+
+def told(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
+    """What the curriculum of `growing` was told since it was loaded."""
+    (grow,) = [term.function for term in trainer.curricula._terms if term.name == "grow"]
+    return sys.modules[grow.__module__].TOLD
+
+
+def moving(trainer: Trainer) -> list[torch.Tensor]:
+    """The numbers that its robots have."""
+    params = trainer.collector._env.params  # pyright: ignore[reportAttributeAccessIssue]
+    return [params[path].clone() for path in ("rewards.pose.weight", "commands.velocity.lin_vel_x")]
+
+
+def test_curricula_move_between_rollouts_by_what_the_last_one_came_to(tmp_path: Path) -> None:
+    trainer = training.start(growing(tmp_path), tmp_path / "run")
+    seen, collect = [], trainer.collector.collect
+
+    def collected(*arguments: Any) -> Rollout:
+        rollout = collect(*arguments)
+        seen.append(moving(trainer))
+        return rollout
+
+    trainer.collector.collect = collected  # pyright: ignore[reportAttributeAccessIssue]
+    history = train(trainer, 8)
+    assert [iteration for iteration, _ in told(trainer)] == list(range(9)) and told(trainer)[0][1] == {}
+    expected, grown = torch.tensor([-1.0, 1.0]), 0
+    for iteration, (weight, velocities) in enumerate(seen):
+        assert weight.item() == pytest.approx(min(max((iteration - 2) / 16, 0.0), 1.0))
+        statistics = told(trainer)[iteration][1]
+        if statistics and statistics["reward/total"] > 0.02 * statistics["episodes"]:
+            expected, grown = expected * 1.1, grown + 1
+        assert torch.equal(velocities, expected)
+        if statistics.get("episodes"):
+            assert statistics["reward/total"] / statistics["episodes"] == history[iteration - 1]["Train/mean_reward"]
+    assert 0 < grown < 8
+
+
+def test_half_a_run_with_curricula_and_the_rest_are_the_whole(tmp_path: Path) -> None:
+    """Bit for bit, by the iteration and by statistics; where the curriculum is gone, the page's own number is back."""
+    task = growing(tmp_path)
+    whole = training.start(task, tmp_path / "whole")
+    history = train(whole, 20)
+    halves = train(training.start(task, tmp_path / "half"), 10)
+    second = training.resume(str(tmp_path / "half"), str(tmp_path / "growing.yaml"))
+    half = second.curricula.params["commands.velocity.lin_vel_x"].clone()
+    assert half[1] > 1.0
+    halves += train(second, 20)
+    assert halves == history
+    states = [checkpoint.read(tmp_path / run / "checkpoints" / "model_000020.pt") for run in ("whole", "half")]
+    for state in states:
+        state["infos"].pop("seconds")
+    assert equal(*states)
+    assert states[0]["curricula"]["grow"]["commands.velocity.lin_vel_x"][1] > half[1]  # it went on
+    without = training.resume(str(tmp_path / "half"), str(tmp_path / "growing.yaml"), ["curriculum.grow=null"])
+    list(without.train(21))
+    weight, velocities = moving(without)
+    assert velocities.tolist() == [-1.0, 1.0] and weight == 1.0
+
+
+def test_a_checkpoint_whose_curricula_are_of_another_page(tmp_path: Path) -> None:
+    task = growing(tmp_path)
+    train(training.start(task, tmp_path / "run"), 4)
+    path = tmp_path / "run" / "checkpoints" / "model_000004.pt"
+    state = checkpoint.read(path)
+    state["curricula"]["ramp"]["rewards.waltz.weight"] = torch.tensor(1.0)
+    checkpoint.save(path, state)
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        training.resume(str(tmp_path / "run"), str(tmp_path / "growing.yaml"))
+    said = "its curricula do not fit the page: curriculum.ramp: rewards.waltz.weight differs; resume without the overrides"
+    assert str(caught.value) == f"{path}: {said}"
+
+
 @pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
 def test_what_a_recurrent_policy_remembers_outlives_the_process(tmp_path: Path, rnn_type: str) -> None:
     recurrent = page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=8", "ppo.symmetry=none")
@@ -142,12 +236,12 @@ def test_too_many_minibatches_that_are_not_finite_end_the_run_with_what_they_wer
     train(trainer, 1)
     collect = trainer.collector.collect
 
-    def spoiled(policy: Policy, iteration: int) -> Rollout:
-        rollout = collect(policy, iteration)
+    def spoiled(*arguments: Any) -> Rollout:
+        rollout = collect(*arguments)
         rollout.rewards[3, 5] = torch.inf
         return rollout
 
-    trainer.collector.collect = spoiled
+    trainer.collector.collect = spoiled  # pyright: ignore[reportAttributeAccessIssue]
     before = weights(trainer)
     with pytest.raises(UnstableError, match=r"^4 minibatches of iteration 2 .*ppo.max_skipped \(40%\).*iteration_000002.pt; try"):
         train(trainer, 2)

@@ -19,7 +19,7 @@ from embodied_rl.mdp.state import Memory
 DEFAULT = torch.tensor([0.1, -0.8, 0.4])
 GROUPS = {"all": (0, 1, 2), "legs": (2, 0), "arm": (1,)}
 #: Joints a, b and c; a and c are partners.
-ROBOT = cast(
+ROBOT: Any = cast(
     Part,
     SimpleNamespace(
         default_joint_pos=DEFAULT,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from embodied_rl.config import load
-from embodied_rl.mdp.bind import _Finder
+from embodied_rl.mdp.bind import Finder
 
 TERMS = """
 from __future__ import annotations
@@ -30,7 +30,7 @@ def term(folder: Path, value: float):
     folder.mkdir()
     (folder / "my_terms.py").write_text(TERMS.format(value=value))
     (folder / "page.yaml").write_text("extends: go2_flat.yaml\nterms: [my_terms.py]\nrewards:\n  mine: {weight: 1.0}\n")
-    return _Finder(load(str(folder / "page.yaml")))("rewards", "mine")
+    return Finder(load(str(folder / "page.yaml")))("rewards", "mine")
 
 
 def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
@@ -48,5 +48,5 @@ def test_a_file_that_fails_leaves_no_half_module(tmp_path: Path) -> None:
     page = "extends: go2_flat.yaml\nterms: [my_terms.py]\nrewards:\n  mine: {weight: 1.0}\n"
     (tmp_path / "broken" / "page.yaml").write_text(page)
     with pytest.raises(ZeroDivisionError):
-        _Finder(load(str(tmp_path / "broken" / "page.yaml")))("rewards", "mine")
+        Finder(load(str(tmp_path / "broken" / "page.yaml")))("rewards", "mine")
     assert not [name for name in set(sys.modules) - before if "my_terms" in name]

@@ -271,6 +271,71 @@ def test_the_policy_may_be_elsewhere(cluster: Any, expected: list[dict[str, torc
     collector._env.close()
 
 
+# --------------------------------------------------------------------------------------------------- what curricula have moved
+
+
+def moved(iteration: int) -> dict[str, torch.Tensor]:
+    """Numbers of the page that every iteration has anew; none before the first."""
+    weight, pushes = torch.tensor(-0.1 * iteration), torch.tensor([0.0, 0.2 * iteration])
+    return {"rewards.action_rate.weight": weight, "commands.velocity.lin_vel_x": pushes} if iteration else {}
+
+
+@pytest.fixture(scope="module")
+def under_numbers() -> list[dict[str, torch.Tensor]]:
+    """Three rollouts in this process, each under its own numbers."""
+    task = page()
+    collector, acting = local(task), policy(task)
+    return [tensors(collector.collect(acting, iteration, moved(iteration))) for iteration in range(3)]
+
+
+def test_numbers_go_where_the_policy_goes_and_a_replacement_has_them_again(
+    cluster: Any, expected: list[dict[str, torch.Tensor]], under_numbers: list[dict[str, torch.Tensor]]
+) -> None:
+    assert "rewards" in differences(under_numbers[1], expected[1])
+    task = page("pool.snapshot_interval=4")  # so that a replacement repeats all iterations, each under its own
+    made, acting = SimPool(task), policy(task)
+    assert differences(tensors(made.collect(acting, 0, moved(0))), under_numbers[0]) == []
+    assert differences(tensors(made.collect(acting, 1, moved(1))), under_numbers[1]) == []
+    in_a_while(0.05, lambda: kill(made.crew.workers[0]))
+    assert differences(tensors(made.collect(acting, 2, moved(2))), under_numbers[2]) == []
+    made.close()
+
+
+@pytest.mark.slow
+def test_numbers_go_to_the_workers_of_a_policy_that_is_elsewhere(
+    cluster: Any, under_numbers: list[dict[str, torch.Tensor]]
+) -> None:
+    task = page("pool.inference=central")
+    collector = make_collector(task, torch.arange(ENVS))
+    assert isinstance(collector, LocalCollector)
+    acting = policy(task)
+    assert differences(tensors(collector.collect(acting, 0, moved(0))), under_numbers[0]) == []
+    in_a_while(0.1, lambda: kill(collector._env.crew.workers[1]))  # pyright: ignore[reportAttributeAccessIssue]
+    for iteration in (1, 2):
+        assert differences(tensors(collector.collect(acting, iteration, moved(iteration))), under_numbers[iteration]) == []
+    collector._env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["overlap", "async"])
+def test_what_an_older_policy_collected_it_collected_under_the_numbers_of_its_time(cluster: Any, mode: str) -> None:
+    """The only reward is 1 + the version, so that it says whose numbers a transition was collected under."""
+    others = [f"rewards.{name}=null" for name in load("go2_flat").rewards]
+    task = page(f"pool.mode={mode}", "env.reward_floor=null", *others, "rewards.alive={weight: 1.0}")
+    made, acting = SimPool(task), policy(task)
+    behind = []
+    for iteration in range(4):
+        rollout = made.collect(acting, iteration, {"rewards.alive.weight": torch.tensor(1.0 + iteration)})
+        rewards = (rollout.rewards / task.control_dt)[rollout.valid & ~rollout.terminated]
+        ages = iteration + 1 - rewards
+        torch.testing.assert_close(ages, ages.round(), atol=1e-4, rtol=0.0)
+        # one that fell was not paid
+        assert 0 <= rollout.totals["pool_mean/staleness"] - float(ages.sum()) <= iteration * int(rollout.terminated.sum()) + 1e-2
+        behind.append(float(ages.max()))
+    assert behind[0] == 0.0 and round(max(behind)) >= 1
+    made.close()
+
+
 # -------------------------------------------------------------------------------------------------------------------- faults
 
 
@@ -365,7 +430,7 @@ def test_an_answer_to_another_question_is_thrown_away(again: SimPool) -> None:
     acting = policy(page())
     again.collect(acting, 0)
     dispatcher = again.dispatcher
-    dispatcher.publish(acting, 1)
+    dispatcher.publish(acting, 1, {})
     for worker in again.crew.workers:
         dispatcher.send(worker, 1)
     request = dispatcher.requests[0][0]

@@ -426,6 +426,53 @@ def test_no_room_for_one_ranks_shard_costs_one_checkpoint(
     assert "not written (No space left on device); the run goes on, and its last checkpoint is that of iteration 2" in caplog.text
 
 
+GROW = """
+from embodied_rl.mdp.term import curriculum
+
+@curriculum()
+def grow(params, statistics, iteration, *, per_step: float):
+    params["commands.velocity.lin_vel_x"][1] += per_step * statistics.get("steps", 0.0)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_curricula_go_by_the_robots_of_all_ranks_and_go_on_with_any_number(ranks: Ranks, tmp_path: Path, after: int) -> None:
+    (tmp_path / "grow.py").write_text(GROW)
+    own = (f"terms=[{tmp_path / 'grow.py'}]", "curriculum.grow={per_step: 0.01}")
+
+    def train(iterations: int) -> Callable[[Group], list[list[float]]]:
+        def run(group: Group) -> list[list[float]]:
+            made, seen = trainer(group, tmp_path / "run", *own), []
+            for _ in made.train(iterations):
+                params = made.collector._env.params  # pyright: ignore[reportAttributeAccessIssue]
+                seen.append(params["commands.velocity.lin_vel_x"].tolist())
+            return seen
+
+        return run
+
+    one, other = ranks(2, train(3))
+    assert one == other
+    for seen in ranks(after, train(5)):
+        one = [*one[:3], *seen]
+        # 8 steps of 5 robots an iteration
+        assert [pair[1] for pair in one] == pytest.approx([1.0 + 0.4 * iteration for iteration in range(5)])
+
+
+def test_a_curriculum_that_goes_another_way_on_one_rank_is_named(ranks: Ranks, tmp_path: Path) -> None:
+    ramp = "{term: linear, parameter: rewards.pose.weight, start: [0.0], end: [1.0], iterations: [0, 9]}"
+
+    def train(group: Group) -> str:
+        made = trainer(group, tmp_path / "run", f"curriculum.ramp={ramp}")
+        with pytest.raises(UnstableError) as caught:
+            for _ in made.train(4):
+                if group.rank == 1:
+                    made.curricula._terms[0].params["end"].fill_(0.5)
+        return str(caught.value)
+
+    (line,) = set(ranks(3, train))
+    assert line.startswith("after iteration 2 the curricula of rank 1 differ from the others': one of them draws random numbers")
+
+
 def test_a_rank_whose_networks_went_their_own_way_is_named_and_nothing_is_saved(ranks: Ranks, tmp_path: Path) -> None:
     def train(group: Group) -> str:
         made = trainer(group, tmp_path / "run")

@@ -1,0 +1,152 @@
+"""Curricula without a robot: what they move, what is remembered of it, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from embodied_rl import make_env
+from embodied_rl.config import Page, load
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.curricula import Curricula
+from embodied_rl.paths import PACKAGE
+
+OWN = """
+from embodied_rl.mdp.term import curriculum
+
+@curriculum()
+def own(params, statistics, iteration, *, level: float = 0.0):
+    {body}
+"""
+RANGE = "commands.velocity.lin_vel_x"
+RAMP = "{term: linear, parameter: commands.velocity.lin_vel_x, start: [-1.0, 1.0], end: [-2.0, 3.0], iterations: [2, 6]}"
+
+
+def page(folder: Path, body: str, *overrides: str) -> Page:
+    """go2_flat with a curriculum `own` of this body."""
+    (folder / "own_terms.py").write_text(OWN.format(body=body))
+    (folder / "ramps.yaml").write_text("extends: go2_flat.yaml\nterms: [own_terms.py]\ncurriculum:\n  own: {}\n")
+    return load(str(folder / "ramps.yaml"), overrides)
+
+
+def ramp(*overrides: str) -> Curricula:
+    return Curricula(load("go2_flat", [f"curriculum.ramp={RAMP}", *overrides]))
+
+
+@pytest.mark.parametrize("name", ["go2_flat", str(PACKAGE.parent / "tests" / "everything.yaml")])
+def test_the_numbers_are_the_environments_without_one(name: str) -> None:
+    task = load(name, ["env.num_envs=2", "env.compile=false", "physics.num_threads=1"])
+    env, numbers = make_env.make(task), Curricula(task).params
+    assert list(numbers) and set(numbers) == set(env.params)
+    for path, number in numbers.items():
+        assert number.dtype == torch.float32 and torch.equal(number, env.params[path]), path
+    env.close()
+
+
+def test_a_line_between_two_iterations_whatever_the_statistics() -> None:
+    curricula = ramp()
+    found = []
+    for iteration in (0, 2, 3, 6, 9):
+        curricula.advance({"episodes": float(iteration)}, iteration)
+        found.append(curricula.params[RANGE].tolist())
+    assert found == [[-1.0, 1.0], [-1.0, 1.0], [-1.25, 1.5], [-2.0, 3.0], [-2.0, 3.0]]
+
+
+def test_what_has_moved_is_told_from_then_on_also_when_it_is_back() -> None:
+    curricula = ramp()
+    curricula.advance({}, 0)
+    assert curricula.numbers == {}
+    curricula.advance({}, 4)
+    moved = curricula.numbers
+    assert list(moved) == [RANGE] and moved[RANGE].tolist() == [-1.5, 2.0]
+    curricula.advance({}, 0)
+    assert curricula.numbers[RANGE].tolist() == [-1.0, 1.0]
+    assert moved[RANGE].tolist() == [-1.5, 2.0]  # what was told before stays what it was
+
+
+def test_statistics_drive_and_a_level_is_remembered(tmp_path: Path) -> None:
+    body = """params["curriculum.own.level"] += statistics.get("falls", 0.0)
+    params["rewards.pose.weight"] = level * 2.0"""
+    task = page(tmp_path, body)
+    curricula = Curricula(task)
+    curricula.advance({}, 0)
+    curricula.advance({"falls": 3.0}, 1)
+    resumed = Curricula(task)
+    resumed.load_state_dict(curricula.state_dict(), 1)
+    for one in (curricula, resumed):
+        one.advance({"falls": 1.0}, 2)
+        assert {path: number.item() for path, number in one.numbers.items()} == {
+            "curriculum.own.level": 4.0,
+            "rewards.pose.weight": 8.0,
+        }
+
+
+def test_a_state_is_taken_up_as_far_as_the_page_goes_with_it() -> None:
+    curricula = ramp()
+    curricula.advance({}, 4)
+    state = curricula.state_dict()
+    again = ramp()
+    again.advance({}, 6)
+    again.load_state_dict(state, 4)
+    assert again.numbers[RANGE].tolist() == [-1.5, 2.0]
+    # the curriculum is gone: the page's own number holds
+    gone = Curricula(load("go2_flat"))
+    gone.load_state_dict(state, 4)
+    assert gone.numbers == {} and gone.params[RANGE].tolist() == [-1.0, 1.0]
+    # the state does not know it: it begins where the run is
+    new = ramp()
+    new.load_state_dict({}, 4)
+    assert new.numbers[RANGE].tolist() == [-1.5, 2.0]
+    for odd in ({RANGE: torch.zeros(3)}, {"rewards.waltz.weight": torch.tensor(1.0)}):
+        with pytest.raises(ValueError, match=f"^curriculum.ramp: {next(iter(odd))} differs$"):
+            ramp().load_state_dict({"ramp": odd}, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            'params["rewards.pose.weight"] /= 0.0',
+            "sets rewards.pose.weight to inf in iteration 7, which is not finite",
+        ),
+        (
+            'params["rewards.pose.weight"].fill_(float("nan"))',
+            "sets rewards.pose.weight to nan in iteration 7, which is not finite",
+        ),
+        (
+            'params["commands.velocity.lin_vel_x"] = params["rewards.pose.weight"]',
+            "sets commands.velocity.lin_vel_x to a value of shape (), and the page's has (2,)",
+        ),
+        (
+            'params["commands.velocity.lin_vel_x"].resize_(3)',
+            "sets commands.velocity.lin_vel_x to a value of shape (3,), and the page's has (2,)",
+        ),
+        (
+            'params["rewards.poses.weight"] = 1.0',
+            "sets 'rewards.poses.weight', which is no number of the page; did you mean 'rewards.pose.weight'?",
+        ),
+    ],
+)
+def test_what_a_curriculum_cannot_set(tmp_path: Path, body: str, said: str) -> None:
+    curricula = Curricula(page(tmp_path, body))
+    with pytest.raises(UserError) as caught:
+        curricula.advance({}, 7)
+    assert str(caught.value) == f"ramps: curriculum.own {said}"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "curriculum.ramp.parameter=commands.velocity.lin_vel_z",
+            "'commands.velocity.lin_vel_z' is no number of the page; did you mean 'commands.velocity.lin_vel_y'?",
+        ),
+        ("curriculum.ramp.end=[1.0]", "'commands.velocity.lin_vel_x' has 2 numbers, start and end need as many"),
+    ],
+)
+def test_a_number_that_is_not_there(override: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        ramp(override)
+    assert str(caught.value) == f"go2_flat: curriculum.ramp.parameter: {said}"
