@@ -189,8 +189,9 @@ class _Checker:
             numbers[name] = _written({**inherited, **own})
             motors_own = {*motors.mistakes(_written(inherited))} if joint.motor in classes else set()
             for key, message in motors.mistakes(numbers[name]):
-                at_motor = (key, message) in motors_own  # one line for all of its joints
-                self.problem(("motors", joint.motor, key) if at_motor else ("joints", name, key), message)  # type: ignore[arg-type]
+                # what is wrong with a motor is told there, once for all of its joints
+                where = ("motors", joint.motor) if joint.motor and (key, message) in motors_own else ("joints", name)
+                self.problem((*where, key), message)
         return numbers
 
     def welded(self, names: list[str], lists: Mapping[str, tuple[str, ...]]) -> set[str]:

@@ -11,21 +11,48 @@ if TYPE_CHECKING:
 
 
 def obstacles(spec: mujoco.MjSpec, joints: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Find what keeps joints from being welded: the joint, and why."""
+    """Find what keeps joints from being welded: the joint, and why.
+
+    Beside what names the joint itself, that is what MuJoCo measures in the pose of the file, where the joint is not yet
+    where it is welded: constraints between bodies, and springs of tendons, on either side of it.
+    """
     import mujoco
 
     for name in joints:
+        joint = spec.joint(name)
+        if joint is None:  # told elsewhere
+            continue
         for equality in spec.equalities:
-            if equality.type == mujoco.mjtEq.mjEQ_JOINT and name in (equality.name1, equality.name2):
-                others = " and ".join(repr(one) for one in (equality.name1, equality.name2) if one)
-                yield name, f"the equality constraint {equality.name!r} of {others} needs it"
+            ends = [one for one in (equality.name1, equality.name2) if one]
+            named = equality.type == mujoco.mjtEq.mjEQ_JOINT and name in ends
+            measured = equality.type in (mujoco.mjtEq.mjEQ_CONNECT, mujoco.mjtEq.mjEQ_WELD)
+            if measured and equality.objtype == mujoco.mjtObj.mjOBJ_BODY:
+                named = _crosses(joint.parent, [spec.body(one) for one in (equality.name1, equality.name2 or "world")])
+            if named:
+                yield name, f"the equality constraint {equality.name!r} of {' and '.join(map(repr, ends))} needs it"
         for tendon in spec.tendons:
-            targets = (wrap.target.name for wrap in tendon.path if wrap.type == mujoco.mjtWrap.mjWRAP_JOINT)
-            if name in targets:
+            targets = [wrap.target for wrap in tendon.path if wrap.type != mujoco.mjtWrap.mjWRAP_PULLEY]
+            if any(wrap.type == mujoco.mjtWrap.mjWRAP_JOINT for wrap in tendon.path):
+                pulls = name in [target.name for target in targets]
+            else:
+                spring = any(tendon.stiffness) and tendon.springlength[0] < 0.0
+                pulls = spring and _crosses(joint.parent, [target.parent for target in targets])
+            if pulls:
                 yield name, f"the tendon {tendon.name!r} pulls it"
         # its numbers are not those of the compiled model, and what stands in it inherits the scale
         if any(tuple(frame.scale) != (1.0, 1.0, 1.0) for frame in spec.frames):
             yield name, "the model has a <frame> with a scale"
+
+
+def _crosses(moved: mujoco.MjsBody, bodies: Iterable[mujoco.MjsBody]) -> bool:
+    """Say whether some of the bodies hang on the moved one and some do not."""
+    sides = set()
+    for body in bodies:
+        chain = body
+        while chain is not None and chain.name != moved.name:
+            chain = chain.parent
+        sides.add(chain is not None)
+    return len(sides) == 2
 
 
 def weld(spec: mujoco.MjSpec, positions: Mapping[str, float]) -> None:

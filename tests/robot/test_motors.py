@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from embodied_rl.robot import load_robot
+from embodied_rl.robot.motors import gains
 
 
 def test_a_joint_takes_its_motors_numbers_and_overrides_them(biped):
@@ -29,6 +30,13 @@ def test_gains_are_those_of_the_second_order_system(biped):
     assert biped.stiffness[2] == pytest.approx(0.01 * omega**2) and biped.damping[2] == pytest.approx(2 * 2.0 * 0.01 * omega)
     # the joint's own armature counts
     assert biped.stiffness[5] == pytest.approx(0.02 * omega**2) and biped.damping[5] == pytest.approx(2 * 2.0 * 0.02 * omega)
+
+
+@pytest.mark.parametrize("armature, stiffness, damping", [(0.003609725, 14.2506, 0.90722), (0.025101925, 99.0984, 6.30880)])
+def test_gains_are_mjlabs(armature, stiffness, damping):
+    """Of two motors of its Unitree G1, from 10 Hz and a damping ratio of 2."""
+    motor = {"natural_frequency": 10.0, "damping_ratio": 2.0, "armature": armature}
+    assert gains(motor) == pytest.approx((stiffness, damping), rel=1e-5)
 
 
 def test_a_motor_without_load_oscillates_at_its_natural_frequency(write):

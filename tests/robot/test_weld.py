@@ -16,6 +16,7 @@ ARM = """
     <body name="cart" pos=".1 .2 .3">
       <freejoint/>
       <geom size=".1" mass="1"/>
+      <site name="hook"/>
       <frame pos=".1 0 0" euler="0 0 30">
         <body name="upper" pos="0 .1 .2" euler="10 20 30">
           <frame pos="0 0 .05" euler="40 0 0">
@@ -135,6 +136,15 @@ def test_wrong_welds(write, page, weld, message):
             '<tendon><fixed name="cable"><joint joint="grip" coef="1"/></fixed></tendon>',
             "'grip' cannot be welded: the tendon 'cable' pulls it",
         ),
+        (
+            '<equality><connect body1="hand" body2="cart" anchor="0 0 0"/></equality>',
+            "constraint '' of 'hand' and 'cart' needs it",
+        ),
+        ('<equality><weld name="bolt" body1="hand"/></equality>', "the equality constraint 'bolt' of 'hand' needs it"),
+        (
+            '<tendon><spatial name="spring" stiffness="5"><site site="tip"/><site site="hook"/></spatial></tendon>',
+            "'grip' cannot be welded: the tendon 'spring' pulls it",
+        ),
         ('<worldbody><frame scale="2 2 2"/></worldbody>', "'grip' cannot be welded: the model has a <frame> with a scale"),
     ],
 )
@@ -142,6 +152,20 @@ def test_what_else_needs_a_joint(write, extra, message):
     with pytest.raises(RobotError, match=message) as caught:
         load_robot(str(write(_page("[grip]"), xml=ARM.format(extra=extra)))).mjspec()
     assert "robot.yaml:5: weld: " in str(caught.value) and "\n" not in str(caught.value)
-    free = load_robot(str(write(_page("[first]"), xml=ARM.format(extra=extra))))
-    if "scale" not in extra:
-        free.mjspec().compile()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        '<equality><joint joint1="elbow" joint2="grip"/></equality>',
+        '<equality><connect body1="hand" body2="lower" anchor="0 0 0"/></equality>',
+        '<equality><weld site1="tip" site2="hook"/></equality>',
+        '<tendon><fixed><joint joint="grip" coef="1"/></fixed></tendon>',
+        '<tendon><spatial><site site="tip"/><site site="hook"/></spatial></tendon>',
+        '<tendon><spatial stiffness="5" springlength=".1"><site site="tip"/><site site="hook"/></spatial></tendon>',
+    ],
+)
+def test_what_does_without_a_joint(write, extra):
+    robot = load_robot(str(write(_page("[first]"), xml=ARM.format(extra=extra))))
+    model = robot.mjspec().compile()
+    assert model.neq + model.ntendon == 1 and model.njnt == 5
