@@ -195,7 +195,7 @@ MISTAKES = {
         _set(["left_foot", "torso"], "feet", "left", "geoms"),
         "feet.left.geoms[1]: 'torso' is of body 'torso', the site 'left_foot' of 'left_foot'; a foot is of one body",
     ),
-    "a site elsewhere": (_set("left_leg", "feet", "left", "site"), "'left_foot' is of body 'left_foot', the site 'left_leg' of"),
+    "a site elsewhere": (_set("torso", "feet", "left", "site"), "'left_foot' is of body 'left_foot', the site 'torso' of"),
     "half a gait": (_set(0.5, "feet", "left", "gait_offset"), "feet.right.gait_offset: is missing, and foot 'left' has one"),
     "a gait of more than a cycle": (_set(1.0, "feet", "left", "gait_offset"), "gait_offset: 1.0 is not allowed: less than 1"),
 }

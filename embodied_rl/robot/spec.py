@@ -237,6 +237,13 @@ class RobotSpec:
             if name not in allowed:
                 yield keys, f"{file} has no {name!r}{nearest(name, allowed)}"
 
+        def still(body: str) -> str:
+            """Name the body that this one is fixed to."""
+            element = spec.body(body)
+            while not element.joints and element.parent.name != "world":
+                element = element.parent
+            return element.name
+
         listed = (*self.joint_names, *self.welded)
         for name in listed:
             yield from absent(("joints", name), name, kinds)
@@ -255,7 +262,7 @@ class RobotSpec:
             yield from absent(("feet", foot.name, "site"), foot.site, sites)
             body = sites.get(foot.site)
             for index, name in enumerate(foot.geoms):
-                if body is not None and geoms.get(name, body) != body:
+                if body is not None and still(geoms.get(name, body)) != still(body):
                     message = f"{name!r} is of body {geoms[name]!r}, the site {foot.site!r} of {body!r}; a foot is of one body"
                     yield ("feet", foot.name, "geoms", index), message
         for name, why in obstacles(spec, self.welded):
