@@ -21,10 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from embodied_rl import make_env, training
 from embodied_rl.config import config_names, load
+from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.env import Env
 from embodied_rl.learn.run import Run
 from embodied_rl.physics.tensors import TensorPhysics
-from embodied_rl.scene import Scene
+from embodied_rl.robot import load_robot
+from embodied_rl.scene import Scene, build_scene
 
 warp = pytest.importorskip("warp")
 
@@ -193,6 +195,52 @@ def test_a_collected_step_reads_nothing_on_the_host(tmp_path: Path) -> None:
     assert not torch.equal(collector._rollout.rewards, before)
 
 
+def _box_foot(hopper: Callable[[Path, str], None], folder: Path) -> Scene:
+    """A robot whose foot's underside depends on how it is turned."""
+    hopper(folder, "/")
+    model = folder / "hopper.xml"
+    model.write_text(model.read_text().replace('type="sphere" size="0.02"', 'type="box" size="0.05 0.03 0.01"'))
+    return build_scene(load_robot(str(folder)), collisions="feet", physics=PhysicsSettings(), needs={"foot_frames"})
+
+
+def _columns_and_undersides(physics: TensorPhysics, scene: Scene) -> Callable[[], Tensor]:
+    """Prepare what a step may do beside what the pages do."""
+    feet, device = scene.feet(physics.device), physics.device
+    mask, columns = torch.ones(ROWS, dtype=torch.bool, device=device), torch.tensor([2, 0], device=device)
+    values = torch.ones(ROWS, 2, device=device)
+    fields = ("geom_friction", "opt.gravity")
+    for field in fields:
+        physics.expand(field)
+
+    def act() -> Tensor:
+        for field in fields:
+            physics.write_model(mask, field, columns, values)
+        physics.refresh()
+        return feet.undersides(physics.frame_pos, physics.frame_quat)
+
+    return act
+
+
+def test_columns_and_undersides_read_nothing_on_the_host(hopper: Callable[[Path, str], None], tmp_path: Path) -> None:
+    pytest.importorskip("mujoco_warp")
+    from embodied_rl.physics.warp import WarpPhysics
+
+    scene = _box_foot(hopper, tmp_path)
+    physics = WarpPhysics(scene, ROWS, PhysicsSettings(engine="warp"), torch.device("cpu"))
+    act = _columns_and_undersides(physics, scene)
+    with no_host_reads():
+        lowest = act()
+    assert lowest.shape == (ROWS, 1) and lowest.isfinite().all()
+    gravity = physics.expand("opt.gravity")
+    assert torch.equal(gravity, torch.tensor([[1.0, 0.0, 1.0]]).expand(ROWS, 3))
+
+
+def test_columns_and_undersides_need_no_data(hopper: Callable[[Path, str], None], tmp_path: Path) -> None:
+    scene = _box_foot(hopper, tmp_path)
+    act = _columns_and_undersides(MetaPhysics(scene, ROWS, 4), scene)
+    assert act().is_meta
+
+
 @pytest.mark.slow
 def test_everything_is_compiled_before_a_capture() -> None:
     """The steps that go before it compile all that any later step needs, resets and quarantine among it."""
@@ -232,7 +280,8 @@ class MetaPhysics(TensorPhysics):
         self.qpos.add_(0.0)
 
     def _expanded(self, field: str) -> Tensor:
-        return torch.zeros(self.num_envs, *getattr(self.model, field).shape, device="meta")
+        shape = (3,) if field == "opt.gravity" else getattr(self.model, field).shape
+        return torch.zeros(self.num_envs, *shape, device="meta")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page[0] + (" and more" if page[1] else ""))

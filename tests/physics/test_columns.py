@@ -60,11 +60,14 @@ class Quantity:
 
 def _mass(spec: mujoco.MjSpec) -> None:
     body = spec.body("base")
-    body.mass, body.inertia = 3.0, np.float32([0.03, 0.04, 0.05])
+    body.mass, body.inertia = 3.0, np.array([0.03, 0.04, 0.05], np.float32)
 
 
 def _com(spec: mujoco.MjSpec) -> None:
-    spec.body("base").ipos, spec.body("calf").ipos = np.float32([0.03, -0.02, 0.01]), np.float32([0.01, 0.02, -0.1])
+    spec.body("base").ipos, spec.body("calf").ipos = (
+        np.array([0.03, -0.02, 0.01], np.float32),
+        np.array([0.01, 0.02, -0.1], np.float32),
+    )
 
 
 def _armature(spec: mujoco.MjSpec) -> None:
@@ -256,7 +259,7 @@ def test_snapshots_and_dumps_carry_gravity(played: Played) -> None:
     if played.xml == LOSSY:
         pytest.skip("as without")
     row = list(QUANTITIES).index("gravity") + 1
-    physics, own = played.physics, np.float32([0.5, -1.0, -8.0])
+    physics, own = played.physics, np.array([0.5, -1.0, -8.0], np.float32)
     state = physics.snapshot(torch.arange(ROWS))
     np.testing.assert_array_equal(state["model.opt.gravity"][row].numpy(), own)
     fresh = _engine(played.engine, physics.model)

@@ -94,6 +94,7 @@ def test_positions_velocities_and_orientations_equal_mujocos(name):
     position, velocity, quat = Kinematics(model, frames, torch.device("cpu"), orientation=True)(*state)
     np.testing.assert_allclose(position, expected[0], atol=1e-5)
     np.testing.assert_allclose(velocity, expected[1], atol=1e-5)
+    assert quat is not None
     np.testing.assert_allclose(_rotations(quat), turned, atol=1e-5)
     # to ask for orientations moves no bit of the others, and who does not ask gets none
     alone = Kinematics(model, frames, torch.device("cpu"))(*state)
@@ -119,6 +120,7 @@ def test_orientations_are_exact_where_a_quaternions_components_vanish():
     quats = np.array([(np.cos(0.5 * a), *np.sin(0.5 * a) * axis) for axis in axes for a in angles])
     qpos = torch.tensor(np.hstack((np.zeros((len(quats), 3)), quats)), dtype=torch.float32)
     _, _, found = kinematics(qpos, torch.zeros(len(quats), 6))
+    assert found is not None
     np.testing.assert_allclose(_rotations(found)[:, 0], _rotations(qpos[:, 3:]), atol=2e-6)
     np.testing.assert_allclose(found.norm(dim=-1), 1.0, atol=1e-6)
     assert (found[..., 0] >= 0).all()

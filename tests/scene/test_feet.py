@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,13 @@ FEET = {
 COUNTS = {"box": 1, "capsule": 2, "cylinder": 1, "ellipsoid": 3, "mesh": 1, "sole": 1}
 
 
-def _scene(folder: Path, kinds: list[str], geoms: list[str] | None = None, counts: list[int] | None = None, **asked) -> Scene:
+def _scene(
+    folder: Path,
+    kinds: list[str],
+    geoms: list[str] | None = None,
+    counts: list[int] | None = None,
+    needs: Iterable[str] = ("foot_frames",),
+) -> Scene:
     geoms = geoms or [FEET[kind] for kind in kinds]
     counts = counts or [COUNTS[kind] for kind in kinds]
     legs = [LEG.format(index=i, x=0.3 * i, geoms=geom.format(n=f"g{i}_")) for i, geom in enumerate(geoms)]
@@ -66,7 +73,7 @@ def _scene(folder: Path, kinds: list[str], geoms: list[str] | None = None, count
     page = f"name: robot\nmodel: robot.xml\nbase: base\nbase_height: 0.3\njoints:\n{joints}feet:\n{feet}"
     (folder / "robot.yaml").write_text(page)
     robot = load_robot(str(folder))
-    return build_scene(robot, collisions="feet", physics=PhysicsSettings(), **{"needs": {"foot_frames"}} | asked)
+    return build_scene(robot, collisions="feet", physics=PhysicsSettings(), needs=needs)
 
 
 def _undersides(scene: Scene, qpos: np.ndarray) -> np.ndarray:
