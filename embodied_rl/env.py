@@ -310,7 +310,7 @@ class Env:
             "steps",
             "unstable",
             "episodes",
-            "falls",
+            "terminated",
             "episode_length",
             *ends,
             *errors,

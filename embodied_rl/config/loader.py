@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from embodied_rl import paths
+from embodied_rl import family, paths
 from embodied_rl.config.page import Page
 from embodied_rl.config.terms import SECTIONS
 from embodied_rl.config.validate import validate
@@ -22,7 +22,7 @@ def config_names() -> list[str]:
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Page:
-    """Reads a page with all it extends, applies overrides, checks it.
+    """Read a page with all it extends, apply overrides, check it.
 
     Args:
         name_or_path: The name of a shipped page (`go2_flat`) or the path of a YAML file, a run's config.yaml included.
@@ -38,7 +38,7 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Page:
 
 
 def override(page: Page, overrides: Iterable[str]) -> Page:
-    """The page with changes, each `key.path=value`.
+    """Apply changes to a page, each `key.path=value`.
 
     Raises:
         ConfigError: With every problem at once.
@@ -55,7 +55,7 @@ def _override(document: Document, overrides: Iterable[str]) -> Page:
 
 
 def _parse_override(text: str) -> Document:
-    """`a.b=1` as the document `{a: {b: 1}}`."""
+    """Read `a.b=1` as the document `{a: {b: 1}}`."""
     place = f'override "{text}"'
     key, equals, value = text.partition("=")
     keys = key.strip().split(".")
@@ -74,7 +74,7 @@ def _parse_override(text: str) -> Document:
 
 
 def _find(text: str, folder: Path) -> Path:
-    """The file that a name or a path (relative to `folder`) means."""
+    """Find the file that a name or a path (relative to `folder`) means."""
     path = folder / Path(text).expanduser()
     name = text.removesuffix(".yaml")
     if path.is_file() and name != text:
@@ -91,7 +91,7 @@ def _find(text: str, folder: Path) -> Path:
 
 
 def _read_chain(path: Path, below: tuple[Path, ...]) -> Document:
-    """A page merged over the page it extends."""
+    """Read a page and merge it over the page it extends."""
     document = read(path)
     if not isinstance(document.value, dict):
         raise ConfigError([Problem(display(path), "", f"a page is a mapping, not {shown(document.value)}")])
@@ -106,7 +106,7 @@ def _read_chain(path: Path, below: tuple[Path, ...]) -> Document:
 
 
 def _read_base(document: Document, folder: Path, chain: tuple[Path, ...]) -> Document:
-    """The page that `extends` names.  Without it a page lacks nearly everything, so a wrong one is told alone."""
+    """Read the page that `extends` names; without it a page lacks nearly everything, so a wrong one is told alone."""
     extends, place = document.value.pop("extends"), document.places[("extends",)]
     try:
         if not isinstance(extends, str):
@@ -121,19 +121,20 @@ def _read_base(document: Document, folder: Path, chain: tuple[Path, ...]) -> Doc
 
 
 def _resolve_paths(document: Document, folder: Path) -> None:
-    """Paths in a page are relative to its file."""
-    page = document.value
-    robot, terms = page.get("robot"), page.get("terms")
-    if isinstance(robot, str) and robot not in robot_names():
-        path = folder / Path(robot).expanduser()
-        if path.exists() or "/" in robot or os.sep in robot:
-            page["robot"] = str(path.resolve())
+    """Make the paths of a page, which are relative to its file, absolute."""
+    page, terms = document.value, document.value.get("terms")
+    for key, shipped in (("robot", robot_names), ("task", family.family_names)):
+        given = page.get(key)
+        if isinstance(given, str) and given not in shipped():
+            path = folder / Path(given).expanduser()
+            if path.exists() or "/" in given or os.sep in given:
+                page[key] = str(path.resolve())
     if isinstance(terms, list) and all(isinstance(one, str) for one in terms):
         page["terms"] = [str((folder / Path(one).expanduser()).resolve()) for one in terms]
 
 
 def _merge(base: Document, top: Document) -> Document:
-    """`top` over `base`: mappings key by key; all else replaces; null takes an inherited term away."""
+    """Merge `top` over `base`: mappings key by key; all else replaces; null takes an inherited term away."""
     merged = Document({}, {**base.places, **top.places}, [*base.problems, *top.problems])
     merged.value = _merged(base.value, top.value, (), merged)
     return merged
@@ -157,5 +158,5 @@ def _merged(base: dict[str, Any], top: dict[str, Any], path: Keys, into: Documen
 
 
 def _removes(path: Keys) -> bool:
-    """Whether null at this place means absence: a section of terms, a group of observations, an entry."""
-    return path[0] in SECTIONS and len(path) <= (3 if path[0] == "observations" else 2)
+    """Whether null at this place means absence: a section of terms, a group of observations, an entry, the whole score."""
+    return path == ("score",) or (path[0] in SECTIONS and len(path) <= (3 if path[0] == "observations" else 2))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ValidationError, create_model
 
+from embodied_rl import family
 from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
 from embodied_rl.problems import ConfigError, Problem, did_you_mean, quoted, shown
@@ -34,6 +35,7 @@ class _Head(Model):
 
     name: str
     terms: tuple[str, ...] = ()
+    task: str | None = None
     robot: str
 
 
@@ -44,7 +46,7 @@ class _SourceHead(Model):
 
 
 def entry_model(signature: TermSignature) -> type[Model]:
-    """The schema of an entry: the term's parameters and what its section adds."""
+    """Make the schema of an entry: the term's parameters and what its section adds."""
     fields: dict[str, Any] = {}
     for key in EXTRAS.get(signature.kind, ()):
         info = Entry.model_fields[key]
@@ -56,7 +58,7 @@ def entry_model(signature: TermSignature) -> type[Model]:
 
 
 def validate(document: Document) -> Page:
-    """Checks a merged page.
+    """Check a merged page.
 
     Raises:
         ConfigError: With every problem, those that the document brought along first.
@@ -68,6 +70,7 @@ class _Checker:
     def __init__(self, document: Document):
         self.value, self.places, self.problems = document.value, document.places, list(document.problems)
         self.context: dict[str, list[str]] = {}
+        self.family: family.Family | None = None
 
     def problem(self, path: Keys, message: str) -> None:
         where = path
@@ -83,6 +86,8 @@ class _Checker:
         if self.has_source():
             return self.source_page()
         head = self.model(_Head, {key: one for key, one in self.value.items() if key in _Head.model_fields}, ())
+        if isinstance(task := self.value.get("task"), str):
+            self.load_family(task)
         self.find_terms(self.value.get("terms", []))
         if isinstance(robot := self.value.get("robot"), str):
             self.load_robot(robot)
@@ -98,7 +103,7 @@ class _Checker:
         return isinstance(env, dict) and env.get("source") is not None
 
     def source_page(self) -> Page:
-        """A page with `env.source`: what a robot's page says of it is absent."""
+        """Check a page with `env.source`: what a robot's page says of it is absent."""
         source = shown(self.value["env"]["source"])
         why = f"not allowed with env.source ({source}), whose environments bring their own; leave it out"
         for key in ROBOT_SECTIONS:
@@ -123,7 +128,7 @@ class _Checker:
         return Page(**head.model_dump(), **parts)
 
     def check_pool(self, parts: Mapping[str, Any]) -> None:
-        """What the pool's mode needs of the rest of the page."""
+        """Check what the pool's mode needs of the rest of the page."""
         pool, ppo, env, physics = (parts[name] for name in ("pool", "ppo", "env", "physics"))
         if not (pool and ppo and env and physics) or pool.workers is None:
             return
@@ -150,19 +155,27 @@ class _Checker:
             self.problem(("pool", "on_crash"), f"{why}; take mask or raise")
 
     def find_terms(self, own: Any) -> None:
-        """Reads the shipped terms and the page's own."""
+        """Read the shipped terms, and those of the page's own files and family."""
         own = own if isinstance(own, list | tuple) else [own]
         files = [Path(path) for path in own if isinstance(path, str)]
         for position, path in enumerate(files):
             if not path.is_file():
                 self.problem(("terms", position), f"no such file: {display(path)}")
         found = [path for path in files if path.is_file()]
-        self.terms, broken = find_terms(found)
+        self.terms, broken = find_terms(found, self.family.term_files if self.family else ())
         self.problems += broken
-        self.terms_are_known = not broken and len(found) == len(own)
+        whole = self.family is not None or self.value.get("task") is None
+        self.terms_are_known = whole and not broken and len(found) == len(own)
+
+    def load_family(self, task: str) -> None:
+        """Find out what the page's score may say."""
+        try:
+            self.family = family.load_family(task)
+        except family.FamilyError as error:
+            self.problem(("task",), str(error).removeprefix("task: "))
 
     def load_robot(self, robot: str) -> None:
-        """Finds out which names the robot gives to its parts."""
+        """Find out which names the robot gives to its parts."""
         try:
             spec = load_robot(robot)
         except RobotError as error:
@@ -171,7 +184,7 @@ class _Checker:
             self.context["bodies"] = [*spec.bodies, *(["feet"] if spec.feet else [])]
 
     def section(self, name: str) -> Any:
-        """A section as the page holds it; None where something is wrong with it."""
+        """Check a section and give it back as the page holds it; None where something is wrong with it."""
         value = self.value.get(name, {})
         if not isinstance(value, dict):
             return self.problem((name,), f"{shown(value)} is not a mapping")
@@ -180,12 +193,24 @@ class _Checker:
             return None if None in groups.values() else groups
         if name in SECTIONS:
             return self.entries(name, value, (name,))
+        if name == "score":
+            return self.score(value)
         groups = self.value.get("observations")
         if self.has_source():
             groups = value.get("groups") or {} if name == "env" else {}
         if name == "env" and isinstance(groups, dict) and "critic" not in groups:
             value = {"final_obs_groups": ("actor",), **value}  # the critic sees what the policy sees
         return self.model(Page.model_fields[name].annotation, value, (name,))  # type: ignore[arg-type]
+
+    def score(self, value: dict[str, Any]) -> dict[str, Any] | None:
+        """Check the parameters of the family's score; None where something is wrong with them."""
+        if self.family is None:
+            if value and self.value.get("task") is None:
+                self.problem(("score",), "belongs to a task family, and the page names none; write task: NAME, or leave it out")
+            return None if value else {}
+        model = entry_model(self.family.score)
+        parsed = self.model(model, value, ("score",))
+        return parsed and {key: getattr(parsed, key) for key in model.model_fields}
 
     def entries(self, section: str, value: Any, path: Keys) -> dict[str, Entry] | None:
         if not isinstance(value, dict):
@@ -219,7 +244,7 @@ class _Checker:
             self.problem(path, f"no such term{near} (`embodied-rl list --terms {section}` shows all)")
 
     def model(self, model: type[M], value: dict[str, Any], path: Keys) -> M | None:
-        """Validates a flat mapping; says what is wrong in words of the page."""
+        """Validate a flat mapping; say what is wrong in words of the page."""
         value = {key: _tuples(one) for key, one in value.items()}
         try:
             return model.model_validate(value, context=self.context)
@@ -234,7 +259,7 @@ class _Checker:
         return None
 
     def cross_check(self, parts: Mapping[str, Any]) -> None:
-        """What no field can know alone."""
+        """Check what no field can know alone."""
         env, physics, ppo = parts["env"], parts["physics"], parts["ppo"]
         if parts["actions"] is not None and len(parts["actions"]) != 1:
             self.problem(("actions",), f"a page has one action term, this one has {len(parts['actions'])}")
@@ -254,7 +279,7 @@ class _Checker:
         self.check_pool(parts)
 
     def check_groups(self, groups: dict[str, Any], final: tuple[str, ...]) -> None:
-        """The policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""
+        """Check that the policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""
         if "actor" not in groups:
             self.problem(("observations",), "the group 'actor' is missing: it is what the policy sees")
         for group, entries in groups.items():
@@ -272,7 +297,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _explain(model: type[Model], value: Mapping[str, Any], error: Any) -> tuple[Keys, str]:
-    """Where in the mapping, and what, one of pydantic's errors means."""
+    """Say where in the mapping, and what, one of pydantic's errors means."""
     kind, where, context = error["type"], error["loc"], error.get("ctx", {})
     if kind == "extra_forbidden":
         allowed = f"allowed are {quoted(model.model_fields)}" if model.model_fields else "there are none"
@@ -298,7 +323,7 @@ def _explain(model: type[Model], value: Mapping[str, Any], error: Any) -> tuple[
 
 
 def describe(annotation: Any) -> str:
-    """What a value of this type is, in words: `a number or null`, `a list of 2 numbers`, `one of 'feet', 'full'`."""
+    """Say in words what a value of this type is: `a number or null`, `a list of 2 numbers`, `one of 'feet', 'full'`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return describe(arguments[0])
@@ -321,7 +346,7 @@ def _plural(annotation: Any) -> str:
 
 
 def _choices(annotation: Any) -> Iterable[Any]:
-    """The values of a Literal, wherever in the type it stands."""
+    """Collect the values of a Literal, wherever in the type it stands."""
     if typing.get_origin(annotation) is Literal:
         return typing.get_args(annotation)
     return (choice for one in typing.get_args(annotation) for choice in _choices(one))

@@ -19,6 +19,7 @@ from torch import Tensor
 from embodied_rl.config.page import Entry, Page
 from embodied_rl.config.terms import SECTIONS, TermSignature, find_terms
 from embodied_rl.errors import UserError
+from embodied_rl.family import imported_terms
 from embodied_rl.mdp.group import ObservationGroup, ObservationTerm
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
@@ -184,7 +185,7 @@ class _Finder:
     """Finds the callable of a term; a page's own modules are imported from their files, once."""
 
     def __init__(self, page: Page) -> None:
-        self._terms, _ = find_terms([Path(path) for path in page.terms])
+        self._terms, _ = find_terms([Path(path) for path in page.terms], imported_terms(page.task))
 
     def __call__(self, section: str, name: str) -> Any:
         signature = self._terms[SECTIONS[section]][name]
