@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from embodied_rl.family import FamilyError, family_names, load_family
 from embodied_rl.learn import evaluate as protocol
 from embodied_rl.mdp.demo import demo_of
 from embodied_rl.mdp.score import failures_of, score_of
+from embodied_rl.paths import PACKAGE
 from embodied_rl.view.play import agent, play, playback_page
+
+DOCS = PACKAGE.parent / "docs" / "families.md"
 
 SCORE = '''
 from embodied_rl.config.types import Positive
@@ -178,6 +182,27 @@ def test_an_own_family_is_filmed(folder: Path) -> None:
     env: Env = make_env.make(playback_page(small(folder, "video.width=64", "video.height=48"), seconds=1.0))
     stats = play(env, agent(env, "zero"), seconds=0.1, video=folder / "a.mp4", report=lambda line: None)
     assert Path(stats["video"]).stat().st_size > 0
+    env.close()
+
+
+@pytest.mark.skipif(not DOCS.is_file(), reason="needs a source checkout")
+def test_the_family_of_the_docs_is_judged_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    names = re.findall(r"`(balance[/.][a-z./]+)`:\n", DOCS.read_text(encoding="utf-8"))
+    assert names == ["balance/rewards.py", "balance/score.py", "balance/demo.py", "balance.yaml"]
+    (tmp_path / "balance").mkdir()
+    for name, block in zip(names, blocks, strict=True):
+        (tmp_path / name).write_text(block)
+    monkeypatch.setattr(protocol, "EPISODES", 4)
+    page = load(tmp_path / "balance.yaml", ["physics.num_threads=1"])
+    figures = runs.evaluate_policy(page, lambda obs: torch.zeros(4, 12))
+    assert 0.0 <= figures["fall_rate"] <= 1.0 and 0.0 < figures["speed"] < 1.0
+    score = score_of(page)
+    assert score.verdict({"fall_rate": 0.02, "speed": 0.3}, False).passed
+    assert score.near({"Train/terminated": 0.05}) and not score.near({})
+    demo = demo_of(page)
+    env = make_env.make(playback_page(page, seconds=1.0))
+    assert demo is not None and demo.script(env) == [] and len(demo.measured(env)) == len(demo.COLUMNS)
     env.close()
 
 
