@@ -80,12 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument("run", nargs="?", default="latest", metavar="RUN", help="run, checkpoint or `latest`; a page with --agent")
     play.add_argument("overrides", nargs="*", metavar="key=value")
     play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this file instead of opening a window")
-    play.add_argument("--command", type=float, nargs=3, metavar=("VX", "VY", "WZ"), help="hold this velocity [m/s, m/s, rad/s]")
+    play.add_argument("--command", type=float, nargs="+", metavar="X", help="hold this command, in the task's order and units")
     play.add_argument("--seconds", type=float, default=20.0, help="how long")
     play.add_argument("--num-envs", type=int, default=1, metavar="N", help="robots, side by side")
     play.add_argument("--agent", choices=("zero", "random"), help="play a page with this agent, without a run")
 
-    evaluate = _verb(verbs, "eval", _eval, "measure how a run walks")
+    evaluate = _verb(verbs, "eval", _eval, "measure how well a run does its task")
     evaluate.add_argument("run", nargs="?", default="latest", metavar="RUN")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     evaluate.add_argument("--reference", action="store_true", help="in reference physics: full collisions, dt 2 ms")
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", nargs="?", default="latest", metavar="RUN")
     export.add_argument("--output", type=Path, metavar="FILE.onnx", help="default RUN/exported/policy.onnx")
 
-    listing = _verb(verbs, "list", _list, "list pages, robots and terms")
+    listing = _verb(verbs, "list", _list, "list pages, task families, robots and terms")
     listing.add_argument(
         "--terms", metavar="SECTION", nargs="?", const="all", help="the terms of a section, with their parameters"
     )
@@ -167,6 +167,7 @@ def _train(options: argparse.Namespace) -> int:
 def _run(trainer: Trainer, iterations: int | None) -> int:
     """Train to the end, or until asked to stop; says how to go on."""
     from embodied_rl.learn.report import Report
+    from embodied_rl.mdp.score import failures_of
 
     total = trainer.page.ppo.max_iterations if iterations is None else iterations
     path, group, logger = trainer.run.path, trainer.group, trainer.page.ppo.logger
@@ -174,7 +175,7 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
     if speaks:
         ranks = f" on {group.size} ranks" if group.size > 1 else ""
         print(f"{trainer.page.name}: {trainer.num_envs} robots{ranks}, {total} iterations, in {path}", flush=True)
-    with Report(path, total, trainer.iteration, logger) if speaks else nullcontext() as report:
+    with Report(path, total, trainer.iteration, logger, failures_of(trainer.page)) if speaks else nullcontext() as report:
         for _ in trainer.train(total, report):
             pass
     group.close()
@@ -186,8 +187,9 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
         if trainer.page.env.source:  # another's environment, which we can neither measure nor draw
             print(f"{done}; the policy: embodied_rl.load({str(path)!r}).policy")
         else:
-            print(f"{done}; next: embodied-rl eval {path}")
-            print(f"      embodied-rl play {path} --video walk.mp4")
+            verbs = [f"eval {path}"] if trainer.page.task else []  # without a task there is nothing to judge it by
+            first, *others = (f"embodied-rl {verb}" for verb in (*verbs, f"play {path} --video film.mp4"))
+            print(f"{done}; next: {first}", *(f"      {other}" for other in others), sep="\n")
     return 0
 
 
@@ -209,18 +211,20 @@ def _play(options: argparse.Namespace) -> int:
 
 def _eval(options: argparse.Namespace) -> int:
     from embodied_rl import make_env, runs
-    from embodied_rl.learn.evaluate import LIMITS, REFERENCE_LIMITS, SEEDS, walks
+    from embodied_rl.learn.evaluate import SEEDS
+    from embodied_rl.mdp.score import score_of
 
     loaded = runs.load(options.run)
     page = make_env.resolve(loaded.page, engine=options.engine)
+    score = score_of(page)
     seed = SEEDS[options.seed - 1]
     result = runs.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
     result |= {"seed": seed, "checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
-    limits = REFERENCE_LIMITS if options.reference else LIMITS
+    limits = score.limits(options.reference)
     for name, value in result.items():
         bound = f"   (limit {limits[name]:g})" if name in limits else ""
         print(f"{name:32s} {value:.4f}{bound}" if isinstance(value, float) else f"{name:32s} {value}")
-    print("it walks" if walks(result, limits) else "it does not walk yet")
+    print(score.verdict(result, options.reference).sentence)
     _write_json(options.json, result)
     return 0
 
@@ -234,10 +238,12 @@ def _export(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from embodied_rl.config.terms import REQUIRED, SECTIONS, find_terms
+    from embodied_rl.family import family_names
     from embodied_rl.robot import robot_names
 
     if options.terms is None:
         print("pages:  " + "  ".join(config_names()))
+        print("tasks:  " + "  ".join(family_names()))
         print("robots: " + "  ".join(robot_names()))
         print("terms:  embodied-rl list --terms [" + "|".join(SECTIONS) + "]")
         return 0

@@ -303,7 +303,7 @@ class Env:
                 self.memory.add(term.path, term)
         self.obs = {group.name: self._zeros(group.size) for group in self.groups}
         self.final_obs = {name: self._zeros(self.obs[name].shape[1]) for name in self.page.env.final_obs_groups}
-        names = ["steps", "unstable", "episodes", "falls", "episode_length"]
+        names = ["steps", "unstable", "episodes", "terminated", "episode_length"]
         names += [f"termination/{term.name}" for term in terms.terminations]
         names += [f"error/{name}" for c in terms.commands.values() for name in c.errors(self._moment(Draw()))]
         names += [*(f"reward/{term.name}" for term in terms.rewards), "reward/total"]

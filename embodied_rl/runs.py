@@ -19,18 +19,24 @@ from embodied_rl.learn.models import build_actor, policy_of
 from embodied_rl.learn.policy import Player
 from embodied_rl.learn.run import Run, RunError, find_run
 from embodied_rl.make_env import make
+from embodied_rl.mdp.score import score_of
 from embodied_rl.vector_env import ActionSpace, Obs
 
 log = logging.getLogger("embodied_rl")
 
 
 def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False) -> dict:
-    """Measure a policy that was trained on a page: the figures of `embodied_rl.learn.evaluate.evaluate`."""
+    """Measure a policy that was trained on a page: the figures of `embodied_rl.learn.evaluate.evaluate`.
+
+    Raises:
+        UserError: the page has no task to be judged by.
+    """
+    score = score_of(page)
     # one episode of a small batch: compiling the step would take longer than it saves
     settings = override(evaluation_page(page, seed, reference=reference), ["env.compile=false"])
-    env = make(settings, measure=("joint_torque",))
+    env = make(settings, measure=score.needs)
     try:
-        return evaluate(env, policy)
+        return evaluate(env, policy, score)
     finally:
         env.close()
 

@@ -68,11 +68,11 @@ class VectorEnv(Protocol):
         ...
 
     def advance(self, actions: Tensor) -> None:
-        """One step; an environment whose episode ends begins the next one in it."""
+        """Do one step; an environment whose episode ends begins the next one in it."""
         ...
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """`function`, which calls `advance`, as one CUDA graph where there is a device for it; else as it is."""
+        """Make `function`, which calls `advance`, one CUDA graph where there is a device for it; else leave it as it is."""
         ...
 
     def set_numbers(self, numbers: dict[str, Tensor]) -> None:
@@ -80,26 +80,27 @@ class VectorEnv(Protocol):
         ...
 
     def drain_totals(self) -> dict[str, float]:
-        """Sums over all steps since the last call, by name.
+        """Read the sums over all steps since the last call, by name.
 
-        There are `steps`, `unstable`, `episodes`, `falls`, `episode_length`, `reward/total`, and more where there is more.
+        There are `steps`, `unstable`, `episodes`, `terminated` (those that ended other than by time), `episode_length`,
+        `reward/total`, and more where there is more.
         """
         ...
 
     def drain_unstable(self) -> list[dict]:
-        """What is known of environments that failed since the last call: `row`, `error`, and what replays them."""
+        """Tell what is known of environments that failed since the last call: `row`, `error`, and what replays them."""
         ...
 
     def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Index and sign of the left-right reflection of each observation group and of `actions`."""
+        """Give index and sign of the left-right reflection of each observation group and of `actions`."""
         ...
 
     def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
-        """All that the rows' future depends on; rows int64 (R,), every tensor (R, ...)."""
+        """Copy all that the rows' future depends on; rows int64 (R,), every tensor (R, ...)."""
         ...
 
     def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
-        """The inverse of `snapshot`."""
+        """Bring the rows back to what `snapshot` gave."""
         ...
 
     def reset(self) -> Obs:

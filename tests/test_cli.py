@@ -73,9 +73,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
-    pages, robots, terms = capsys.readouterr().out.splitlines()
+    pages, tasks, robots, terms = capsys.readouterr().out.splitlines()
     assert pages.removeprefix("pages:").split() == config_names()
-    assert "go2" in robots and "rewards" in terms
+    assert tasks == "tasks:  velocity" and "go2" in robots and "rewards" in terms
 
 
 def test_list_terms(capsys: pytest.CaptureFixture[str]) -> None:

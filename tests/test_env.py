@@ -279,8 +279,8 @@ def test_totals_are_those_of_the_steps_since_they_were_read(make: Make) -> None:
     totals = env.drain_totals()
     ended = sum(int((step["terminated"] | step["truncated"]).sum()) for step in steps)
     assert totals["steps"] == 40 * ENVS and totals["episodes"] == ended
-    assert totals["falls"] == sum(int(step["terminated"].sum()) for step in steps)
-    assert totals["episodes"] - totals["falls"] == sum(int(step["truncated"].sum()) for step in steps) > 0
+    assert totals["terminated"] == sum(int(step["terminated"].sum()) for step in steps)
+    assert totals["episodes"] - totals["terminated"] == sum(int(step["truncated"].sum()) for step in steps) > 0
     assert set(env.drain_totals().values()) == {0.0}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from embodied_rl.family import family_names
 from embodied_rl.paths import PACKAGE, shipped
 
 # Bottom to top.  A unit (a module, or a package with all it holds) imports itself and the rows below its own.
@@ -20,6 +21,9 @@ LAYERS = (
     ("strict_yaml",),
     ("sections",),
     ("robot",),
+    ("config.types",),
+    ("config.terms",),
+    ("family",),
     ("config",),
     ("physics",),
     ("scene",),
@@ -43,13 +47,13 @@ LAYERS = (
 )
 RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
 
-# Engines and task families are named in one place only.
+# Engines are named in one place only, task families in none: embodied_rl.family loads whichever a page names.
 ENGINES = ("physics.native", "physics.warp", "physics.mjx")
-ONLY_FROM = {engine: {"make_env"} for engine in ENGINES} | {"tasks": {"make_env"}, "sources": {"make_env"}, "cli": {"__main__"}}
+ONLY_FROM = {engine: {"make_env"} for engine in ENGINES} | {"tasks": set(), "sources": {"make_env"}, "cli": {"__main__"}}
 
 # What a unit may not import from elsewhere, not even inside a function.
 FOREIGN = {
-    "config": {"torch", "mujoco", "numpy"},
+    **{unit: {"torch", "mujoco", "numpy"} for unit in ("config", "config.types", "config.terms", "family")},
     "robot": {"torch"},
     "mdp": {"rsl_rl", "tensordict"},
     "env": {"rsl_rl", "tensordict"},
@@ -122,6 +126,8 @@ def test_imports_point_down(module: str) -> None:
         ("embodied_rl.env", "import tensordict"),
         ("embodied_rl.config.page", "def late():\n    import torch"),
         ("embodied_rl.config.page", "from mujoco import MjModel"),
+        ("embodied_rl.family", "def late():\n    import torch"),
+        ("embodied_rl.learn.evaluate", "from embodied_rl.tasks.velocity import score"),
         ("embodied_rl.mdp.term", "from embodied_rl import env"),
         ("embodied_rl.rotations", "from embodied_rl import make"),
         ("embodied_rl.paths", "from . import random"),
@@ -147,6 +153,43 @@ def circles(imports: dict[str, set[str]]) -> list[set[str]]:
         if module in reached[module]
         and min(circle := {other for other in reached[module] if module in reached.get(other, ())}) == module
     ]
+
+
+#: Where a joint's velocity is a kind of control, and no task family.
+_CONTROLS = ("mdp/actions.py", "mdp/term.py", "scene/build.py")
+
+
+def mentions(source: str, families: list[str]) -> list[str]:
+    """Strings of a module that are the name of a family, or speak of its package or of its command as a term."""
+    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [
+        text
+        for text in texts
+        if any(text == family or f"tasks.{family}" in text or f"{family}_command" in text for family in families)
+    ]
+
+
+def test_no_module_knows_a_task_family() -> None:
+    """Families are folders that `embodied_rl.family` finds: the house goes on without any of them."""
+    found = {
+        str(path.relative_to(PACKAGE)): mentions(path.read_text(encoding="utf-8"), family_names())
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not path.relative_to(PACKAGE).as_posix().startswith((*_CONTROLS, "tasks/"))
+    }
+    assert {module: texts for module, texts in found.items() if texts} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('entry.term == "velocity"', ["velocity"]),
+        ("velocity = 'an angular velocity'", []),
+        ('"Of a velocity_command."', ["Of a velocity_command."]),
+        ('load("embodied_rl.tasks.velocity.score")', ["embodied_rl.tasks.velocity.score"]),
+    ],
+)
+def test_a_family_is_found_where_it_is_named(source: str, found: list[str]) -> None:
+    assert mentions(source, ["velocity"]) == found
 
 
 def test_no_modules_import_each_other() -> None:

@@ -12,12 +12,13 @@ from typing import Any
 from embodied_rl.config.page import Model, Page
 from embodied_rl.config.terms import SECTIONS, Terms, find_terms
 from embodied_rl.config.validate import entry_model
+from embodied_rl.family import family_names, load_family
 
 
 def json_schema() -> dict[str, Any]:
     """Every section with its keys, bounds and defaults; every shipped term with its parameters."""
     terms, _ = find_terms()
-    sections = {name: _section(name, terms) for name in Page.model_fields if name not in ("name", "terms", "robot")}
+    sections = {name: _section(name, terms) for name in Page.model_fields if name not in ("name", "terms", "task", "robot")}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "embodied_rl page",
@@ -31,6 +32,7 @@ def json_schema() -> dict[str, Any]:
                 "items": {"type": "string"},
                 "description": "Python files with terms of your own",
             },
+            "task": {"type": ["string", "null"], "description": "the task family: a shipped name, or a folder with score.py"},
             "robot": {"type": "string", "description": "a shipped name, or a folder with robot.yaml"},
             **sections,
         },
@@ -38,6 +40,8 @@ def json_schema() -> dict[str, Any]:
 
 
 def _section(name: str, terms: Terms) -> dict[str, Any]:
+    if name == "score":
+        return _score()
     if name not in SECTIONS:
         return _model(Page.model_fields[name].annotation)  # type: ignore[arg-type]
     entry = {"type": ["object", "null"]}
@@ -49,6 +53,16 @@ def _section(name: str, terms: Terms) -> dict[str, Any]:
     if name == "observations":
         return {"type": ["object", "null"], "additionalProperties": entries}
     return entries
+
+
+def _score() -> dict[str, Any]:
+    """Every parameter of every shipped family's score, by name; a family of one's own has others."""
+    properties: dict[str, list[dict[str, Any]]] = {}
+    for family in map(load_family, family_names()):
+        for name, schema in _model(entry_model(family.score))["properties"].items():
+            properties.setdefault(name, []).append(schema)
+    merged = {name: {"anyOf": several} if len(several) > 1 else several[0] for name, several in sorted(properties.items())}
+    return {"type": ["object", "null"], "properties": merged}
 
 
 def _entry(model: type[Model]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from embodied_rl import paths
+from embodied_rl import family, paths
 from embodied_rl.config.page import Page
 from embodied_rl.config.terms import SECTIONS
 from embodied_rl.config.validate import validate
@@ -21,7 +21,7 @@ def config_names() -> list[str]:
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Page:
-    """Read a page with all it extends, applies overrides, checks it.
+    """Read a page with all it extends, apply overrides, check it.
 
     Args:
         name_or_path: The name of a shipped page (`go2_flat`) or the path of a YAML file, a run's config.yaml included.
@@ -37,7 +37,7 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Page:
 
 
 def override(page: Page, overrides: Iterable[str]) -> Page:
-    """Make the page with changes, each `key.path=value`.
+    """Apply changes to a page, each `key.path=value`.
 
     Raises:
         ConfigError: With every problem at once.
@@ -90,7 +90,7 @@ def _find(text: str, folder: Path) -> Path:
 
 
 def _read_chain(path: Path, below: tuple[Path, ...]) -> Document:
-    """Read a page, merged over the page it extends."""
+    """Read a page and merge it over the page it extends."""
     document = read(path)
     if not isinstance(document.value, dict):
         raise ConfigError([Problem(display(path), "", f"a page is a mapping, not {shown(document.value)}")])
@@ -105,7 +105,7 @@ def _read_chain(path: Path, below: tuple[Path, ...]) -> Document:
 
 
 def _read_base(document: Document, folder: Path, chain: tuple[Path, ...]) -> Document:
-    """Read the page that `extends` names.  Without it a page lacks nearly everything, so a wrong one is told alone."""
+    """Read the page that `extends` names; without it a page lacks nearly everything, so a wrong one is told alone."""
     extends, place = document.value.pop("extends"), document.places[("extends",)]
     try:
         if not isinstance(extends, str):
@@ -120,13 +120,14 @@ def _read_base(document: Document, folder: Path, chain: tuple[Path, ...]) -> Doc
 
 
 def _resolve_paths(document: Document, folder: Path) -> None:
-    """Resolve the paths in a page, which are relative to its file."""
-    page = document.value
-    robot, terms = page.get("robot"), page.get("terms")
-    if isinstance(robot, str) and robot not in robot_names():
-        path = folder / Path(robot).expanduser()
-        if path.exists() or "/" in robot or os.sep in robot:
-            page["robot"] = str(path.resolve())
+    """Make the paths of a page, which are relative to its file, absolute."""
+    page, terms = document.value, document.value.get("terms")
+    for key, shipped in (("robot", robot_names), ("task", family.family_names)):
+        given = page.get(key)
+        if isinstance(given, str) and given not in shipped():
+            path = folder / Path(given).expanduser()
+            if path.exists() or "/" in given or os.sep in given:
+                page[key] = str(path.resolve())
     if isinstance(terms, list) and all(isinstance(one, str) for one in terms):
         page["terms"] = [str((folder / Path(one).expanduser()).resolve()) for one in terms]
 
@@ -137,8 +138,8 @@ def _merge(base: Document, top: Document) -> Document:
 
 
 def _removes(path: Keys) -> bool:
-    """Say whether null at this place means absence: a section of terms, a group of observations, an entry."""
-    return path[0] in SECTIONS and len(path) <= (3 if path[0] == "observations" else 2)
+    """Say whether null at this place means absence: a section of terms, a group of observations, an entry, the whole score."""
+    return path == ("score",) or (path[0] in SECTIONS and len(path) <= (3 if path[0] == "observations" else 2))
 
 
 def _is_parameter(path: Keys) -> bool:

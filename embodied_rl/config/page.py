@@ -37,7 +37,7 @@ SOURCES = {
     "python": "my_module:make",
 }
 #: What a page with `env.source` has no say in: its environments bring it along.
-ROBOT_SECTIONS = ("terms", "robot", "scene", "terrain", *SECTIONS)
+ROBOT_SECTIONS = ("terms", "task", "robot", "scene", "terrain", *SECTIONS, "score")
 #: What such a page may say of the physics.
 SOURCE_PHYSICS = ("num_threads", "max_unstable")
 
@@ -76,7 +76,7 @@ class EnvSettings(Model):
     @field_validator("source", mode="before")
     @classmethod
     def is_a_source(cls, source: Any) -> Any:
-        """The kind of the source is known."""
+        """Check that the kind of the source is known."""
         kind, colon, name = source.partition(":") if isinstance(source, str) else ("", "", "")
         if isinstance(source, str) and (kind not in SOURCES or not colon or not name or " " in name):
             allowed = ", ".join(f"{one}:{example}" for one, example in SOURCES.items())
@@ -117,7 +117,7 @@ class PhysicsSettings(Model):
     @field_validator("solver", "integrator")
     @classmethod
     def has(cls, value: str, info: ValidationInfo) -> str:
-        """The engine knows the solver and the integrator."""
+        """Check that the engine knows the solver and the integrator."""
         engine = info.data.get("engine", "native")
         if value in _LACKS.get(engine, {}).get(info.field_name or "", ()):
             raise refuse(f'"{value}": the engine {engine} has no such {info.field_name}; take another one, or engine: native')
@@ -126,7 +126,7 @@ class PhysicsSettings(Model):
     @field_validator("device")
     @classmethod
     def runs_there(cls, value: str, info: ValidationInfo) -> str:
-        """The native engine runs on the CPU alone."""
+        """Check that the native engine, which runs on the CPU alone, is not asked onto a GPU."""
         if value.startswith("cuda") and info.data.get("engine") == "native":
             raise refuse(f'"{value}": the engine native runs on the CPU; take engine: warp, or leave the device out')
         return value
@@ -279,11 +279,13 @@ class Page(Model):
 
     name: str
     terms: tuple[str, ...] = ()
+    task: str | None = None
+    """The task family: a shipped name or a folder; without one a page trains, and nothing judges or demonstrates it."""
     robot: str = ""
     scene: SceneSettings = SceneSettings()
+    terrain: TerrainSettings = TerrainSettings()
     env: EnvSettings = EnvSettings()
     physics: PhysicsSettings = PhysicsSettings()
-    terrain: TerrainSettings = TerrainSettings()
     actions: Entries = {}
     observations: dict[str, Entries] = {}
     commands: Entries = {}
@@ -291,6 +293,8 @@ class Page(Model):
     terminations: Entries = {}
     events: Entries = {}
     curriculum: Entries = {}
+    score: dict[str, Any] = {}
+    """Every parameter of the family's score, defaults filled in."""
     ppo: PPOSettings = PPOSettings()
     distributed: DistributedSettings = DistributedSettings()
     pool: PoolSettings = PoolSettings()
@@ -302,7 +306,7 @@ class Page(Model):
         return self.physics.dt * self.physics.decimation
 
     def to_mapping(self) -> dict[str, Any]:
-        """The resolved page as the mapping that `to_yaml` writes."""
+        """Resolve the page to the mapping that `to_yaml` writes."""
         mapping: dict[str, Any] = {}
         for section in type(self).model_fields:
             value = getattr(self, section)
@@ -312,14 +316,14 @@ class Page(Model):
                 mapping[section] = value.model_dump(include=set(SOURCE_PHYSICS))
             elif section == "observations":
                 mapping[section] = {group: _entries(section, entries) for group, entries in value.items()}
-            elif isinstance(value, dict):
+            elif section in SECTIONS:
                 mapping[section] = _entries(section, value)
             else:
                 mapping[section] = value.model_dump() if isinstance(value, Model) else value
         return mapping
 
     def to_yaml(self) -> str:
-        """The resolved page: `load` reads it back to an equal one."""
+        """Write the resolved page; `load` reads it back to an equal one."""
         return strict_yaml.dump(self.to_mapping())
 
 

@@ -31,6 +31,9 @@ SECTIONS = {
     "curriculum": "curriculum",
 }
 
+#: Kinds of what a decorator of `embodied_rl.mdp.term` declares: terms, and what judges a family's policies.
+_KINDS = (*SECTIONS.values(), "score")
+
 #: Keys of an entry that belong to its section, by kind of term; no parameter may bear their names.
 EXTRAS = {"reward": ("weight",), "observation": ("noise", "scale", "clip", "delay", "history")}
 
@@ -63,7 +66,7 @@ class TermSignature:
 
     name: str
     kind: str
-    """`action`, `observation`, `command`, `reward`, `termination`, `event` or `curriculum`."""
+    """`action`, `observation`, `command`, `reward`, `termination`, `event` or `curriculum`; or `score`, which is no term."""
     module_path: Path
     module_name: str
     """`embodied_rl.mdp.rewards` for a shipped term; the file's stem for a page's own."""
@@ -77,14 +80,21 @@ class TermSignature:
 Terms = dict[str, dict[str, TermSignature]]
 
 
-def find_terms(own: Sequence[Path] = ()) -> tuple[Terms, list[Problem]]:
-    """Read the shipped terms and those of a page's own files; a term that cannot be read is a problem, not a term."""
+def find_terms(own: Sequence[Path] = (), family: Sequence[tuple[Path, str]] = ()) -> tuple[Terms, list[Problem]]:
+    """Read the shipped terms and a page's own; a term that cannot be read is a problem, not a term.
+
+    Args:
+        own: the page's own files.
+        family: files of the page's own task family, with the names of their modules.
+    """
     found: Terms = {kind: {} for kind in SECTIONS.values()}
     problems: list[Problem] = []
-    for path, module_name in [*shipped_modules(), *((path, path.stem) for path in own)]:
+    for path, module_name in [*shipped_modules(), *family, *((path, path.stem) for path in own)]:
         for one in read_terms(path, module_name):
             if isinstance(one, Problem):
                 problems.append(one)
+            elif one.kind not in found:
+                continue
             elif first := found[one.kind].get(one.name):
                 there = f"{display(first.module_path)}:{first.lineno}"
                 message = f"there is a {one.kind} of this name already, at {there}; rename it"
@@ -123,7 +133,7 @@ def _kind(decorator: ast.expr) -> str | None:
     """`reward` for `@reward(...)` and `@term.reward(...)`."""
     callee = decorator.func if isinstance(decorator, ast.Call) else decorator
     name = callee.attr if isinstance(callee, ast.Attribute) else getattr(callee, "id", None)
-    return name if name in SECTIONS.values() else None
+    return name if name in _KINDS else None
 
 
 def _read_term(

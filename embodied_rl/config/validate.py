@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import create_model
 
+from embodied_rl import family
 from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
 from embodied_rl.problems import ConfigError, did_you_mean, quoted, shown
@@ -22,6 +23,7 @@ class _Head(Model):
 
     name: str
     terms: tuple[str, ...] = ()
+    task: str | None = None
     robot: str
 
 
@@ -57,6 +59,7 @@ class _Checker:
         self.value, self.places, self.problems = document.value, document.places, list(document.problems)
         self.context: dict[str, list[str]] = {}
         self.robot: RobotSpec | None = None
+        self.family: family.Family | None = None
 
     def problem(self, path: Keys, message: str) -> None:
         self.problems.append(problem_at(self.places, path, message))
@@ -69,6 +72,8 @@ class _Checker:
         if self.has_source():
             return self.source_page()
         head = self.model(_Head, {key: one for key, one in self.value.items() if key in _Head.model_fields}, ())
+        if isinstance(task := self.value.get("task"), str):
+            self.load_family(task)
         self.find_terms(self.value.get("terms", []))
         if isinstance(robot := self.value.get("robot"), str):
             self.load_robot(robot)
@@ -136,16 +141,24 @@ class _Checker:
             self.problem(("pool", "on_crash"), f"{why}; take mask or raise")
 
     def find_terms(self, own: Any) -> None:
-        """Read the shipped terms and the page's own."""
+        """Read the shipped terms, and those of the page's own files and family."""
         own = own if isinstance(own, list | tuple) else [own]
         files = [Path(path) for path in own if isinstance(path, str)]
         for position, path in enumerate(files):
             if not path.is_file():
                 self.problem(("terms", position), f"no such file: {display(path)}")
         found = [path for path in files if path.is_file()]
-        self.terms, broken = find_terms(found)
+        self.terms, broken = find_terms(found, self.family.term_files if self.family else ())
         self.problems += broken
-        self.terms_are_known = not broken and len(found) == len(own)
+        whole = self.family is not None or self.value.get("task") is None
+        self.terms_are_known = whole and not broken and len(found) == len(own)
+
+    def load_family(self, task: str) -> None:
+        """Find out what the page's score may say."""
+        try:
+            self.family = family.load_family(task)
+        except family.FamilyError as error:
+            self.problem(("task",), str(error).removeprefix("task: "))
 
     def load_robot(self, robot: str) -> None:
         """Find out which names the robot gives to its parts."""
@@ -160,7 +173,7 @@ class _Checker:
             self.context["groups"] = [*spec.groups, *spec.joint_names]
 
     def section(self, name: str) -> Any:
-        """Check a section as the page holds it; None where something is wrong with it."""
+        """Check a section and give it back as the page holds it; None where something is wrong with it."""
         value = self.value.get(name, {})
         if not isinstance(value, dict):
             return self.problem((name,), f"{shown(value)} is not a mapping")
@@ -169,12 +182,24 @@ class _Checker:
             return None if None in groups.values() else groups
         if name in SECTIONS:
             return self.entries(name, value, (name,))
+        if name == "score":
+            return self.score(value)
         groups = self.value.get("observations")
         if self.has_source():
             groups = value.get("groups") or {} if name == "env" else {}
         if name == "env" and isinstance(groups, dict) and "critic" not in groups:
             value = {"final_obs_groups": ("actor",), **value}  # the critic sees what the policy sees
         return self.model(Page.model_fields[name].annotation, value, (name,))  # type: ignore[arg-type]
+
+    def score(self, value: dict[str, Any]) -> dict[str, Any] | None:
+        """Check the parameters of the family's score; None where something is wrong with them."""
+        if self.family is None:
+            if value and self.value.get("task") is None:
+                self.problem(("score",), "belongs to a task family, and the page names none; write task: NAME, or leave it out")
+            return None if value else {}
+        model = entry_model(self.family.score)
+        parsed = self.model(model, value, ("score",))
+        return parsed and {key: getattr(parsed, key) for key in model.model_fields}
 
     def entries(self, section: str, value: Any, path: Keys) -> dict[str, Entry] | None:
         if not isinstance(value, dict):

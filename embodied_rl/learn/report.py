@@ -24,6 +24,7 @@ class Report:
         iterations: the total that the run goes for.
         start: iterations done before; TensorBoard forgets what a killed run wrote beyond them.
         logger: `wandb` mirrors what goes to TensorBoard there.
+        failures: what episodes that end other than by time are called.
         console: where to show progress.
 
     Raises:
@@ -31,11 +32,17 @@ class Report:
     """
 
     def __init__(
-        self, path: Path, iterations: int, start: int, logger: str = "tensorboard", console: Console | None = None
+        self,
+        path: Path,
+        iterations: int,
+        start: int,
+        logger: str = "tensorboard",
+        failures: str = "terminated",
+        console: Console | None = None,
     ) -> None:
         if logger == "wandb":
             _mirror_to_wandb(path)
-        self._path, self._iterations = path, iterations
+        self._path, self._iterations, self._failures = path, iterations, failures
         self._writer: Any = None
         self._lost = False
         self._excepthook = threading.excepthook
@@ -116,7 +123,7 @@ class Report:
         parts = [f"{iteration}/{self._iterations}", f"eta {_clock(seconds_left)}", f"{m['Perf/total_fps']:.0f} steps/s"]
         parts.append(f"reward {m.get('Train/mean_reward', 0.0):.2f}")
         parts += [f"{name.removeprefix('Metrics/')} {m[name]:.3f}" for name in m if name.startswith("Metrics/")]
-        parts.append(f"falls {100 * m.get('Train/fall_rate', 0.0):.0f} %")
+        parts.append(f"{self._failures} {100 * m.get('Train/terminated', 0.0):.0f} %")
         parts.append(self._split(m))
         return "  ".join(parts)
 
@@ -126,7 +133,8 @@ class Report:
         table.add_column()
         table.add_row("iteration", f"{iteration} of {self._iterations}   eta {_clock(seconds_left)}")
         table.add_row("env steps", f"{m['Train/env_steps']:,.0f}   {m['Perf/total_fps']:,.0f} per second")
-        table.add_row("reward", f"{m.get('Train/mean_reward', 0.0):.2f}   falls {100 * m.get('Train/fall_rate', 0.0):.1f} %")
+        failures = f"{self._failures} {100 * m.get('Train/terminated', 0.0):.1f} %"
+        table.add_row("reward", f"{m.get('Train/mean_reward', 0.0):.2f}   {failures}")
         for name, value in m.items():
             if name.startswith("Metrics/"):
                 table.add_row(name.removeprefix("Metrics/").replace("_", " "), f"{value:.3f}")

@@ -345,7 +345,7 @@ def episode_metrics(totals: dict[str, float], page: Page) -> dict[str, float]:
     if episodes:
         metrics["Train/mean_reward"] = totals["reward/total"] / episodes
         metrics["Train/mean_episode_length"] = totals["episode_length"] / episodes
-        metrics["Train/fall_rate"] = totals["falls"] / episodes
+        metrics["Train/terminated"] = totals["terminated"] / episodes
     return metrics
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from embodied_rl.config.page import Entry, Page
 from embodied_rl.config.terms import SECTIONS, TermSignature, find_terms
 from embodied_rl.errors import UserError
+from embodied_rl.family import imported_terms
 from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
 from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
@@ -154,8 +155,9 @@ class Terms:
             kind: Any = term.function
             if inspect.isclass(kind):
                 make = kind if kind.__init__ is object.__init__ else partial(kind, self.robot)
-                term = BoundTerm(term.name, make(**term.params), {})
-            bound.append(term)
+                bound.append(BoundTerm(term.name, cast("Callable", make(**term.params)), {}))
+            else:
+                bound.append(term)
         return bound
 
 
@@ -258,7 +260,7 @@ class Finder:
     """Finds the callable of a term; a page's own modules are imported from their files, once."""
 
     def __init__(self, page: Page) -> None:
-        self._terms, _ = find_terms([Path(path) for path in page.terms])
+        self._terms, _ = find_terms([Path(path) for path in page.terms], imported_terms(page.task))
 
     def __call__(self, section: str, name: str) -> Any:
         """Find the callable of a section's term by the term's name."""

@@ -174,3 +174,11 @@ def curriculum() -> Callable[[T], T]:
     number of the page like any other: `params["curriculum.NAME.level"]`.
     """
     return _declare("curriculum")
+
+
+def score(*, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
+    """Declare the one class of a task family that judges its policies: see `embodied_rl.mdp.score.Score`.
+
+    Its keyword-only parameters are the schema of the page's section `score`; they arrive as Python values.
+    """
+    return _declare("score", needs=needs)

@@ -17,7 +17,7 @@ from embodied_rl.learn.rollout import Rollout
 #: Arrays (T, n, ...) of a fragment that a rollout has under the same name.
 _PLAIN = ("actions", "output", "rewards", "terminated", "truncated", "valid")
 #: Totals that every rollout has.
-_TOTALS = ("steps", "unstable", "episodes", "falls", "episode_length", "reward/total")
+_TOTALS = ("steps", "unstable", "episodes", "terminated", "episode_length", "reward/total")
 
 Fragment = dict[str, Any]
 """What `SimWorker.collect` sends."""

@@ -123,7 +123,7 @@ class SourceEnv:
 
     def drain_totals(self) -> dict[str, float]:
         totals = self._totals
-        self._totals = dict.fromkeys(("steps", "unstable", "episodes", "falls", "episode_length", "reward/total"), 0.0)
+        self._totals = dict.fromkeys(("steps", "unstable", "episodes", "terminated", "episode_length", "reward/total"), 0.0)
         return totals
 
     def drain_unstable(self) -> list[dict]:
@@ -141,7 +141,7 @@ class SourceEnv:
         return state | {"actions": torch.from_numpy(self._tape[index].copy())}
 
     def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
-        """The inverse of `snapshot`, where the source can be brought back; else its environments begin anew.
+        """Undo what came since a `snapshot`, where the source can be brought back; else its environments begin anew.
 
         Raises:
             ValueError: the snapshot is of another page.
@@ -173,7 +173,7 @@ class SourceEnv:
             log.warning("%s: the same seed and actions led elsewhere: what is replayed is not what was", self.page.env.source)
 
     def busy_with(self) -> str:
-        """The environment whose code is running, asked from another thread; empty where none is known."""
+        """Name the environment whose code is running, asked from another thread; empty where none is known."""
         row = self._batch.at
         return "" if row is None else self._named(row)
 
@@ -183,7 +183,7 @@ class SourceEnv:
     # ------------------------------------------------------------------------------------------------------------- episodes
 
     def _begin(self, rows: np.ndarray) -> None:
-        """New episodes in some rows."""
+        """Begin new episodes in some rows."""
         index = torch.from_numpy(rows)
         self.buffers["episode_begin"][index] = self.buffers["age"][index]
         self.buffers["episode_reward"][index] = 0.0
@@ -194,7 +194,7 @@ class SourceEnv:
             self.obs[name][index] = torch.from_numpy(value)
 
     def _first(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The first observations of the episodes that the rows are in, which begin anew."""
+        """Begin anew the episodes that the rows are in; their first observations."""
         seeds = self._seeds()[rows]
         try:
             return self._batch.reset(rows, seeds)
@@ -209,7 +209,7 @@ class SourceEnv:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _seeds(self) -> np.ndarray:
-        """The seed of each row's present episode, below 2^32."""
+        """Return the seed of each row's present episode, below 2^32."""
         words, _ = random.philox2x32(self.env_ids, self.buffers["episode_begin"], self._key)
         return words.numpy()
 
@@ -226,7 +226,7 @@ class SourceEnv:
         totals["steps"] += self.num_envs
         totals["unstable"] += int(bad.sum())
         totals["episodes"] += len(done)
-        totals["falls"] += int(terminated.sum())
+        totals["terminated"] += int(terminated.sum())
         totals["episode_length"] += int(self._lengths()[done].sum())
         totals["reward/total"] += float(self.buffers["episode_reward"][torch.from_numpy(done)].sum())
 
@@ -246,13 +246,13 @@ class SourceEnv:
                 raise SourceError(f"{self._named(row)}: failed {_FAILURES} times within {_GOOD_STEPS} steps each: {error}")
 
     def _named(self, row: int) -> str:
-        """An environment as an error names it: whose it is, and what begins the same episode."""
+        """Name an environment for an error: whose it is, and what begins the same episode."""
         env_id, seed, length = int(self.env_ids[row]), int(self._seeds()[row]), int(self._lengths()[row])
         return f"{self.page.env.source}: environment {env_id}, step {length} of the episode of seed {seed}"
 
 
 def make_source(page: Page, env_ids: Tensor) -> SourceEnv:
-    """The environments of a page with `env.source`.
+    """Make the environments of a page with `env.source`.
 
     Raises:
         SourceError: the source is not installed, or does not know the name.

@@ -1,4 +1,4 @@
-"""Films without a window: a chase camera, the command and the velocity drawn into the picture, an mp4."""
+"""Films without a window: a chase camera, what is asked for and done drawn into the picture, an mp4."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ import numpy as np
 from embodied_rl.config.page import VideoSettings
 from embodied_rl.errors import UserError
 from embodied_rl.machine import GL_REMEDY, gl_backend
+from embodied_rl.mdp.demo import Demo
 from embodied_rl.scene import Scene
 
 _COMMAND, _MEASURED = (0.16, 0.64, 0.32), (0.13, 0.42, 0.92)
 """Green and blue, of arrows and text alike."""
-_ARROW_SECONDS = 0.6
-"""An arrow ends where the robot would be after this time, an arc at the heading it would have."""
 
 
 class FilmError(UserError):
@@ -38,12 +37,13 @@ class Film:
         path: the file, H.264 in yuv420p; missing folders are made.
         scene: what is filmed.
         video: the size of the picture [pixels] and its rate [1/s].
+        demo: names and draws what is asked for and done; without one there are the robot and the time alone.
 
     Raises:
         FilmError: MuJoCo cannot render here.
     """
 
-    def __init__(self, path: str | Path, scene: Scene, video: VideoSettings) -> None:
+    def __init__(self, path: str | Path, scene: Scene, video: VideoSettings, demo: Demo | None = None) -> None:
         import av
 
         self.frames, self.fps = 0, video.fps
@@ -51,7 +51,7 @@ class Film:
         self._model, self._base = scene.render_model, scene.render_model.body(scene.robot.base).id
         self._data = mujoco.MjData(self._model)
         self._camera = _ChaseCamera(scene.robot.base_height, 1.0 / video.fps)
-        self._size = scene.robot.base_height
+        self._size, self._demo = scene.robot.base_height, demo
         self._measured: np.ndarray | None = None
         _use_gl()
         frame = self._model.vis.global_
@@ -62,7 +62,7 @@ class Film:
         self._file = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
         self._stream: Any = self._file.add_stream("h264", rate=Fraction(video.fps), options={"crf": "20"})
         self._stream.width, self._stream.height, self._stream.pix_fmt = self._width, self._height, "yuv420p"
-        self._panel = _Panel(self._height)
+        self._panel = _Panel(self._height, demo.COLUMNS if demo else ())
 
     def __enter__(self) -> Self:
         return self
@@ -72,22 +72,20 @@ class Film:
         self._file.close()
         self._renderer.close()
 
-    def shoot(self, qpos: Sequence[np.ndarray], velocity: Sequence[float], command: Sequence[float] | None = None) -> np.ndarray:
+    def shoot(
+        self, qpos: Sequence[np.ndarray], measured: Sequence[float] = (), command: Sequence[float] | None = None
+    ) -> np.ndarray:
         """Add one frame.
 
         Args:
             qpos: generalised positions of each robot, (nq,) in the render model; the camera follows the first.
-            velocity: of the first robot: (vx, vy, wz) in its yaw frame [m/s, rad/s].
+            measured: what the first robot does, as the demo measures it.
             command: what it was told, likewise.
 
         Returns:
             The picture, uint8 (height, width, 3).
         """
-        # a trotting base sways at twice the gait's frequency; what is shown is its motion over some 0.3 s
-        measured = np.asarray(velocity, dtype=float)
-        before = measured if self._measured is None else self._measured
-        self._measured = before + (measured - before) / (1.0 + 0.3 * self.fps)
-        drawn = [(_MEASURED, self._measured)] if command is None else [(_COMMAND, command), (_MEASURED, self._measured)]
+        drawn = self._drawn(measured, command)
         self._pose(qpos[0])
         position, heading = self._data.xpos[self._base].copy(), _heading(self._data.xmat[self._base])
         self._camera.follow(position, heading, len(qpos))
@@ -99,10 +97,21 @@ class Film:
             mujoco.mjv_addGeoms(self._model, self._data, mujoco.MjvOption(), mujoco.MjvPerturb(), robots, scene)
         for layer, (rgb, vector) in enumerate(drawn):
             above = np.array([0.0, 0.0, self._size * (0.75 + 0.12 * layer)])
-            _draw_velocity(scene, position + above, heading, vector, self._size, rgb)
+            assert self._demo is not None
+            self._demo.draw(_Canvas(scene, position + above, heading, self._size, rgb), vector)
         image = self._panel.draw_on(self._renderer.render(), self.frames / self.fps, drawn)
         self._encode(image)
         return image
+
+    def _drawn(self, measured: Sequence[float], command: Sequence[float] | None) -> list:
+        """Collect what is drawn and written, each with its colour."""
+        if self._demo is None:
+            return []
+        # a trotting base sways at twice the gait's frequency; what is shown is its motion over some 0.3 s
+        now = np.asarray(measured, dtype=float)
+        before = now if self._measured is None else self._measured
+        self._measured = before + (now - before) / (1.0 + 0.3 * self.fps)
+        return [*([] if command is None else [(_COMMAND, command)]), (_MEASURED, self._measured)]
 
     def _pose(self, qpos: np.ndarray) -> None:
         self._data.qpos[:] = qpos
@@ -145,13 +154,12 @@ class _ChaseCamera:
 
 
 class _Panel:
-    """The text in the picture's corner: command and velocity in figures, and the time."""
+    """The text in the picture's corner: the time, and what is asked for and done in figures."""
 
-    _NAMES = ("vx  m/s", "vy  m/s", "wz  rad/s")
-
-    def __init__(self, height: int) -> None:
+    def __init__(self, height: int, names: tuple[str, ...]) -> None:
         from PIL import ImageFont
 
+        self._names = names
         self._unit = max(height // 30, 4)
         self._font = ImageFont.load_default(self._unit)
 
@@ -160,13 +168,15 @@ class _Panel:
 
         unit, picture = self._unit, Image.fromarray(image)
         draw = ImageDraw.Draw(picture, "RGBA")
-        names = ("measured",) if len(rows) == 1 else ("command", "measured")
+        names = ("command", "measured")[2 - len(rows) :]
+        columns = _columns(self._names)
         left, top = unit, picture.height - unit * (4 + 1.5 * len(rows))
-        draw.rounded_rectangle((left, top, left + 20 * unit, picture.height - unit), unit // 2, (255, 255, 255, 190))
+        right = left + unit * (columns[-1] + 1 if columns else 5)
+        draw.rounded_rectangle((left, top, right, picture.height - unit), unit // 2, (255, 255, 255, 190))
         y = top + 1.5 * unit
-        columns = [left + unit * x for x in (9.5, 14, 19)]
+        columns = [left + unit * x for x in columns]
         draw.text((left + unit, y), f"{seconds:.1f} s", (60, 64, 70), self._font, "lm")
-        for x, name in zip(columns, self._NAMES, strict=True):
+        for x, name in zip(columns, self._names, strict=True):
             draw.text((x, y), name, (60, 64, 70), self._font, "rm")
         for name, (rgb, vector) in zip(names, rows, strict=True):
             y += 1.5 * unit
@@ -198,20 +208,34 @@ def _heading(matrix: np.ndarray) -> float:
     return math.atan2(matrix[3], matrix[0])
 
 
-def _draw_velocity(
-    scene: Any, origin: np.ndarray, heading: float, velocity: Sequence[float] | np.ndarray, size: float, rgb: tuple
-) -> None:
-    """Draw an arrow along (vx, vy), and from the heading on an arc over the angle that wz turns."""
-    vx, vy, wz = (float(part) * _ARROW_SECONDS for part in velocity)
-    c, s = math.cos(heading), math.sin(heading)
-    tip = origin + np.array([c * vx - s * vy, s * vx + c * vy, 0.0])
-    if math.hypot(vx, vy) > 0.1 * size:
-        _connect(scene, mujoco.mjtGeom.mjGEOM_ARROW, 0.05 * size, origin, tip, rgb)
-    if abs(wz) > 0.05:
-        angles = heading + np.linspace(0.0, wz, 2 + int(abs(wz) / 0.1))
-        arc = origin + 0.75 * size * np.stack((np.cos(angles), np.sin(angles), 0.0 * angles), axis=-1)
-        for start, end in pairwise(arc):
-            _connect(scene, mujoco.mjtGeom.mjGEOM_CAPSULE, 0.025 * size, start, end, rgb)
+class _Canvas:
+    """What a demo draws on; see `embodied_rl.mdp.demo.Canvas`.  What is too small to be seen is left out."""
+
+    def __init__(self, scene: Any, origin: np.ndarray, heading: float, size: float, rgb: tuple) -> None:
+        self._scene, self._origin, self._heading, self._size, self._rgb = scene, origin, heading, size, rgb
+
+    def arrow(self, forward: float, left: float) -> None:
+        c, s = math.cos(self._heading), math.sin(self._heading)
+        tip = self._origin + np.array([c * forward - s * left, s * forward + c * left, 0.0])
+        if math.hypot(forward, left) > 0.1 * self._size:
+            _connect(self._scene, mujoco.mjtGeom.mjGEOM_ARROW, 0.05 * self._size, self._origin, tip, self._rgb)
+
+    def arc(self, angle: float) -> None:
+        if abs(angle) <= 0.05:
+            return
+        angles = self._heading + np.linspace(0.0, angle, 2 + int(abs(angle) / 0.1))
+        points = self._origin + 0.75 * self._size * np.stack((np.cos(angles), np.sin(angles), 0.0 * angles), axis=-1)
+        for start, end in pairwise(points):
+            _connect(self._scene, mujoco.mjtGeom.mjGEOM_CAPSULE, 0.025 * self._size, start, end, self._rgb)
+
+
+def _columns(names: tuple[str, ...]) -> list[float]:
+    """Place the right ends of columns, from the panel's left edge on; a character is about half a unit wide."""
+    columns, right = [], 5.0
+    for name in names:
+        right += max(4.5, 0.5 + 0.5 * len(name))
+        columns.append(right)
+    return columns
 
 
 def _connect(scene: Any, kind: int, width: float, start: np.ndarray, end: np.ndarray, rgb: tuple) -> None:

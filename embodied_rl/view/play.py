@@ -1,4 +1,4 @@
-"""Play a policy back: on a few robots, told where to go, filmed or not."""
+"""Play a policy back: on a few robots, told what to do, filmed or not."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from embodied_rl import random
 from embodied_rl.config import Page, override
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
-from embodied_rl.mdp.part import PartState
+from embodied_rl.mdp.demo import Demo, demo_of
+from embodied_rl.mdp.score import failures_of
 from embodied_rl.vector_env import Step
 from embodied_rl.view.film import Film
 
 Policy = Callable[[dict[str, Tensor]], Tensor]
 """From observations of each group, (N, O), to actions, (N, A)."""
-
-DEMO = ((0.8, 0.0, 0.0), (0.6, 0.0, 0.7), (0.0, 0.8, 0.0), (-0.5, 0.0, 0.0), (0.0, 0.0, -0.7), (0.0, 0.0, 0.0))
-"""Forward, along a curve, to the left, backward, on the spot to the right, standing: shares of the page's ranges."""
 
 _SPACING = 3.0
 """Distance of the robots that are filmed side by side, in multiples of the base's height."""
@@ -47,25 +45,28 @@ def agent(env: Env, name: str) -> Policy:
 
 
 def hold_command(env: Env, values: Sequence[float]) -> None:
-    """From now on every robot is told this and nothing else; later resamplings draw it too.
+    """Tell every robot this and nothing else from now on.
 
     Args:
-        env: its page has a command with ranges, like `velocity`.
-        values: one for each of the ranges, for `velocity` (vx, vy, wz) [m/s, rad/s].
+        env: its page has a command.
+        values: one for each of the command's numbers.
 
     Raises:
         UserError: the page has no command, or one of another size; one line.
     """
-    command = next(iter(env.terms.commands.values()), None)
+    name, command = next(iter(env.terms.commands.items()), (None, None))
     if command is None:
         raise UserError(f"--command: the page {env.page.name} has no command to hold; leave the option out")
-    if len(values) != len(command.ranges):
-        raise UserError(f"--command: {command.name} takes {len(command.ranges)} numbers, {len(values)} were given")
-    for bounds, value in zip(command.ranges, values, strict=True):
-        bounds.fill_(value)
-    command.standing.fill_(0.0)
-    current = env.buffers[f"{command.name}.command"]
-    current.copy_(torch.tensor(values, dtype=current.dtype, device=env.device).expand_as(current))
+    if len(values) != command.size:
+        listed = ", ".join(command.names)
+        raise UserError(f"--command: {name} takes {command.size} numbers ({listed}), {len(values)} were given")
+    command.hold(values)
+
+
+def commands(demo: Demo, env: Env) -> bool:
+    """Whether a demo speaks of the page's command: it has as many numbers as the demo has columns."""
+    command = next(iter(env.terms.commands.values()), None)
+    return command is not None and command.size == len(demo.COLUMNS)
 
 
 def forget(policy: Policy, result: Step) -> None:
@@ -84,27 +85,28 @@ def play(
     video: str | Path | None = None,
     report: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
-    """Run the policy from a fresh start.
+    """Run the policy from a fresh start; the page's family says what is asked of it, and draws that and what it does.
 
     Args:
         env: of a `playback_page`; all its robots are filmed, side by side, the camera on the first.
         policy: what acts.
         seconds: how long, in simulated time; a film runs in real time.
-        command: held throughout; by default the commands of `DEMO` one after the other.
+        command: held throughout; by default the commands of the family's script one after the other.
         video: the mp4 to write.
         report: takes the lines that say how it went.
 
     Returns:
-        `seconds`, `falls`, `unstable`, the mean of each of the commands' errors, and `video`.
+        `seconds`, `terminated`, `unstable`, the mean of each of the commands' errors, and `video`.
 
     Raises:
         UserError: the command does not suit the page.
         FilmError: there is no GL to film with.
     """
-    script = [command] if command is not None else _demo(env)
+    demo = demo_of(env.page)
+    script = [command] if command is not None else demo.script(env) if demo and commands(demo, env) else []
     steps = max(1, round(seconds / env.step_dt))
     with ExitStack() as stack:
-        film = stack.enter_context(Film(video, env.scene, env.page.video)) if video else None
+        film = stack.enter_context(Film(video, env.scene, env.page.video, demo)) if video else None
         if script:
             hold_command(env, script[0])
         env.reset()
@@ -114,27 +116,14 @@ def play(
                 hold_command(env, script[step * len(script) // steps])
             forget(policy, env.step(policy(env.obs)))
             while film and film.frames < (step + 1) * env.step_dt * film.fps - 1e-6:
-                _shoot(env, film)
+                _shoot(env, film, demo)
     return _summary(env, steps, video, report)
 
 
-def _demo(env: Env) -> list[list[float]]:
-    """Scale DEMO to the page's own units; empty where the page has no command of this kind."""
-    command = next(iter(env.terms.commands.values()), None)
-    if command is None or len(command.ranges) != len(DEMO[0]):
-        return []
-    bounds = [bound.tolist() for bound in command.ranges]
-    return [
-        [share * high if share > 0 else -share * low for share, (low, high) in zip(shares, bounds, strict=True)]
-        for shares in DEMO
-    ]
-
-
-def _shoot(env: Env, film: Film) -> None:
-    robot = PartState(env.robot, env.physics)
-    velocity = [*robot.lin_vel_yaw[0].tolist(), float(robot.yaw_rate[0])]
-    name = next(iter(env.terms.commands), None)
-    command = env.buffers[f"{name}.command"][0].tolist() if name else None
+def _shoot(env: Env, film: Film, demo: Demo | None) -> None:
+    command = None
+    if demo and commands(demo, env):
+        command = next(iter(env.terms.commands.values())).command[0].tolist()
     poses = []
     for row in range(env.num_envs):
         _, qpos, _ = env.render_state(row)
@@ -142,16 +131,17 @@ def _shoot(env: Env, film: Film) -> None:
             side = (row + 1) // 2 * (1 if row % 2 else -1)
             qpos[1] += _SPACING * env.scene.robot.base_height * side
         poses.append(qpos)
-    film.shoot(poses, velocity, command)
+    film.shoot(poses, demo.measured(env) if demo else (), command)
 
 
 def _summary(env: Env, steps: int, video: str | Path | None, report: Callable[[str], Any]) -> dict[str, Any]:
     totals = env.drain_totals()
     seconds = steps * env.step_dt
     errors = {name.removeprefix("error/"): total / totals["steps"] for name, total in totals.items() if name.startswith("error/")}
-    stats = {"seconds": seconds, "falls": round(totals["falls"]), "unstable": round(totals["unstable"]), **errors}
+    stats = {"seconds": seconds, "terminated": round(totals["terminated"]), "unstable": round(totals["unstable"]), **errors}
     robots = f"{env.num_envs} robot{'s' if env.num_envs > 1 else ''}"
-    report(f"{robots}, {seconds:.1f} s: {stats['falls']} falls" + "".join(f", {n} {v:.3f}" for n, v in errors.items()))
+    ended = f"{stats['terminated']} {failures_of(env.page)}"
+    report(f"{robots}, {seconds:.1f} s: {ended}" + "".join(f", {n} {v:.3f}" for n, v in errors.items()))
     if video:
         report(f"filmed: {video}")
     return stats | {"video": str(video) if video else None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ import torch
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
+from embodied_rl.mdp.demo import demo_of
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene import build_scene
-from embodied_rl.view.play import Policy, agent, forget, hold_command
+from embodied_rl.view.play import Policy, agent, commands, forget, hold_command
 
-_KEYS = {265: (0.1, 0.0, 0.0), 264: (-0.1, 0.0, 0.0), 263: (0.0, 0.0, 0.2), 262: (0.0, 0.0, -0.2)}
-"""What GLFW's keys up, down, left and right add to the command (vx, vy, wz) [m/s, rad/s]."""
+_KEYS = {265: "up", 264: "down", 263: "left", 262: "right"}
+"""Names of GLFW's keys."""
 
 
 class ViewerError(UserError):
@@ -48,7 +49,7 @@ def view_robot(robot: RobotSpec) -> None:
 
 @torch.no_grad()
 def view_env(env: Env, policy: Policy | None = None) -> None:
-    """Show the first robot in real time; up and down change the command's vx, left and right its wz.
+    """Show the first robot in real time; the arrow keys change its command as the page's family says.
 
     Args:
         env: of a `playback_page` whose episodes are long.
@@ -62,11 +63,14 @@ def view_env(env: Env, policy: Policy | None = None) -> None:
 
     if sys.platform == "darwin" and not mujoco.viewer._MJPYTHON:
         raise ViewerError("no viewer: on macOS run it with mjpython in place of python: mjpython -m embodied_rl view ...")
-    steered = [command for command in env.terms.commands.values() if len(command.ranges) == 3]
-    command, policy = np.zeros(3), policy or agent(env, "zero")
+    demo = demo_of(env.page)
+    if demo and not commands(demo, env):
+        demo = None
+    keys = demo.KEYS if demo else {}
+    command, policy = np.zeros(len(demo.COLUMNS) if demo else 0), policy or agent(env, "zero")
 
     def on_key(key: int) -> None:
-        command[:] = steer(command, key)
+        command[:] = steer(command, key, keys)
 
     env.reset()
     model, qpos, _ = env.render_state(0)
@@ -78,7 +82,7 @@ def view_env(env: Env, policy: Policy | None = None) -> None:
         viewer.cam.distance, viewer.cam.elevation = 8.0 * env.scene.robot.base_height, -14.0
         due = time.perf_counter()
         while viewer.is_running():
-            if steered:
+            if demo:
                 hold_command(env, command.tolist())
             forget(policy, env.step(policy(env.obs)))
             with viewer.lock():
@@ -89,9 +93,9 @@ def view_env(env: Env, policy: Policy | None = None) -> None:
             time.sleep(max(0.0, due - time.perf_counter()))
 
 
-def steer(command: Sequence[float] | np.ndarray, key: int) -> np.ndarray:
-    """Return the command (vx, vy, wz) after a key of the keyboard, GLFW's code; other keys change nothing."""
-    return np.round(np.asarray(command) + _KEYS.get(key, 0.0), 3)
+def steer(command: Sequence[float] | np.ndarray, key: int, keys: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """Return the command after a key of the keyboard, GLFW's code; `keys` says what each adds, others change nothing."""
+    return np.round(np.asarray(command) + keys.get(_KEYS.get(key, ""), 0.0), 3)
 
 
 def _check_display() -> None:

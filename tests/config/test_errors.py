@@ -178,7 +178,11 @@ CHANGED = {
         "page.yaml:2: robot: no 'go22', neither a shipped robot nor a folder with robot.yaml; did you mean 'go2'?",
     ),
     "robot that is a number": ("robot: dog", "robot: 2", "page.yaml:2: robot: 2 is not a string"),
-    "no action": ("{joint_target: {}}", "{}", "page.yaml:3: actions: a page needs at least one action term, like joint_position: {scale: 0.5}"),
+    "no action": (
+        "{joint_target: {}}",
+        "{}",
+        "page.yaml:3: actions: a page needs at least one action term, like joint_position: {scale: 0.5}",
+    ),
     "number for the groups": (
         "observations:\n  actor: {height: {}}",
         "observations: 5",

@@ -25,14 +25,14 @@ METRICS = {
     "Policy/mean_std": 0.77,
     "Train/env_steps": 1234567.0,
     "Train/mean_reward": 12.345,
-    "Train/fall_rate": 0.25,
+    "Train/terminated": 0.25,
 }
 
 
-def shown(tmp_path: Path, metrics: dict[str, float], *, terminal: bool) -> str:
+def shown(tmp_path: Path, metrics: dict[str, float], *, terminal: bool, **options: str) -> str:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=100, color_system=None)
-    with Report(tmp_path, 300, 0, console=console) as report:
+    with Report(tmp_path, 300, 0, console=console, **options) as report:  # pyright: ignore[reportArgumentType]
         report.show(7, metrics, 3725.0)
     return text.getvalue()
 
@@ -40,7 +40,7 @@ def shown(tmp_path: Path, metrics: dict[str, float], *, terminal: bool) -> str:
 def test_a_line_for_every_iteration(tmp_path: Path) -> None:
     line = shown(tmp_path, METRICS, terminal=False)
     assert line == (
-        "7/300  eta 1:02:05  51234 steps/s  reward 12.35  lin_vel_error 0.123  ang_vel_error 0.200  falls 25 %  "
+        "7/300  eta 1:02:05  51234 steps/s  reward 12.35  lin_vel_error 0.123  ang_vel_error 0.200  terminated 25 %  "
         "physics 60 % env 20 % policy 5 % update 15 %\n"
     )
 
@@ -53,8 +53,14 @@ def test_a_panel_on_a_terminal(tmp_path: Path) -> None:
         assert said in panel
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_ends_have_the_word_of_the_task(tmp_path: Path, terminal: bool) -> None:
+    said = shown(tmp_path, METRICS, terminal=terminal, failures="falls")
+    assert "falls 25" in said and "terminated" not in said
+
+
 def test_before_an_episode_has_ended(tmp_path: Path) -> None:
-    metrics = {name: value for name, value in METRICS.items() if name not in ("Train/mean_reward", "Train/fall_rate")}
+    metrics = {name: value for name, value in METRICS.items() if name not in ("Train/mean_reward", "Train/terminated")}
     for terminal in (False, True):
         assert "7" in shown(tmp_path, metrics, terminal=terminal)
 

@@ -88,7 +88,7 @@ def test_half_a_run_and_the_rest_are_the_whole(tmp_path: Path) -> None:
     for state in states:
         state["infos"].pop("seconds")
     assert equal(*states)  # the hashes of the robots' states among it
-    assert any(metrics["Train/fall_rate"] for metrics in history if "Train/fall_rate" in metrics)
+    assert any(metrics["Train/terminated"] for metrics in history if "Train/terminated" in metrics)
 
 
 #: Asks for more whenever episodes were worth enough, and writes down what it was told.

@@ -13,14 +13,13 @@ from embodied_rl.errors import UserError
 from embodied_rl.mdp.actions import joint_position, joint_velocity, mirrored_joints
 from embodied_rl.mdp.group import ActionGroup
 from embodied_rl.mdp.moment import Draw, Moment
-from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import Memory
 
 DEFAULT = torch.tensor([0.1, -0.8, 0.4])
 GROUPS = {"all": (0, 1, 2), "legs": (2, 0), "arm": (1,)}
 #: Joints a, b and c; a and c are partners.
 ROBOT: Any = cast(
-    Part,
+    Any,
     SimpleNamespace(
         default_joint_pos=DEFAULT,
         joint_names=("a", "b", "c"),
@@ -37,6 +36,10 @@ def _env(actions: torch.Tensor, previous: torch.Tensor, block: torch.Tensor | No
 def _actions(count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     values = torch.arange(float(count * size)).view(count, size)
     return values, -values - 1.0
+
+
+def _group(*terms: Any) -> ActionGroup:
+    return ActionGroup([(str(index), term) for index, term in enumerate(terms)], ROBOT)
 
 
 def _remembering(term: Any, count: int) -> Any:
@@ -86,14 +89,14 @@ def test_the_greatest_random_number_is_the_greatest_latency():
 
 def test_terms_stand_side_by_side_and_what_none_drives_holds_the_default_pose():
     legs = joint_position(ROBOT, joints="legs", scale=0.5, clip=cast(Any, torch.tensor(2.0)))
-    group = ActionGroup([("legs", legs)], ROBOT)
+    group = _group(legs)
     actions = torch.tensor([[1.0, -9.0]])
     assert group.size == 2 and group.bounds().tolist() == [2.0, 2.0]
     clipped = group.clip(actions)
     assert clipped.tolist() == [[1.0, -2.0]]
     torch.testing.assert_close(group.controls(_env(clipped, clipped)), torch.tensor([[0.1 - 1.0, -0.8, 0.4 + 0.5]]))
     arm = joint_velocity(ROBOT, joints="arm", scale=3.0, clip=cast(Any, torch.tensor(1.0)))
-    both = ActionGroup([("arm", arm), ("legs", legs)], ROBOT)
+    both = _group(arm, legs)
     clipped = both.clip(torch.tensor([[7.0, 1.0, -9.0]]))
     assert clipped.tolist() == [[1.0, 1.0, -2.0]] and both.size == 3
     torch.testing.assert_close(both.controls(_env(clipped, clipped)), torch.tensor([[0.1 - 1.0, 3.0, 0.4 + 0.5]]))
@@ -103,7 +106,7 @@ def test_one_term_with_a_latency_gives_all_a_row_for_each_substep():
     legs = _remembering(joint_position(ROBOT, joints="legs", scale=1.0, latency=(0, 3)), 1)
     legs.latency.fill_(2.0)
     arm = joint_velocity(ROBOT, joints="arm", scale=1.0)
-    group = ActionGroup([("legs", legs), ("arm", arm)], ROBOT)
+    group = _group(legs, arm)
     controls = group.controls(_env(torch.tensor([[1.0, 1.0, 5.0]]), torch.zeros(1, 3)))
     assert controls.shape == (1, 4, 3) and controls[0, :, 1].tolist() == [5.0] * 4
     torch.testing.assert_close(controls[0, :, 0], torch.tensor([0.1, 0.1, 1.1, 1.1]))
@@ -113,9 +116,7 @@ def test_the_mirror_of_a_group_of_joints_is_among_themselves():
     assert mirrored_joints(ROBOT, joints="legs") == ((1, 0), (1.0, 1.0))
     assert mirrored_joints(ROBOT, joints="arm") == ((0,), (-1.0,))
     legs, arm = joint_position(ROBOT, joints="legs"), joint_velocity(ROBOT, joints="arm")
-    index, sign = ActionGroup([("arm", arm), ("legs", legs)], ROBOT).reflection(
-        {"arm": {"joints": "arm"}, "legs": {"joints": "legs"}}
-    )
+    index, sign = _group(arm, legs).reflection({"arm": {"joints": "arm"}, "legs": {"joints": "legs"}})
     assert (list(index), list(sign)) == ([0, 2, 1], [-1.0, 1.0, 1.0])
 
 

@@ -171,7 +171,7 @@ def test_ends_and_totals(tmp_path: Path) -> None:
         assert (env.final_obs["actor"][done, 2].abs() > 0.2).all() and (env.obs["actor"][done].abs() < 0.05).all()
         assert not torch.equal(before["actor"], env.obs["actor"])
     totals = env.drain_totals()
-    assert totals["steps"] == 720.0 and totals["episodes"] == totals["falls"] == sum(seen) > 60
+    assert totals["steps"] == 720.0 and totals["episodes"] == totals["terminated"] == sum(seen) > 60
     assert totals["reward/total"] == totals["episode_length"] and env.drain_totals()["steps"] == 0.0
 
 

@@ -51,12 +51,16 @@ def test_the_arrow_keys_steer(env: Env, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(glfw, "init", lambda: True)
     monkeypatch.setattr(mujoco.viewer, "launch_passive", launch_passive)
     viewer.view_env(env, agent(env, "zero"))
-    assert torch.allclose(env.buffers["velocity.command"], torch.tensor([0.4, 0.0, -0.8]))
+    assert torch.allclose(env.buffers["commands.velocity.command"], torch.tensor([0.4, 0.0, -0.8]))
     assert np.allclose(windows[0].data.qpos, env.render_state(0)[1])
 
 
 def test_other_keys_change_nothing() -> None:
-    assert viewer.steer([0.5, 0.1, 0.2], 65).tolist() == [0.5, 0.1, 0.2]
+    keys = {"up": (0.1, 0.0), "left": (0.0, 0.2)}
+    assert viewer.steer([0.5, 0.1], 65, keys).tolist() == [0.5, 0.1]
+    assert viewer.steer([0.5, 0.1], 264, keys).tolist() == [0.5, 0.1]  # down, which the family leaves alone
+    assert viewer.steer([0.5, 0.1], 265, keys).tolist() == [0.6, 0.1]
+    assert viewer.steer([0.5, 0.1], 263, keys).tolist() == [0.5, 0.3]
 
 
 def test_a_robot_stands_still_in_the_viewer(monkeypatch: pytest.MonkeyPatch) -> None:

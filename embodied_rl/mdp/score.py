@@ -1,0 +1,103 @@
+"""What judges a policy: the protocol of a task family's score, and what it sees of an environment."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from embodied_rl.config import Page
+from embodied_rl.errors import UserError
+from embodied_rl.family import check_parts, family_names, load_family
+from embodied_rl.mdp.part import Part
+from embodied_rl.physics.protocol import Physics
+
+
+class Environment(Protocol):
+    """What a family's score and demo see of an `Env`."""
+
+    page: Page
+    num_envs: int
+    device: torch.device
+    step_dt: float
+    """Time between two actions [s]."""
+    robot: Part
+    physics: Physics
+    terms: Any
+    """The page's terms: `commands` by name among them."""
+    buffers: dict[str, Tensor]
+    """Every tensor that a step changes, by name, (N, ...)."""
+
+
+class Verdict(NamedTuple):
+    """Whether a policy does what its family asks for."""
+
+    passed: bool
+    sentence: str
+    """For people: `it walks`."""
+
+
+class Score(Protocol):
+    """Judges policies of a task family; an instance serves one evaluation.
+
+    The class in the family's score.py under `@score()`, constructed with the page's section `score` as keywords.  The loop,
+    its seeds and the figures that every task has are `embodied_rl.learn.evaluate`'s.
+    """
+
+    needs: tuple[str, ...]
+    """What the scene must measure for it, as of a term; the decorator says it."""
+    failure: str
+    """The family's word for an episode that ends other than by time, in the singular: `fall` gives the figure `fall_rate`."""
+
+    def overrides(self, page: Page, reference: bool) -> list[str]:
+        """Change a page to how it is judged, each `key.path=value`: no page eases its own evaluation.
+
+        Raises:
+            UserError: it is no page of this family.
+        """
+        ...
+
+    def begin(self, env: Environment) -> None:
+        """Take note of an environment that has just been reset."""
+        ...
+
+    def step(self, env: Environment, going: Tensor) -> None:
+        """Take note of a step; `going`, bool (N,), marks the rows that are still in their first episode."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """Measure what was seen, by name."""
+        ...
+
+    def limits(self, reference: bool) -> dict[str, float]:
+        """List the greatest values that figures may have, by name, in training or in reference physics."""
+        ...
+
+    def verdict(self, figures: dict[str, float], reference: bool) -> Verdict:
+        """Judge the figures of an evaluation, in training or in reference physics."""
+        ...
+
+    def near(self, metrics: dict[str, float]) -> bool:
+        """Whether an iteration's metrics, by TensorBoard name, make an evaluation worth its time."""
+        ...
+
+
+def score_of(page: Page) -> Score:
+    """Make the score of a page's family.
+
+    Raises:
+        UserError: the page has no task, or its family is broken; one line.
+    """
+    if page.task is None:
+        known = ", ".join(family_names())
+        raise UserError(f"{page.name}: task: the page names none to judge its policy by; write task: NAME ({known}, or a folder)")
+    family = load_family(page.task)
+    score = family.score_class()
+    check_parts(score, Score, family.folder / "score.py")
+    return score(**page.score)
+
+
+def failures_of(page: Page) -> str:
+    """Return the page's word for episodes that end other than by time: `falls`, or `terminated` where it has no task."""
+    return f"{score_of(page).failure}s" if page.task else "terminated"

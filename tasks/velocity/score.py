@@ -1,0 +1,170 @@
+"""Does it walk?  How policies that follow a velocity command are judged."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from embodied_rl.config import Page
+from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.part import PartState
+from embodied_rl.mdp.score import Environment, Verdict
+from embodied_rl.mdp.term import score
+
+_GRAVITY = 9.81
+#: Within so many times the limits in training, an evaluation is worth its time.
+_NEAR = 2.0
+
+
+@score(needs=("joint_torque",))
+class Walk:
+    """Judges how well commands of velocity are followed, over how many falls, at which cost of transport.
+
+    Episodes of `episode_s` [s] with observation noise and random foot `friction`, from random starts (`start_joint_pos`
+    [rad], `start_lin_vel` [m/s], `start_ang_vel` [rad/s]); nothing pushes, nothing else of the robot is random, curricula
+    are at their end.  Commands in `lin_vel_x`, `lin_vel_y` [m/s] and `ang_vel_z` [rad/s] are resampled every `resample_s`
+    [s]; a share `standing` of them is zero, which is scored too, the first `unscored_s` [s] after each resampling are not.
+    Velocities are those of the base's origin, in its yaw frame.  A fall is any termination but time_out, more than `tilt`
+    [rad] from the vertical among them; a fallen episode counts up to the fall.  `fall_rate`, `lin_vel_error` [m/s] and
+    `ang_vel_error` [rad/s] are the limits, those of `reference_` in reference physics.
+    """
+
+    failure = "fall"
+
+    def __init__(
+        self,
+        *,
+        lin_vel_x: Range = (-1.0, 1.0),
+        lin_vel_y: Range = (-0.5, 0.5),
+        ang_vel_z: Range = (-1.0, 1.0),
+        resample_s: Range = (5.0, 5.0),
+        standing: Fraction = 0.1,
+        episode_s: Positive = 20.0,
+        unscored_s: NonNegative = 1.0,
+        friction: Range = (0.5, 1.25),
+        tilt: Positive = 1.0,
+        start_joint_pos: NonNegative = 0.2,
+        start_lin_vel: NonNegative = 0.3,
+        start_ang_vel: NonNegative = 0.3,
+        fall_rate: Fraction = 0.01,
+        lin_vel_error: NonNegative = 0.15,
+        ang_vel_error: NonNegative = 0.20,
+        reference_fall_rate: Fraction = 0.05,
+        reference_lin_vel_error: NonNegative = 0.20,
+    ) -> None:
+        self._ranges = {"lin_vel_x": lin_vel_x, "lin_vel_y": lin_vel_y, "ang_vel_z": ang_vel_z, "resample_s": resample_s}
+        self._standing, self._episode_s, self._unscored_s = standing, episode_s, unscored_s
+        self._friction, self._tilt = friction, tilt
+        self._start_joint_pos, self._start_lin_vel, self._start_ang_vel = start_joint_pos, start_lin_vel, start_ang_vel
+        self._limits = {"fall_rate": fall_rate, "lin_vel_error": lin_vel_error, "ang_vel_error": ang_vel_error}
+        self._reference_limits = {"fall_rate": reference_fall_rate, "lin_vel_error": reference_lin_vel_error}
+
+    def overrides(self, page: Page, reference: bool) -> list[str]:
+        """Set commands, starts, friction and what a fall is; end curricula; take all other randomness away.
+
+        Raises:
+            UserError: the page has no velocity command.
+        """
+        command = f"commands.{_command(page)}"
+        return [
+            *_ends_of_curricula(page),
+            f"env.episode_s={self._episode_s}",
+            *(f"{command}.{name}={list(value)}" for name, value in self._ranges.items()),
+            f"{command}.standing={self._standing}",
+            f"{command}.standing_hold=1.0",
+            f"{command}.heading=false",
+            "events=null",
+            f"events.reset_base={{position: 0.5, lin_vel: {self._start_lin_vel}, ang_vel: {self._start_ang_vel}}}",
+            f"events.reset_joints={{position: {self._start_joint_pos}}}",
+            *_foot_friction(self._friction),
+            # beside the page's own, under names that no page has
+            "terminations.score_time_out={term: time_out}",
+            f"terminations.score_tilt={{term: tilt, limit: {self._tilt}}}",
+        ]
+
+    def begin(self, env: Environment) -> None:
+        """Start to count."""
+        command = env.terms.commands[_command(env.page)]
+        self._asked_now, self._time_left = command.command, command.time_left
+        self._wait = round(self._unscored_s / env.step_dt)
+        self._since = torch.zeros(env.num_envs, device=env.device)
+        zero = torch.zeros((), dtype=torch.float64, device=env.device)
+        self._scored = self._lin_error = self._ang_error = self._energy = self._distance = zero
+        self._weight = env.robot.mass * _GRAVITY
+        self._look()
+
+    def step(self, env: Environment, going: Tensor) -> None:
+        """Compare with the command that was seen before the step."""
+        self._since += 1
+        # rows that are done stand in their next episode already, and are not looked at again
+        state = PartState(env.robot, env.physics)
+        counted = going & (self._since > self._wait)
+        lin = (state.lin_vel_yaw - self._asked[:, :2]).norm(dim=-1)
+        ang = (state.yaw_rate - self._asked[:, 2]).abs()
+        self._scored = self._scored + counted.sum()
+        self._lin_error = self._lin_error + (lin * counted).sum()
+        self._ang_error = self._ang_error + (ang * counted).sum()
+        power = (state.joint_torque * state.joint_vel).abs().sum(-1)
+        self._energy = self._energy + (power * going).sum() * env.step_dt
+        self._distance = self._distance + (state.base_lin_vel_w[:, :2].norm(dim=-1) * going).sum() * env.step_dt
+        self._since = torch.where(self._time_left > self._before, 0.0, self._since)
+        self._look()
+
+    def _look(self) -> None:
+        """Keep the command that the next actions will be asked to follow."""
+        self._asked, self._before = self._asked_now.clone(), self._time_left.clone()
+
+    def figures(self) -> dict[str, float]:
+        """Mean errors [m/s, rad/s] and the cost of transport."""
+        return {
+            "lin_vel_error": float(self._lin_error / self._scored.clamp(min=1.0)),
+            "ang_vel_error": float(self._ang_error / self._scored.clamp(min=1.0)),
+            "cost_of_transport": float(self._energy / (self._weight * self._distance.clamp(min=1e-6))),
+        }
+
+    def limits(self, reference: bool) -> dict[str, float]:
+        """Give the page's limits for these physics."""
+        return self._reference_limits if reference else self._limits
+
+    def verdict(self, figures: dict[str, float], reference: bool) -> Verdict:
+        """Judge that walking is every limit at once."""
+        walks = all(figures[name] <= limit for name, limit in self.limits(reference).items())
+        return Verdict(walks, "it walks" if walks else "it does not walk yet")
+
+    def near(self, metrics: dict[str, float]) -> bool:
+        """Whether the errors in training come near the limits."""
+        limits = {name: limit for name, limit in self._limits.items() if name.endswith("_error")}
+        return all(metrics.get(f"Metrics/{name}", float("inf")) <= _NEAR * limit for name, limit in limits.items())
+
+
+def _command(page: Page) -> str:
+    """Find the page's velocity command.
+
+    Raises:
+        UserError: it has none.
+    """
+    name = next((name for name, entry in page.commands.items() if entry.term == "velocity"), None)
+    if name is None:
+        what = "velocity judges how a velocity command is followed, and the page has none"
+        raise UserError(f"{page.name}: task: {what}; write commands: {{velocity: {{}}}}")
+    return name
+
+
+def _ends_of_curricula(page: Page) -> list[str]:
+    """Take the curricula away, and leave what they move where they would have left it."""
+    changes, mapping = [], page.to_mapping()
+    for entry in page.curriculum.values():
+        path, end = entry.params.get("parameter"), entry.params.get("end")
+        if path is None or end is None:
+            continue
+        value = mapping
+        for key in path.split("."):
+            value = value.get(key, {}) if isinstance(value, dict) else {}
+        changes.append(f"{path}={list(end) if isinstance(value, list | tuple) else end[0]}")
+    return [*changes, "curriculum=null"]
+
+
+def _foot_friction(friction: tuple[float, float]) -> list[str]:
+    """Draw the feet's friction anew for each episode."""
+    return [f"events.randomize_friction={{range: {list(friction)}}}"]
