@@ -116,7 +116,7 @@ def test_the_mirror_of_a_group_of_joints_is_among_themselves():
     assert mirrored_joints(ROBOT, joints="legs") == ((1, 0), (1.0, 1.0))
     assert mirrored_joints(ROBOT, joints="arm") == ((0,), (-1.0,))
     legs, arm = joint_position(ROBOT, joints="legs"), joint_velocity(ROBOT, joints="arm")
-    index, sign = _group(arm, legs).reflection({"arm": {"joints": "arm"}, "legs": {"joints": "legs"}})
+    index, sign = _group(arm, legs).reflection({"0": {"joints": "arm"}, "1": {"joints": "legs"}})
     assert (list(index), list(sign)) == ([0, 2, 1], [-1.0, 1.0, 1.0])
 
 

@@ -89,9 +89,9 @@ def test_random_actions_are_bounded_and_change(env: Env) -> None:
 
 
 def test_a_command_of_another_size_is_refused(env: Env) -> None:
-    with pytest.raises(UserError, match="--command: velocity takes 3 numbers \\(vx .* were given"):
+    with pytest.raises(UserError, match=r"--command: velocity takes 3 numbers \(vx .*\), 2 were given"):
         hold_command(env, [0.5, 0.1])
-    said = r"^--command: velocity takes 3 numbers \(vx m/s, vy m/s, wz rad/s\), 4 were given$"
+    said = r"^--command: velocity takes 3 numbers \(vx \[m/s\], vy \[m/s\], wz \[rad/s\]\), 4 were given$"
     with pytest.raises(UserError, match=said):
         play(env, agent(env, "zero"), command=[0.5, 0.1, 0.0, 0.0])
 
