@@ -22,6 +22,7 @@ from embodied_rl.cuda_graph import WARMUP, try_to_capture
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.draft import Draft
+from embodied_rl.mdp.fields import ModelFields
 from embodied_rl.mdp.moment import Draw, Episode, Moment
 from embodied_rl.mdp.part import PartState
 from embodied_rl.mdp.state import Memory, where
@@ -29,6 +30,9 @@ from embodied_rl.mdp.totals import Totals
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import ActionSpace, Step
+
+#: Random numbers that are there to be counted.
+_MOST_NUMBERS = 4096
 
 
 class Env:
@@ -57,7 +61,7 @@ class Env:
         self.robot, self.params = terms.robot, terms.params
         self.step_dt = page.control_dt
         self.max_episode_length = round(page.env.episode_s / self.step_dt)
-        self._model_fields = {field: physics.expand(field) for field in terms.model_fields}
+        self.fields = ModelFields(physics, terms.model_fields, terms.drawn)
         self._draft = Draft(self._zeros(physics.qpos.shape[1]), self._zeros(physics.qvel.shape[1]), {})
         self._touched = self._zeros().bool()
         self._keys = {half: random.stream_key(page.env.seed, half, self.device) for half in ("step", "observe", "phase")}
@@ -65,7 +69,8 @@ class Env:
         self._block_sizes: dict[str, int] = {}
         self.physics_seconds = 0.0
         self._allocate()
-        self._startup()
+        for mode in ("startup", "iteration"):
+            self._randomize(mode, 0)
         self.reset()
         self._check_shapes()
         self._outcome, self._observe = compiler(self._outcome), compiler(self._observe)
@@ -195,26 +200,24 @@ class Env:
         self.memory.begin(done)
         for resample in terms.resamples:
             resample(moment, done)
-        fresh = Draft(self.robot.default_qpos.expand_as(physics.qpos), torch.zeros_like(physics.qvel), dict(self._model_fields))
+        fresh = self.fields.draft("reset", self.robot.default_qpos.expand_as(physics.qpos), torch.zeros_like(physics.qvel))
         for term in terms.events["reset"]:
             term.function(moment, fresh, **term.params)
-        going = Draft(physics.qpos, physics.qvel, {})
+        going = Draft(physics.qpos, physics.qvel, self.fields.values)
         touched = done
         for term in terms.events["interval"]:
             touched = touched | term.function(moment, going, **term.params)
         self._touched.copy_(touched)
         self._draft.qpos.copy_(where(done, fresh.qpos, going.qpos))
         self._draft.qvel.copy_(where(done, fresh.qvel, going.qvel))
-        for name in terms.reset_fields:
-            self._model_fields[name].copy_(where(done, fresh.model[name], self._model_fields[name]))
+        self.fields.take(done, fresh, going)
 
     def _write(self) -> None:
         """Write the draft into the engine: finished rows start anew, pushed rows get their new velocity."""
         done = self.episode.done
         self.physics.reset(done)
         self.physics.write(self._touched, qpos=self._draft.qpos, qvel=self._draft.qvel)
-        if self.terms.reset_fields:
-            self.physics.write(done, **{name: self._model_fields[name] for name in self.terms.reset_fields})
+        self.fields.write(self._touched)
         if self.terms.kinematic_obs:
             self.physics.refresh()
 
@@ -322,20 +325,20 @@ class Env:
                     kind = str(wanted).removeprefix("torch.")
                     raise UserError(f"{section}.{term.name}: a term returns {kind} ({self.num_envs},), got {got}")
 
-    def _startup(self) -> None:
-        """Randomize what is drawn once per robot, outside any graph."""
-        if not self.terms.events["startup"]:
+    def _randomize(self, mode: str, step: int) -> None:
+        """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""
+        if not self.terms.events[mode]:
             return
-        draft = Draft(self.physics.qpos, self.physics.qvel, dict(self._model_fields))
-        key = random.stream_key(self.page.env.seed, "startup", self.device)
-        moment = self._moment(Draw(random.uniform(key, self.env_ids, 0, 512)))
-        for term in self.terms.events["startup"]:
+        counted = Draw(self._zeros(1).expand(-1, _MOST_NUMBERS))
+        self._drafted(mode, counted)
+        key = random.stream_key(self.page.env.seed, mode, self.device)
+        self.fields.write_all(mode, self._drafted(mode, Draw(random.uniform(key, self.env_ids, step, counted.used))))
+
+    def _drafted(self, mode: str, draw: Draw) -> Draft:
+        draft, moment = self.fields.draft(mode, self.physics.qpos, self.physics.qvel), self._moment(draw)
+        for term in self.terms.events[mode]:
             term.function(moment, draft, **term.params)
-        everyone = torch.ones_like(self._touched)
-        self.physics.write(everyone, **draft.model)
-        self.physics.set_const(everyone)
-        for name, value in draft.model.items():
-            self._model_fields[name].copy_(value)
+        return draft
 
     def set_numbers(self, numbers: dict[str, Tensor]) -> None:
         """Set numbers of the page, by dotted path, in place.
@@ -400,7 +403,7 @@ class Env:
         self.physics.close()
 
     def _registered(self) -> dict[str, Tensor]:
-        fields = {f"model.{name}": tensor for name, tensor in self._model_fields.items()}
+        fields = {f"model.{name}": tensor for name, tensor in self.fields.values.items()}
         return self.buffers | fields | {f"obs.{name}": tensor for name, tensor in self.obs.items()}
 
     def _moment(self, draw: Draw) -> Moment:
@@ -410,7 +413,7 @@ class Env:
             episode=self.episode,
             commands=self.terms.commands,
             trackers=self.terms.trackers,
-            model=self._model_fields,
+            model=self.fields.values,
             step_dt=self.step_dt,
             decimation=self.page.physics.decimation,
             max_episode_length=self.max_episode_length,
@@ -419,7 +422,7 @@ class Env:
 
     def _draw(self, half: str) -> Draw:
         if not self._block_sizes:
-            return Draw(self._zeros(1).expand(-1, 4096))
+            return Draw(self._zeros(1).expand(-1, _MOST_NUMBERS))
         size = self._block_sizes[half]
         return Draw(random.uniform(self._keys[half], self.env_ids, self.episode.age, size))
 

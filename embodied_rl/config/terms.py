@@ -40,7 +40,7 @@ EXTRAS = {"reward": ("weight",), "observation": ("noise", "scale", "clip", "dela
 #: The default of a parameter that has none.
 REQUIRED = object()
 
-_MODULES = ("actions", "observations", "commands", "rewards", "terminations", "events", "curricula")
+_MODULES = ("actions", "observations", "rewards", "terminations", "events", "randomize", "curricula")
 _NAMES = {name: getattr(config_types, name) for name in config_types.__all__}
 _NAMESPACE = {
     "float": float, "int": int, "bool": bool, "str": str, "tuple": tuple, "Literal": Literal, "Annotated": Annotated,

@@ -21,6 +21,7 @@ from embodied_rl.config.page import Entry, Page
 from embodied_rl.config.terms import SECTIONS, TermSignature, find_terms
 from embodied_rl.errors import UserError
 from embodied_rl.family import imported_terms
+from embodied_rl.mdp.fields import drawn_by
 from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
 from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
@@ -72,7 +73,7 @@ class Terms:
         self.commands = {term.name: term.function for term in self._bound("commands", page.commands, find)}
         self.rewards = self._bound("rewards", page.rewards, find)
         self.terminations = self._bound("terminations", page.terminations, find)
-        self.events: dict[str, list[BoundTerm]] = {"startup": [], "reset": [], "interval": []}
+        self.events: dict[str, list[BoundTerm]] = {mode: [] for mode in ("startup", "reset", "interval", "iteration")}
         events = self._bound("events", page.events, find)
         for term in events:
             self.events[term.function.mode].append(term)
@@ -98,10 +99,11 @@ class Terms:
         late = [term.function for terms in self._observations.values() for term in terms]
         late += [owner for owner in self.owners.values() if hasattr(owner, "settle")]
         self.kinematic_obs = any(_FRAMES & set(getattr(one, "needs", ())) for one in late)
-        self.reset_fields = tuple(sorted({f for t in self.events["reset"] for f in t.function.fields}))
-        startup_fields = {f for t in self.events["startup"] for f in t.function.fields}
+        named = {mode: [(term.name, term.function) for term in terms] for mode, terms in self.events.items()}
+        self.drawn = drawn_by(named, self.robot, page.name)
+        """What the events of each mode draw."""
         read = {need.removeprefix(_MODEL) for need in asked if need.startswith(_MODEL)}
-        self.model_fields = tuple(sorted(startup_fields | read | set(self.reset_fields)))
+        self.model_fields = tuple(sorted(read.union(*self.drawn.values())))
 
     def groups(self, moment: Moment) -> list[ObservationGroup]:
         """Make the page's observation groups; each term is called once, for its size."""
@@ -155,7 +157,11 @@ class Terms:
             kind: Any = term.function
             if inspect.isclass(kind):
                 make = kind if kind.__init__ is object.__init__ else partial(kind, self.robot)
-                bound.append(BoundTerm(term.name, cast("Callable", make(**term.params)), {}))
+                try:
+                    made = make(**term.params)
+                except UserError as error:
+                    raise UserError(f"{self._page.name}: {path}.{term.name}.{error}") from None
+                bound.append(BoundTerm(term.name, cast("Callable", made), {}))
             else:
                 bound.append(term)
         return bound

@@ -16,13 +16,22 @@ class Draft:
     Args:
         qpos: (N, nq): the default pose for resets, the present one for interval events.
         qvel: (N, nv).
-        model: model fields that the page randomizes, (N, ...); only what an event replaces is written.
+        model: model fields that events draw, by MuJoCo's names, (N, ...).
     """
 
     def __init__(self, qpos: Tensor, qvel: Tensor, model: dict[str, Tensor]) -> None:
         self.qpos = qpos.clone()
         self.qvel = qvel.clone()
-        self.model = model
+        self.model = dict(model)
+
+    def columns(self, field: str, columns: Tensor) -> Tensor:
+        """Numbers of a model field, at places in it flattened, int64 (C,); (N, C)."""
+        return self.model[field].flatten(1)[:, columns]
+
+    def set_columns(self, field: str, columns: Tensor, values: Tensor) -> None:
+        """Set numbers of a model field, values (N, C), at places in it flattened, int64 (C,)."""
+        model = self.model[field]
+        self.model[field] = model.flatten(1).index_copy(1, columns, values).view_as(model)
 
     def root_pos(self, part: Part | PartState) -> Tensor:
         """Position of the part's base in the world [m], (N, 3); a copy."""

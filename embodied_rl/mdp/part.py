@@ -45,6 +45,8 @@ class Part:
         limits = np.array([j.range if j.limited[0] else (-_UNLIMITED, _UNLIMITED) for j in joints], dtype=np.float32)
         self.joint_limits = torch.tensor(limits.T, device=device)
         """Lower and upper limits [rad], (2, J)."""
+        self.model = model
+        """The scene's model on the host, for names and its own numbers."""
         self.mass = float(model.body_subtreemass[scene.base_body])
         """Total mass [kg]."""
         self.qpos_index = torch.tensor(scene.qpos_address, device=device)
@@ -95,6 +97,10 @@ class Part:
         if not self.foot_names:
             raise UserError(f"{self.spec.folder / 'robot.yaml'}: feet: none named, but a term of the page reads them; name them")
         return self._first_foot_geoms
+
+    def owns(self, body: int) -> bool:
+        """Whether a body of the model is the robot's."""
+        return int(self.model.body_rootid[body]) == int(self.model.body_rootid[self.model.body(self.spec.base).id])
 
     def joint_indices(self, group: str) -> Sequence[int]:
         """Joints of a group of robot.yaml, or one joint, counted in its order.

@@ -156,13 +156,18 @@ def termination(*, time_out: bool = False, needs: tuple[Need, ...] = ()) -> Call
 
 
 def event(
-    *, mode: Literal["startup", "reset", "interval"], fields: tuple[str, ...] = (), needs: tuple[Need, ...] = ()
+    *,
+    mode: Literal["startup", "reset", "interval", "iteration"] | None = None,
+    fields: tuple[str, ...] = (),
+    needs: tuple[Need, ...] = (),
 ) -> Callable[[T], T]:
-    """Declare an event term `(env, draft, *, ...)`: changes the robot at start-up, at reset, or now and then.
+    """Declare an event term `(env, draft, *, ...)`: changes the robot at start-up, at reset, now and then, or for an iteration.
 
-    `fields` are the model fields that it randomizes; they get per-simulation values.
+    `fields` are the model fields that it changes; they get per-simulation values.  An interval's returns the rows that it
+    changed, bool (N,).  A class may have the `mode` among its attributes instead.
     """
-    return _declare("event", mode=mode, fields=fields, needs=needs)
+    facts = {"fields": fields, "needs": needs} | ({"mode": mode} if mode else {})
+    return _declare("event", **facts)
 
 
 def curriculum() -> Callable[[T], T]:
