@@ -340,11 +340,11 @@ class Env:
             term.function(moment, draft, **term.params)
         return draft
 
-    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
-        """Set numbers of the page, by dotted path, in place.
+    def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None:
+        """Set numbers of the page, by dotted path, in place, and draw what is drawn for an iteration.
 
         A trainer does so before each rollout, with what curricula have moved.  For whoever steps without a trainer the page's
-        own numbers hold: nothing in here moves them.
+        own numbers hold, and what was drawn for iteration 0: nothing in here moves them.
 
         Raises:
             ValueError: they are of another page.
@@ -354,6 +354,7 @@ class Env:
             raise ValueError(f"the numbers are of another page: {', '.join(odd[:3])} differ")
         for name, value in numbers.items():
             own[name].copy_(value)
+        self._randomize("iteration", iteration)
 
     def drain_totals(self) -> dict[str, float]:
         """Sums over all steps since the last call, by name; the one place where the host reads metrics."""

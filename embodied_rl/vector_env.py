@@ -75,8 +75,11 @@ class VectorEnv(Protocol):
         """Make `function`, which calls `advance`, one CUDA graph where there is a device for it; else leave it as it is."""
         ...
 
-    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
-        """Set numbers of the page, by dotted path, before a rollout; those that were never set are the page's own."""
+    def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None:
+        """Set numbers of the page, by dotted path, before a rollout, and draw what is drawn for the iteration.
+
+        Numbers that were never set are the page's own.
+        """
         ...
 
     def drain_totals(self) -> dict[str, float]:

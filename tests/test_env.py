@@ -222,12 +222,12 @@ def test_numbers_are_set_in_place_and_count_from_the_next_step(make: Make) -> No
     before, column = env.params[path].data_ptr(), [term.name for term in env.terms.rewards].index("pose")
     env.step(actions(0))
     assert env.params[path].item() == pytest.approx(own) and env.buffers["reward_terms"][:, column].any()
-    env.set_numbers({path: torch.tensor(0.0)})
+    env.begin_iteration(0, {path: torch.tensor(0.0)})
     env.step(actions(1))
     assert env.params[path].data_ptr() == before and not env.buffers["reward_terms"][:, column].any()
     for odd in ({"rewards.waltz.weight": torch.tensor(0.0)}, {path: torch.zeros(2)}):
         with pytest.raises(ValueError, match=f"^the numbers are of another page: {next(iter(odd))} differ$"):
-            env.set_numbers({"commands.velocity.standing": torch.tensor(1.0), **odd})
+            env.begin_iteration(0, {"commands.velocity.standing": torch.tensor(1.0), **odd})
     assert env.params["commands.velocity.standing"] != 1.0  # all or nothing
 
 

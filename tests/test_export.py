@@ -36,7 +36,7 @@ PAGE = (
     "observations.actor.joint_vel.clip=[-1.0, 1.5]",
     "actions.joint_position.clip=0.4",
     "commands.velocity.standing=0.0",
-    "events.randomize_friction=null",
+    "events.foot_friction=null",
     "events.push=null",
 )
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

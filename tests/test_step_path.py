@@ -46,8 +46,9 @@ EVERYTHING = [
     "rewards.base_height={weight: -1.0, target: 0.3}",
     "rewards.feet_air_time={weight: 0.1}",
     "terminations.out_of_bounds={distance: 5.0}",
-    "events.randomize_gains={}",
-    "events.randomize_base_mass={}",
+    "events.stiffness={term: randomize, quantity: stiffness, operation: scale, range: [0.9, 1.1], per: element, when: reset}",
+    "events.payload={term: randomize, quantity: mass, of: base, operation: add, range: [-1.0, 2.0]}",
+    "events.loss={term: randomize, quantity: friction_loss, operation: add, range: [0.0, 0.1], when: interval, interval_s: 0.1}",
     "env.reward_floor=null",
 ]
 #: The pages whose robots this process simulates itself.

@@ -147,11 +147,20 @@ def compare(old: Path, new: Path) -> list[str]:
         if not all(side.is_file() for side in sides):
             found.append(f"{name}: only one side has it")
             continue
-        values = [dict(leaves(torch.load(side, weights_only=True))) for side in sides]
+        values = [renamed(dict(leaves(torch.load(side, weights_only=True)))) for side in sides]
         keys = sorted({*values[0], *values[1]})
         reasons = ((key, difference(values[0].get(key), values[1].get(key))) for key in keys)
         found += [f"{name.removesuffix('.pt')}: {key}: {why}" for key, why in reasons if why]
     return found or ([] if names else ["nothing was kept"])
+
+
+#: Keys that bear another name since: a name is no bit.
+RENAMED = {"rollout.totals.falls": "rollout.totals.terminated"}
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Give what an older commit kept the names of today."""
+    return {RENAMED.get(key, key): value for key, value in values.items()}
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

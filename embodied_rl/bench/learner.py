@@ -86,7 +86,7 @@ class _Still:
     def advance(self, actions: Tensor) -> None:
         self.buffers["age"].add_(1)
 
-    def set_numbers(self, numbers: dict[str, Tensor]) -> None: ...
+    def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None: ...
 
     def drain_totals(self) -> dict[str, float]:
         return {}

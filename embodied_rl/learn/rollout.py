@@ -69,7 +69,7 @@ class Collector(Protocol):
         Args:
             policy: what acts.
             iteration: the trainer's.
-            numbers: of the page, that have moved since the run began (`Curricula.numbers`), for `VectorEnv.set_numbers`.
+            numbers: of the page, that have moved since the run began (`Curricula.numbers`), for `VectorEnv.begin_iteration`.
         """
         ...
 
@@ -139,12 +139,12 @@ class LocalCollector:
     def collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor] | None = None) -> Rollout:
         # the physics threads have the cores: torch's own would spin on them between two small operations
         with one_thread():
-            return self._collect(policy, numbers or {})
+            return self._collect(policy, iteration, numbers or {})
 
     @torch.no_grad()
-    def _collect(self, policy: Policy, numbers: dict[str, Tensor]) -> Rollout:
+    def _collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor]) -> Rollout:
         env = self._env
-        env.set_numbers(numbers)
+        env.begin_iteration(iteration, numbers)
         if self._policy is not policy:
             self._meet(policy)
         assert self._network is not None

@@ -39,7 +39,8 @@ def linear(
 class Curricula:
     """A page's curricula and the numbers that they move, without a robot: what is global of a run, and the same everywhere.
 
-    Environments only take the numbers over (`VectorEnv.set_numbers`).  Without a trainer nothing moves, and the page's own hold.
+    Environments only take the numbers over (`VectorEnv.begin_iteration`).  Without a trainer nothing moves, and the page's own
+    hold.
 
     Args:
         page: the task.

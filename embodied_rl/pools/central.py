@@ -54,6 +54,7 @@ class RemoteEnv:
         self.buffers = {"age": zeros().long(), "rewards": zeros()}
         self.buffers |= {name: zeros().bool() for name in _LED_TO[1:]}
         self.physics_seconds = 0.0
+        self._iteration = 0
         self._numbers: dict[str, Tensor] = {}
         # what a lost worker's replacement begins with, and what it does then
         self._kept: dict[int, Any] = {worker.index: None for worker in self.crew.workers}
@@ -76,15 +77,15 @@ class RemoteEnv:
         """As it is: there is nothing to capture."""
         return function
 
-    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
+    def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None:
         """Keep the state of the iteration's beginning, and send the workers numbers of the page."""
-        self._numbers = numbers
+        self._iteration, self._numbers = iteration, numbers
         self.crew.keep_spares()
         if self.page.pool.on_crash == "replay":
             states = self._ask(lambda worker: worker.actor.snapshot.remote())
             self._kept = {index: {name: value.copy() for name, value in state.items()} for index, state in states.items()}
         self._tape = []
-        self._ask(lambda worker: worker.actor.set_numbers.remote(numbers))
+        self._ask(lambda worker: worker.actor.begin_iteration.remote(iteration, numbers))
 
     def drain_totals(self) -> dict[str, float]:
         """Add up over all workers."""
@@ -159,7 +160,7 @@ class RemoteEnv:
             self.crew.replace(worker, why)
             if self._kept[worker.index] is not None:
                 worker.actor.restore.remote(self._kept[worker.index])
-            worker.actor.set_numbers.remote(self._numbers)
+            worker.actor.begin_iteration.remote(self._iteration, self._numbers)
             for actions in self._tape:
                 worker.actor.act.remote(actions[worker.rows].numpy())
             ref = question(worker)

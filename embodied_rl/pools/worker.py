@@ -147,10 +147,10 @@ class SimWorker:
         assert env is not None
         return env.drain_totals(), env.drain_unstable(), env.physics_seconds
 
-    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
+    def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None:
         """See `VectorEnv`."""
         assert self._env is not None
-        self._env.set_numbers(numbers)
+        self._env.begin_iteration(iteration, numbers)
 
     # ----------------------------------------------------------------------------------- asked while something else goes on
 

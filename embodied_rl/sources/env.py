@@ -112,7 +112,7 @@ class SourceEnv:
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         return function
 
-    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
+    def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None:
         """Refuse any: environments of others have no numbers of a page.
 
         Raises:

@@ -167,4 +167,5 @@ def _ends_of_curricula(page: Page) -> list[str]:
 
 def _foot_friction(friction: tuple[float, float]) -> list[str]:
     """Draw the feet's friction anew for each episode."""
-    return [f"events.randomize_friction={{range: {list(friction)}}}"]
+    row = f"{{term: randomize, quantity: friction, of: feet, operation: set, range: {list(friction)}, when: reset}}"
+    return [f"events.foot_friction={row}"]

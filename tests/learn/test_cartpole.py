@@ -82,7 +82,7 @@ class CartPole:
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         return function
 
-    def set_numbers(self, numbers: dict[str, Tensor]) -> None: ...
+    def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None: ...
 
     def _start(self) -> Tensor:
         return 0.1 * random.uniform(self._key, self.env_ids, self.buffers["age"], 4) - 0.05

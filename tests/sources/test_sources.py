@@ -195,9 +195,9 @@ def test_spaces_become_groups_and_boxes(own: Callable[..., SourceEnv]) -> None:
 
 def test_there_are_no_numbers_of_a_page_to_set(own: Callable[..., SourceEnv]) -> None:
     env = own()
-    env.set_numbers({})
+    env.begin_iteration(0, {})
     with pytest.raises(UserError, match=r"has no number 'rewards.pose.weight' that could be set$"):
-        env.set_numbers({"rewards.pose.weight": torch.tensor(1.0)})
+        env.begin_iteration(0, {"rewards.pose.weight": torch.tensor(1.0)})
 
 
 def test_groups_choose_among_keys_and_rewards_are_scaled_for_the_learner_alone(own: Callable[..., SourceEnv]) -> None:

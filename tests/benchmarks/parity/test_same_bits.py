@@ -72,4 +72,6 @@ def test_everything_uses_what_no_shipped_page_does() -> None:
     assert any(entry.history > 1 for entry in actor.values()) and any(entry.delay != (0, 0) for entry in actor.values())
     assert page.commands["velocity"].params["heading"] and page.curriculum and page.ppo.rnn_type == "gru"
     assert {"feet_air_time", "undesired_contacts"} <= page.rewards.keys()
-    assert {"randomize_armature", "randomize_base_com", "randomize_base_mass", "randomize_gains"} <= page.events.keys()
+    drawn = [entry.params for entry in page.events.values() if entry.term == "randomize"]
+    assert {one["when"] for one in drawn} == {"startup", "reset", "interval", "iteration"}
+    assert {one["distribution"] for one in drawn} == {"uniform", "log_uniform", "normal"}

@@ -17,6 +17,8 @@ from embodied_rl.mdp.score import score_of
 from embodied_rl.tasks.velocity import score
 from embodied_rl.tasks.velocity.score import Walk
 
+ICE = "{term: randomize, quantity: friction, of: feet, operation: set, range: [0.1, 0.2], when: startup}"
+PAYLOAD = "{term: randomize, quantity: mass, of: base, operation: scale, range: [0.5, 0.6]}"
 RAMP = "{term: linear, parameter: %s, start: %s, end: %s, iterations: [0, 9]}"
 #: What pages have tried, or might: each would make the evaluation easier, or another one.
 EASED = {
@@ -26,10 +28,10 @@ EASED = {
     "ranges": ["commands.velocity.lin_vel_x=[0.0, 0.3]", "commands.velocity.ang_vel_z=[0.0, 0.0]"],
     "hold": ["commands.velocity.standing=0.9", "commands.velocity.standing_hold=0.1", "commands.velocity.resample_s=[99, 99]"],
     "heading": ["commands.velocity.heading=true"],
-    "friction": ["events.randomize_friction.range=[1.0, 1.0]"],
-    "friction under another name": ["events.randomize_friction=null", "events.ice={term: randomize_friction, range: [0.1, 0.2]}"],
+    "friction": ["events.foot_friction.range=[1.0, 1.0]"],
+    "friction under another name": ["events.foot_friction=null", f"events.ice={ICE}"],
     "pushes": ["events.push.lin_vel=5.0"],
-    "randomized robots": ["events.randomize_base_mass={}", "events.randomize_gains={stiffness: [2.0, 2.0]}"],
+    "randomized robots": [f"events.payload={PAYLOAD}"],
     "episodes": ["env.episode_s=2.0", "env.random_episode_phase=true"],
     "curriculum": [f"curriculum.ramp={RAMP % ('commands.velocity.lin_vel_x', '[0.0, 0.1]', '[-0.2, 0.2]')}"],
     "curriculum of an event": [f"curriculum.ramp={RAMP % ('events.push.lin_vel', '[0.0]', '[0.5]')}"],
@@ -46,7 +48,7 @@ def conditions(page: Page) -> dict:
 def test_no_page_eases_its_own_evaluation(changes: list[str]) -> None:
     shipped, eased = (conditions(evaluation_page(load("go2_flat", one), SEEDS[0])) for one in ([], changes))
     assert eased == shipped
-    assert list(eased["events"]) == ["reset_base", "reset_joints", "randomize_friction"]  # the order of their draws
+    assert list(eased["events"]) == ["reset_base", "reset_joints", "foot_friction"]  # the order of their draws
 
 
 def test_the_conditions_are_those_of_go2_flat() -> None:
@@ -91,7 +93,7 @@ def test_a_page_says_over_which_ranges_it_is_judged() -> None:
     changed = evaluation_page(page, SEEDS[0])
     assert changed.commands["velocity"].params["lin_vel_x"] == (0.0, 2.0)
     assert changed.env.episode_s == 10.0
-    assert changed.events["randomize_friction"].params["range"] == (0.8, 0.9)
+    assert changed.events["foot_friction"].params["range"] == (0.8, 0.9)
     assert changed.events["reset_base"].params["lin_vel"] == 0.0
     assert changed.terminations["score_tilt"].params["limit"] == 0.7
     assert score_of(page).limits(False)["lin_vel_error"] == 0.3
