@@ -61,7 +61,7 @@ def test_two_rows_behave_as_two_models_do(row: tuple[str, str, set[str]], engine
     """One control step of each robot against plain MuJoCo with a model of that robot's rounded numbers."""
     if engine == "warp":
         pytest.importorskip("mujoco_warp")
-    quantity, text, fields = row
+    _, text, fields = row
     env = make(text, engine=engine)
     with torch.no_grad():
         env.step(torch.zeros(2, 12))  # an interval's row draws here
@@ -84,7 +84,6 @@ def test_two_rows_behave_as_two_models_do(row: tuple[str, str, set[str]], engine
         mujoco.mj_setConst(model, data)
         data.qpos[:], data.qvel[:] = env.physics.qpos[index].double().numpy(), env.physics.qvel[index].double().numpy()
         expected.append((model, data))
-    rows = torch.arange(2)
     with torch.no_grad():
         env.physics.reset(torch.ones(2, dtype=torch.bool))  # no warm start on either side
         env.physics.write(torch.ones(2, dtype=torch.bool), qpos=env.physics.qpos.clone(), qvel=env.physics.qvel.clone())
@@ -92,7 +91,6 @@ def test_two_rows_behave_as_two_models_do(row: tuple[str, str, set[str]], engine
             data.qpos[:], data.qvel[:] = env.physics.qpos[index].double().numpy(), env.physics.qvel[index].double().numpy()
         controls = env.robot.default_joint_pos + 0.5 * actions
         env.physics.step(controls)
-    assert len(rows) == len(expected)
     for index, (model, data) in enumerate(expected):
         data.ctrl[:] = controls[index].double().numpy()
         for _ in range(env.page.physics.decimation):
