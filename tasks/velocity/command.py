@@ -69,7 +69,7 @@ class velocity:  # noqa: N801  named as its entry on the page
         self.state = {"command": State((3,), fresh="keep"), **kept, "held": State(dtype=torch.bool, fresh="keep")}
 
     def resample(self, env: Moment, done: Tensor) -> None:
-        """Draw anew where the time is up or an episode begins, done (N,) bool; turn headings into yaw rates."""
+        """Draw anew where the time is up or an episode begins, done (N,) bool."""
         draw = env.draw
         time_left = self.time_left - env.step_dt
         fresh = done | (time_left < 0.5 * env.step_dt)
@@ -83,15 +83,22 @@ class velocity:  # noqa: N801  named as its entry on the page
         if self.heading:
             target = torch.where(fresh, draw.between(-math.pi, math.pi, 1)[:, 0], self.target)
             self.target.copy_(target)
-            turn = self.heading_gain * rotations.wrap_angle(target - env.robot.heading)
+        self.command.copy_(current)
+        # an episode that begins with standing has nothing to end
+        self.still.copy_(torch.where(done, _LONG, self.still + env.step_dt))
+
+    def settle(self, env: Moment) -> None:
+        """Turn headings into yaw rates, of the state that an episode begins with too; note who walks."""
+        current = self.command
+        if self.heading:
+            turn = self.heading_gain * rotations.wrap_angle(self.target - env.robot.heading)
             low, high = torch.as_tensor(self.ranges[2])
             turn = torch.minimum(torch.maximum(turn, low), high)
             moving = (current[:, :2].square().sum(-1) > 0) | (current[:, 2] != 0)
             turned = torch.cat((current[:, :2], (turn * moving)[:, None]), dim=-1)
             current = torch.where(self.held[:, None], current, turned)
-        self.command.copy_(current)
-        # an episode that begins with standing has nothing to end
-        self.still.copy_(torch.where(_walks(current), 0.0, torch.where(done, _LONG, self.still + env.step_dt)))
+            self.command.copy_(current)
+        self.still.copy_(torch.where(_walks(current), 0.0, self.still))
 
     def hold(self, values: Sequence[float] | None) -> None:
         """Ask all robots for (vx, vy, wz) [m/s, m/s, rad/s] and nothing else from now on; None: draw again."""

@@ -10,6 +10,8 @@ from typing import cast
 import pytest
 import torch
 
+import embodied_rl
+from embodied_rl import rotations
 from embodied_rl.mdp.moment import Draw, Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import Memory
@@ -63,6 +65,7 @@ class Robots:
         block = torch.rand(self.count, 8, generator=self.generator)
         done = torch.full((self.count,), done) if isinstance(done, bool) else done
         self.command.resample(self.view(block), done)
+        self.command.settle(self.view())
         return self.command.command.clone()
 
 
@@ -191,6 +194,21 @@ def test_a_held_command_outlasts_resampling_and_resets_and_turns_to_no_heading()
         assert torch.equal(robots.update(done), torch.tensor([0.3, -0.2, 0.7]).repeat(5, 1))
     robots.command.hold(None)
     assert (robots.update()[:, :2] != torch.tensor([0.3, -0.2])).any(-1).all()
+
+
+def test_the_first_command_of_an_episode_knows_the_heading_that_it_begins_with():
+    """It did not: it was turned by the heading of the episode before, up to 2 rad/s off."""
+    extra = ["commands.velocity.heading=true", "commands.velocity.heading_gain=0.5", "commands.velocity.standing=0.0"]
+    env = embodied_rl.make("go2_flat", ["env.compile=false", "env.episode_s=0.1", "commands.velocity.ang_vel_z=[-9, 9]", *extra])
+    command = env.terms.commands["velocity"]
+    with torch.no_grad():
+        for _ in range(12):
+            env.step(torch.zeros(env.num_envs, env.num_actions))
+            heading = rotations.yaw_of(env.physics.qpos[:, 3:7])
+            expected = 0.5 * rotations.wrap_angle(command.target - heading)
+            torch.testing.assert_close(command.command[:, 2], expected, rtol=0, atol=1e-5)
+    assert env.drain_totals()["episodes"] >= env.num_envs
+    env.close()
 
 
 def test_moving_is_asked_for_above_a_tenth():
