@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from embodied_rl.config.types import BodyGroup, Fraction, Positive
+from embodied_rl.config.types import BodyGroup, Fraction, PerGroup, Positive
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.term import reward
 
@@ -49,10 +49,10 @@ def base_height(env: Moment, *, target: Positive) -> Tensor:
 
 
 @reward()
-def pose(env: Moment, *, std: Positive = 0.5) -> Tensor:
-    """exp(-mean_j (q_j - q0_j)^2 / std^2)."""
-    error = (env.robot.joint_pos - env.robot.default_joint_pos).square().mean(-1)
-    return torch.exp(-error / std**2)
+def pose(env: Moment, *, std: PerGroup[Positive] = 0.5) -> Tensor:
+    """exp(-mean_j ((q_j - q0_j) / std_j)^2)."""
+    error = ((env.robot.joint_pos - env.robot.default_joint_pos) / std).square()
+    return torch.exp(-error.mean(-1))
 
 
 @reward()

@@ -24,6 +24,7 @@ CASES = [
     ("base_height", {"target": 0.3}, [0.0, 0.15**2, 0.0]),  # 0.25 m where the ground is at 0.1, 0.1 m at -0.2
     ("base_height", {"target": 0.25}, [0.05**2, 0.1**2, 0.05**2]),
     ("pose", {"std": 0.5}, [1.0, exp(-(0.04 / 2) / 0.25), exp(-((1.05**2 + 0.65**2) / 2) / 0.25)]),
+    ("pose", {"std": (0.5, 2.0)}, [1.0, exp(-(0.4**2) / 2), exp(-(2.1**2 + 0.325**2) / 2)]),  # a number for each joint
     ("joint_limits", {"soft": 0.9}, [0.0, 0.0, 0.05 + 0.05]),  # a within +-0.9, b within -0.5 +- 0.9
     ("joint_limits", {"soft": 0.5}, [0.0, 0.0, 0.45 + 0.45]),
     ("joint_acceleration", {}, [0.0, 50.0**2 + 100.0**2, 10.0**2 + 50.0**2]),
