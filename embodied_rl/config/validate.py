@@ -17,6 +17,15 @@ from embodied_rl.robot import RobotError, RobotSpec, load_robot
 from embodied_rl.sections import M, check_section
 from embodied_rl.strict_yaml import Document, Keys, display, problem_at
 
+#: Terms that are rows of a table now, and what stands in them.
+_MOVED = {
+    "randomize_friction": "quantity: friction, of: feet, operation: set, range: [0.5, 1.25], when: reset",
+    "randomize_base_mass": "quantity: mass, of: base, operation: add, range: [-1.0, 2.0]",
+    "randomize_base_com": "quantity: com, of: base, operation: add, range: [-0.03, 0.03]",
+    "randomize_armature": "quantity: armature, per: element, operation: scale, range: [1.0, 1.1]",
+    "randomize_gains": "quantity: stiffness, per: element, operation: scale, range: [0.9, 1.1]",
+}
+
 
 class _Head(Model):
     """The page's keys that are no sections."""
@@ -239,6 +248,8 @@ class _Checker:
         return fine
 
     def unknown_term(self, kind: str, term: str, path: Keys) -> None:
+        if now := _MOVED.get(term):
+            return self.problem(path, f"no such term any more: write {{term: randomize, {now}}} (docs/terms.md)")
         near = did_you_mean(term, self.terms[kind])
         elsewhere = next((section for section, one in SECTIONS.items() if term in self.terms[one]), None)
         if elsewhere:

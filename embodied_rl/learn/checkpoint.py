@@ -5,7 +5,7 @@
     checkpoints/envs_000050_1_of_2.pt
 
 The first is rsl_rl's layout (`actor_state_dict`, `critic_state_dict`, `optimizer_state_dict`, `iter`, `infos`), which its runner
-loads, with `shards` beside it: the manifest, name, hash and env ids of each.
+loads, with `shards` beside it: the manifest, name, hash and env ids of each; and `format`, theirs.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from embodied_rl.learn.ranks.group import Group
 
 log = logging.getLogger("embodied_rl")
 
+#: Of the robots' state in a checkpoint, raised when its parts get other names or meanings.
+FORMAT = 2
 _KEYS = {"actor_state_dict": dict, "critic_state_dict": dict, "optimizer_state_dict": dict, "iter": int}
 
 
@@ -171,7 +173,7 @@ class Checkpoints:
                     group.send(pack(part), 0)
                 shards = group.lead(lambda: self._write_all(part))
             infos = (learner.get("infos") or {}) | {"mean_reward": mean_reward}
-            group.lead(lambda: self._commit(path, learner | {"infos": infos, "shards": shards}))
+            group.lead(lambda: self._commit(path, learner | {"infos": infos, "shards": shards, "format": FORMAT}))
         except CheckpointError:
             group.lead(lambda: self._discard(iteration))
             raise
@@ -186,9 +188,14 @@ class Checkpoints:
             env_ids: global ids.
 
         Raises:
-            CheckpointError: a shard is damaged.
+            CheckpointError: a shard is damaged, or of another version of this package.
         """
         shards = list(state.get("shards") or [])
+        if shards and (found := state.get("format", 1)) != FORMAT:
+            raise CheckpointError(
+                f"{path}: its robots were saved by another version of embodied_rl (format {found}, this one goes on from "
+                f"{FORMAT}); go on with that version, or train anew: `eval`, `play` and `export` take its policy as it is"
+            )
         if self._visible:
             return self._group.together(lambda: list(self._parts(path, shards, env_ids)))
         wanted = self._group.gather(env_ids)

@@ -321,6 +321,27 @@ def test_no_such_page(name: str, message: str, folder: Path) -> None:
     assert message_of(name).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            "randomize_friction: {range: [0.4, 1.0]}",
+            "quantity: friction, of: feet, operation: set, range: [0.5, 1.25], when: reset",
+        ),
+        ("randomize_base_mass: {}", "quantity: mass, of: base, operation: add, range: [-1.0, 2.0]"),
+        ("randomize_gains: {}", "quantity: stiffness, per: element, operation: scale, range: [0.9, 1.1]"),
+    ],
+)
+def test_terms_that_moved_into_the_table_say_what_to_write(old: str, new: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"extends: go2_flat\nevents:\n  {old}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "mine.yaml")
+    assert str(caught.value).endswith(f"no such term any more: write {{term: randomize, {new}}} (docs/terms.md)")
+    row = f"extends: go2_flat\nevents:\n  row: {{term: randomize, {new}}}\n"
+    (tmp_path / "mine.yaml").write_text(row)
+    assert load(tmp_path / "mine.yaml").events["row"].term == "randomize"  # and that is a page
+
+
 def test_pages_in_a_circle(folder: Path) -> None:
     (folder / "a.yaml").write_text("# first\nextends: b.yaml\n")
     (folder / "b.yaml").write_text("extends: a.yaml\n")

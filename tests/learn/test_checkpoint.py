@@ -200,6 +200,20 @@ def test_what_a_crash_leaves_behind_passes_for_no_checkpoint_and_is_removed(run:
     assert listing(run) == [*(f"envs_00000{n}_0_of_1.pt" for n in (1, 2, 3)), *(f"model_00000{n}.pt" for n in (1, 2, 3))]
 
 
+def test_robots_of_another_version_are_not_gone_on_from_and_its_policy_loads(run: Path) -> None:
+    path = run / "checkpoints" / "model_000003.pt"
+    state = checkpoint.read(path)
+    del state["format"]  # as they were before there were formats
+    save(path, state)
+    said = (
+        r"saved by another version of embodied_rl \(format 1, this one goes on from \d\); go on with that version, or train anew"
+    )
+    with pytest.raises(CheckpointError, match=said) as caught:
+        training.resume(str(path), "go2_flat")
+    assert "\n" not in str(caught.value)
+    assert runs.load(path).iteration == 3
+
+
 TORN = """
 import os, random, signal, sys, time
 from pathlib import Path
