@@ -204,7 +204,7 @@ def test_robots_of_another_version_are_not_gone_on_from_and_its_policy_loads(run
     path = run / "checkpoints" / "model_000003.pt"
     state = checkpoint.read(path)
     del state["format"]  # as they were before there were formats
-    save(path, state)
+    checkpoint.save(path, state)
     said = (
         r"saved by another version of embodied_rl \(format 1, this one goes on from \d\); go on with that version, or train anew"
     )
