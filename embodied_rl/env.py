@@ -121,7 +121,7 @@ class Env:
         self._observe()
 
     def _act(self, actions: Tensor) -> Tensor:
-        """Note the actions; what the engine is told by them."""
+        """Note the actions, and make what the engine is told by them."""
         episode = self.episode
         episode.previous_actions.copy_(episode.actions)
         episode.actions.copy_(self.terms.actions.clip(actions))
@@ -263,7 +263,7 @@ class Env:
         return Step(self.obs, e.reward, e.terminated, e.truncated, self.final_obs, e.valid)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """`function`, which calls `advance`, as one CUDA graph where there is a device for it; else as it is.
+        """Make one CUDA graph of `function`, which calls `advance`, where there is a device for it; else give it back.
 
         Where the capture fails, a line says why, and it stays as it is.
         """
@@ -287,7 +287,7 @@ class Env:
     # ------------------------------------------------------------------------------------------------ what it consists of
 
     def controls(self) -> Tensor:
-        """What the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
+        """Make what the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
         return self.terms.actions.controls(self._moment(Draw()))
 
     def _allocate(self) -> None:
@@ -357,12 +357,12 @@ class Env:
         self._randomize("iteration", iteration)
 
     def drain_totals(self) -> dict[str, float]:
-        """Sums over all steps since the last call, by name; the one place where the host reads metrics."""
+        """Read the sums over all steps since the last call, by name; the one place where the host reads metrics."""
         totals = self._totals.drain()
         return totals | {f"overflow/{setting}": float(rows) for setting, rows in self.physics.drain_overflow().items()}
 
     def drain_unstable(self) -> list[dict]:
-        """What is known of simulations that blew up since the last call: see `Physics.drain_unstable`."""
+        """Hand out what is known of simulations that blew up since the last call: see `Physics.drain_unstable`."""
         return self.physics.drain_unstable()
 
     def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
@@ -371,7 +371,7 @@ class Env:
         return state | {name: tensor[rows].clone() for name, tensor in self._registered().items()}
 
     def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
-        """The inverse of `snapshot`.
+        """Set rows to what `snapshot` gave.
 
         Raises:
             ValueError: the snapshot is of another page.
@@ -390,7 +390,7 @@ class Env:
             tensor[rows] = state[name].to(tensor.device)
 
     def render_state(self, row: int) -> tuple[mujoco.MjModel, Any, Any]:
-        """The model to draw and one robot's qpos and mocap poses, as NumPy arrays, on every engine."""
+        """Give the model to draw and one robot's qpos and mocap poses, as NumPy arrays, on every engine."""
         model = self.scene.render_model
         return model, self.physics.qpos[row].cpu().double().numpy(), None
 

@@ -40,7 +40,7 @@ def make(
     measure: Iterable[str] = (),
     env_ids: Tensor | None = None,
 ) -> Env:
-    """An environment of a page; see `embodied_rl.make`.
+    """Make an environment of a page; see `embodied_rl.make`.
 
     Args:
         config: the page, its name or its path.
@@ -73,7 +73,7 @@ def make(
 
 
 def make_vector(page: Page, env_ids: Tensor) -> VectorEnv:
-    """A page's environments of these global ids, whoever's they are.
+    """Make a page's environments of these global ids, whoever's they are.
 
     Raises:
         UserError: they cannot be made here.
@@ -99,7 +99,7 @@ def device_of(page: Page) -> torch.device:
 
 
 def _engine(page: Page, scene: Scene, device: torch.device, compile_: Callable) -> Physics:
-    """The page's engine; an extra is imported when it is asked for."""
+    """Make the page's engine; an extra is imported when it is asked for."""
     settings, num_envs = page.physics, page.env.num_envs
     if settings.engine == "native":
         return NativePhysics(scene, num_envs, settings.decimation, settings.num_threads, compile_)
@@ -125,7 +125,7 @@ def resolve(
     engine: str | None = None,
     seed: int | None = None,
 ) -> Page:
-    """The page with what the command line says about it.
+    """Change a page as the command line says.
 
     Raises:
         ConfigError: the page or an override is wrong, one line for each error.
@@ -140,7 +140,7 @@ def resolve(
 
 
 def compiler(page: Page, device: torch.device) -> Callable:
-    """What wraps the parts of the step: torch.compile where the page wants it and a compiler is there."""
+    """Choose what wraps the parts of the step: torch.compile where the page wants it and a compiler is there."""
     if page.env.compile is False:
         return identity
     error = machine.cpp_error() if device.type == "cpu" else machine.triton_error()
@@ -153,7 +153,7 @@ def compiler(page: Page, device: torch.device) -> Callable:
 
 
 def _copied(function: Callable) -> Callable:
-    """A function or bound method with code of its own: torch.compile counts variants by code, and gives up at the ninth.
+    """Give a function or bound method code of its own: torch.compile counts variants by code, and gives up at the ninth.
 
     Each environment compiles variants for its own shapes, so that a few of them in one process would be too many.
     """

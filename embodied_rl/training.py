@@ -31,7 +31,7 @@ log = logging.getLogger("embodied_rl")
 
 
 def start(page: Page, path: Path | None = None) -> Trainer:
-    """A trainer in a fresh run directory, which is written before anything is built.
+    """Make a trainer in a fresh run directory, which is written before anything is built.
 
     Where torchrun has started this process again after a failure, it goes on with the run that it began.
 
@@ -57,7 +57,7 @@ def resume(
     engine: str | None = None,
     seed: int | None = None,
 ) -> Trainer:
-    """A trainer that goes on where a run stopped: on the run's own page, with what the command line changes.
+    """Make a trainer that goes on where a run stopped: on the run's own page, with what the command line changes.
 
     The changed page is the run's from then on.  The number of processes may be another one.
 
@@ -114,7 +114,7 @@ def resume(
 
 
 def _create(page: Page, path: Path | None, names: list[str]) -> tuple[Page, Run, list[Path]]:
-    """A fresh run, or the one that these launchers began; its page, and checkpoints to go on from."""
+    """Begin a run, or find the one that these launchers began; its page, and checkpoints to go on from."""
     known = runs_of(page.name) if path is None else [Run(path)]
     begun = next((run for run in known if run.begun_by(names)), None)
     run = begun or Run.create(page, path)
@@ -127,7 +127,7 @@ def _create(page: Page, path: Path | None, names: list[str]) -> tuple[Page, Run,
 
 
 def _go_on(trainer: Trainer, candidates: list[Path]) -> Trainer:
-    """The trainer at the first of some checkpoints that is whole; as it is where there are none."""
+    """Set a trainer to the first of some checkpoints that is whole; leave it as it is where there are none."""
     for path in candidates:
         try:
             state = trainer.group.lead(partial(checkpoint.read, path))
@@ -141,7 +141,7 @@ def _go_on(trainer: Trainer, candidates: list[Path]) -> Trainer:
 
 
 def _join(page: Page) -> Group:
-    """The processes that train the page."""
+    """Join the processes that train the page."""
     return join(page.distributed, lambda local_rank: rank_device(device_of(page), local_rank, page.distributed))
 
 
@@ -151,7 +151,7 @@ def _check_seed(page: Page) -> None:
 
 
 def _own_page(page: Page, group: Group) -> Page:
-    """The page as one of several ranks runs it: its device, its share of robots and cores, the job's learning rate."""
+    """Change a page to how one of several ranks runs it: its device, its share of robots and cores, the job's learning rate."""
     if group.size == 1:
         return page
     device = rank_device(device_of(page), group.local_rank, page.distributed)
@@ -176,14 +176,14 @@ def make_trainer(page: Page, run: Run, group: Group | None = None) -> Trainer:
 
 
 def _make_curricula(page: Page) -> Curricula:
-    """The page's curricula, as they are in the first iteration."""
+    """Make the page's curricula, as they are in the first iteration."""
     curricula = Curricula(page)
     curricula.advance({}, 0)
     return curricula
 
 
 def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]:
-    """This rank's robots, and its copy of the learner."""
+    """Make this rank's robots, and its copy of the learner."""
     ids = env_ids(page, group.rank, group.size)
     page = _own_page(page, group)
     rows = torch.arange(ids.start, ids.stop)
@@ -208,7 +208,7 @@ def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]
 
 
 def _make_pooled(page: Page, group: Group, run: Run, rows: Tensor) -> tuple[Collector, Learner]:
-    """A pool of this rank's robots, and its copy of the learner."""
+    """Make a pool of this rank's robots, and its copy of the learner."""
     from embodied_rl.pools import make_collector
 
     of = f"_rank_{group.rank}" if group.size > 1 else ""
@@ -218,7 +218,7 @@ def _make_pooled(page: Page, group: Group, run: Run, rows: Tensor) -> tuple[Coll
 
 
 def make_learner(page: Page, collector: Collector, device: torch.device | str = "cpu", group: Group | None = None) -> Learner:
-    """The page's learner, for what the collector gives, on its own or as one of a group's.
+    """Make the page's learner, for what the collector gives, on its own or as one of a group's.
 
     Raises:
         UserError: `ppo.class_name` is none, or cannot learn the page.
@@ -239,7 +239,7 @@ def make_learner(page: Page, collector: Collector, device: torch.device | str = 
 
 
 def _class(name: str) -> Any:
-    """The class that `module:Class` names."""
+    """Import the class that `module:Class` names."""
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

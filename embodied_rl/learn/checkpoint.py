@@ -72,7 +72,7 @@ def save(path: Path, state: dict) -> str:
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict:
-    """The learner's part of a checkpoint; only tensors and plain values are unpickled, so that a stranger's file runs no code.
+    """Read the learner's part of a checkpoint; only tensors and plain values are unpickled, so that a stranger's file runs no code.
 
     Raises:
         CheckpointError: truncated, empty, malicious, or something else altogether.
@@ -87,14 +87,14 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def pack(state: dict) -> bytes:
-    """What `save` writes."""
+    """Serialize a state as `save` writes it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
 def unpack(data: bytes) -> dict:
-    """The inverse of `pack`, on the CPU."""
+    """Read what `pack` gave, on the CPU."""
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -180,7 +180,7 @@ class Checkpoints:
         return path
 
     def read_envs(self, path: Path, state: dict, env_ids: range) -> list[tuple[int, dict[str, Tensor]]]:
-        """The saved robots among `env_ids`, as (first global id, each (n, ...)); shards that are gone are left out.
+        """Read the saved robots among `env_ids`, as (first global id, each (n, ...)); shards that are gone are left out.
 
         Args:
             path: of the checkpoint; every rank asks, each for its own robots.
@@ -290,7 +290,7 @@ class Checkpoints:
                         self._rewards[of] = float(state["infos"]["mean_reward"])
 
     def _parts(self, path: Path, shards: list[dict], env_ids: range) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """What shards hold of some robots."""
+        """Find what shards hold of some robots."""
         for shard in shards:
             first, count = int(shard["first"]), int(shard["count"])
             begin, end = max(first, env_ids.start), min(first + count, env_ids.stop)

@@ -60,7 +60,7 @@ class Collector(Protocol):
     """Left-right reflection of each observation group and of `actions`: index and sign."""
 
     def observe(self) -> Obs:
-        """The present observations, for their sizes."""
+        """Give the present observations, for their sizes."""
         ...
 
     def collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor] | None = None) -> Rollout:
@@ -74,15 +74,15 @@ class Collector(Protocol):
         ...
 
     def drain_unstable(self) -> list[dict]:
-        """What is known of simulations that blew up since the last call: see `Physics.drain_unstable`."""
+        """Hand out what is known of simulations that blew up since the last call: see `Physics.drain_unstable`."""
         ...
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The state of every environment and what the policy remembers of it, leading dimension N."""
+        """Copy the state of every environment and what the policy remembers of it, leading dimension N."""
         ...
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `snapshot`."""
+        """Set everything to what `snapshot` gave."""
         ...
 
 
@@ -224,7 +224,7 @@ class LocalCollector:
         self._slot.add_(1).remainder_(self.num_steps)
 
     def _act(self) -> Tensor:
-        """What the policy does now, noted in the rollout."""
+        """Ask the policy what to do now, and note it in the rollout."""
         env, rollout, policy = self._env, self._rollout, self._policy
         assert policy is not None
         for name, value in env.obs.items():
@@ -241,14 +241,14 @@ class LocalCollector:
         return actions
 
     def _draw_ahead(self) -> None:
-        """The noise of all T steps, which is known: few rows at a time cost as much as many, and are drawn more often."""
+        """Draw the noise of all T steps at once: few rows at a time cost as much as many, and are drawn more often."""
         env, steps = self._env, torch.arange(self.num_steps, device=self._env.device)
         ages = (env.buffers["age"] + steps[:, None]).flatten()
         noise = self._noise(self._key, env.env_ids.repeat(self.num_steps), ages, env.action_space.size)
         self._drawn = noise.view(self.num_steps, env.num_envs, -1)
 
     def _inputs(self, rows: slice) -> tuple[Tensor, Tensor | None, Memory]:
-        """What the policy's answer to some rows depends on: observations, noise where it is drawn already, memory."""
+        """Gather what the policy's answer to some rows depends on: observations, noise where it is drawn already, memory."""
         env = self._env
         memory = tuple(part[:, rows].contiguous() for part in self._memory)
         return env.obs["actor"][rows], self._drawn[self.num_done, rows] if self._drawn is not None else None, memory

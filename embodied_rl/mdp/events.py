@@ -29,7 +29,7 @@ def reset_base(
     lin_vel: NonNegative = 0.0,
     ang_vel: NonNegative = 0.0,
 ) -> None:
-    """The base starts within +-position [m] and +-yaw [rad], rolled and pitched within +-tilt [rad], with random velocities.
+    """Start the base within +-position [m] and +-yaw [rad], rolled and pitched within +-tilt [rad], with random velocities.
 
     `height` [m] is added to the default one; velocities are within +-lin_vel [m/s] and +-ang_vel [rad/s] in each axis.
     """
@@ -45,7 +45,7 @@ def reset_base(
 
 @event(mode="reset")
 def reset_joints(env: Moment, draft: Draft, *, position: NonNegative = 0.1, velocity: NonNegative = 0.0) -> None:
-    """Joints start within +-position [rad] of the default pose, inside their limits, and +-velocity [rad/s]."""
+    """Start joints within +-position [rad] of the default pose, inside their limits, and +-velocity [rad/s]."""
     robot = env.robot
     count = len(robot.qpos_index)
     angles = robot.default_joint_pos + env.draw.between(-position, position, count)
@@ -57,7 +57,7 @@ def reset_joints(env: Moment, draft: Draft, *, position: NonNegative = 0.1, velo
 def push(
     env: Moment, draft: Draft, *, interval_s: Positive = 10.0, lin_vel: NonNegative = 0.5, ang_vel: NonNegative = 0.0
 ) -> Tensor:
-    """Adds a random velocity to the base, every interval_s on average (a memoryless process); the rows pushed, (N,).
+    """Add a random velocity to the base, every interval_s on average (a memoryless process); the rows pushed, (N,).
 
     Horizontal components within +-lin_vel [m/s], angular ones within +-ang_vel [rad/s].
     """

@@ -83,7 +83,7 @@ class Command(Protocol):
         ...
 
     def contract(self) -> dict[str, Any]:
-        """What a robot must know of it: plain values, or tensors of numbers, by name."""
+        """Say what a robot must know of it: plain values, or tensors of numbers, by name."""
         ...
 
 
@@ -103,7 +103,7 @@ class Action(Protocol):
         ...
 
     def contract(self) -> dict[str, Any]:
-        """What a robot must know of it: plain values, or tensors of numbers, by name."""
+        """Say what a robot must know of it: plain values, or tensors of numbers, by name."""
         ...
 
 
