@@ -72,7 +72,7 @@ def save(path: Path, state: dict) -> str:
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict:
-    """Read the learner's part of a checkpoint; only tensors and plain values are unpickled, so that a stranger's file runs no code.
+    """Read the learner's part of a checkpoint; only tensors and plain values, so that a stranger's file runs no code.
 
     Raises:
         CheckpointError: truncated, empty, malicious, or something else altogether.
