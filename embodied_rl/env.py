@@ -19,13 +19,12 @@ from torch import Tensor
 from embodied_rl import random
 from embodied_rl.config.page import Page
 from embodied_rl.cuda_graph import WARMUP, try_to_capture
-from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.fields import ModelFields
 from embodied_rl.mdp.moment import Draw, Episode, Moment
 from embodied_rl.mdp.part import PartState
-from embodied_rl.mdp.state import Memory, where
+from embodied_rl.mdp.state import Memory, check_same_parts, where
 from embodied_rl.mdp.totals import Totals
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
@@ -72,7 +71,7 @@ class Env:
         for mode in ("startup", "iteration"):
             self._randomize(mode, 0)
         self.reset()
-        self._check_shapes()
+        terms.check_shapes(self._moment(Draw()))
         self._outcome, self._observe = compiler(self._outcome), compiler(self._observe)
         if self.captured:  # launches count there; on the CPU compiling it takes longer than it ever saves
             self._act = compiler(self._act)
@@ -312,19 +311,6 @@ class Env:
         names += [*(f"reward/{term.name}" for term in terms.rewards), "reward/total"]
         self._totals = Totals(names, self.device)
 
-    def _check_shapes(self) -> None:
-        """Call every reward and termination once, so that a wrong shape is named here and not broadcast."""
-        moment = self._moment(Draw())
-        moment.terminated = self.episode.terminated
-        for section, terms in (("rewards", self.terms.rewards), ("terminations", self.terms.terminations)):
-            for term in terms:
-                value = term.function(moment, **term.params)
-                wanted = torch.bool if section == "terminations" else torch.float32
-                if value.shape != (self.num_envs,) or value.dtype != wanted:
-                    got = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-                    kind = str(wanted).removeprefix("torch.")
-                    raise UserError(f"{section}.{term.name}: a term returns {kind} ({self.num_envs},), got {got}")
-
     def _randomize(self, mode: str, step: int) -> None:
         """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""
         if not self.terms.events[mode]:
@@ -349,11 +335,7 @@ class Env:
         Raises:
             ValueError: they are of another page.
         """
-        own = self.params
-        if odd := [name for name, value in numbers.items() if name not in own or value.shape != own[name].shape]:
-            raise ValueError(f"the numbers are of another page: {', '.join(odd[:3])} differ")
-        for name, value in numbers.items():
-            own[name].copy_(value)
+        self.terms.set_numbers(numbers)
         self._randomize("iteration", iteration)
 
     def drain_totals(self) -> dict[str, float]:
@@ -376,18 +358,12 @@ class Env:
         Raises:
             ValueError: the snapshot is of another page.
         """
-        registered = self._registered()
-        own = {name for name in state if not name.startswith("physics.")}
-        if own != set(registered):
-            odd = sorted(own ^ set(registered))
-            raise ValueError(f"the snapshot is of another page: {', '.join(odd[:3])} differ")
-        odd = [name for name, tensor in registered.items() if state[name].shape[1:] != tensor.shape[1:]]
-        if odd:
-            raise ValueError(f"the snapshot is of another page: the sizes of {', '.join(odd[:3])} differ")
-        physics = {name.removeprefix("physics."): v for name, v in state.items() if name.startswith("physics.")}
-        self.physics.restore(rows, physics)
-        for name, tensor in registered.items():
-            tensor[rows] = state[name].to(tensor.device)
+        physics = {name: value for name, value in state.items() if name.startswith("physics.")}
+        own = {name: value for name, value in state.items() if name not in physics}
+        check_same_parts(own, self._registered())
+        self.physics.restore(rows, {name.removeprefix("physics."): value for name, value in physics.items()})
+        for name, tensor in self._registered().items():
+            tensor[rows] = own[name].to(tensor.device)
 
     def render_state(self, row: int) -> tuple[mujoco.MjModel, Any, Any]:
         """Give the model to draw and one robot's qpos and mocap poses, as NumPy arrays, on every engine."""

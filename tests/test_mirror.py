@@ -28,9 +28,8 @@ COMMAND = "commands.velocity.command"
 
 
 def _of_feet(env: Env) -> list[Tensor]:
-    """What is known of every foot, (N, F); what is set in place is seen by the terms."""
-    tensors = [buffer for name, buffer in env.buffers.items() if name.startswith("trackers.air_time.")]
-    return tensors
+    """What is remembered of every foot, (N, F)."""
+    return [buffer for name, buffer in env.buffers.items() if name.startswith("trackers.air_time.")]
 
 
 def _make(name: str, changes: list[str]) -> Env:
@@ -76,6 +75,9 @@ def _randomize(env: Env, generator: torch.Generator) -> None:
         buffers[name].copy_(normal(buffers[name]))
     for tensor in _of_feet(env):
         tensor.copy_(normal(tensor).abs())
+    if "geom_friction" in env.fields.values:
+        feet = env.robot.first_foot_geoms
+        env.fields.values["geom_friction"][:, feet, 0] = torch.rand(COUNT, len(feet), generator=generator)
     # never at the very moment of a change of legs, where rounding decides
     half_periods = torch.randint(0, 100, (COUNT,), generator=generator)
     buffers["episode_length"].copy_(HALF_PERIOD * half_periods + torch.randint(1, HALF_PERIOD, (COUNT,), generator=generator))
@@ -114,6 +116,9 @@ def _mirror(env: Env) -> None:
         buffers[name].copy_(joints(buffers[name]))
     for tensor in _of_feet(env):
         tensor.copy_(tensor[:, feet])
+    if "geom_friction" in env.fields.values:
+        geoms, friction = robot.first_foot_geoms, env.fields.values["geom_friction"]
+        friction[:, geoms, 0] = friction[:, geoms[feet], 0]
     buffers["episode_length"].add_(HALF_PERIOD)
     if COMMAND in buffers:
         buffers[COMMAND].mul_(torch.tensor([1.0, -1.0, -1.0]))

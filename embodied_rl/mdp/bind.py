@@ -103,6 +103,9 @@ class Terms:
         self.drawn = drawn_by(named, self.robot, page.name)
         """What the events of each mode draw."""
         read = {need.removeprefix(_MODEL) for need in asked if need.startswith(_MODEL)}
+        for name in read - set(dir(scene.model)):
+            near = did_you_mean(name, (one for one in dir(scene.model) if not one.startswith("_")))
+            raise UserError(f"{page.name}: a term needs {_MODEL}{name}, which is no field of MuJoCo's model{near}")
         self.model_fields = tuple(sorted(read.union(*self.drawn.values())))
 
     def groups(self, moment: Moment) -> list[ObservationGroup]:
@@ -111,6 +114,36 @@ class Terms:
             ObservationGroup(group, [self._observation(group, term, moment) for term in terms])
             for group, terms in self._observations.items()
         ]
+
+    def check_shapes(self, moment: Moment) -> None:
+        """Call every reward and termination once, so that a wrong shape is named here and not broadcast.
+
+        Raises:
+            UserError: a term returns something else than a number, or a flag, per robot.
+        """
+        moment.terminated = moment.episode.terminated
+        for section, terms, wanted in (
+            ("rewards", self.rewards, torch.float32),
+            ("terminations", self.terminations, torch.bool),
+        ):
+            for term in terms:
+                value = term.function(moment, **term.params)
+                if value.shape != (moment.num_envs,) or value.dtype != wanted:
+                    got = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+                    kind = str(wanted).removeprefix("torch.")
+                    raise UserError(f"{section}.{term.name}: a term returns {kind} ({moment.num_envs},), got {got}")
+
+    def set_numbers(self, numbers: dict[str, Tensor]) -> None:
+        """Set numbers of the page, by dotted path, in place.
+
+        Raises:
+            ValueError: they are of another page.
+        """
+        own = self.params
+        if odd := [name for name, value in numbers.items() if name not in own or value.shape != own[name].shape]:
+            raise ValueError(f"the numbers are of another page: {', '.join(odd[:3])} differ")
+        for name, value in numbers.items():
+            own[name].copy_(value)
 
     def reflect(self, term: ObservationTerm) -> tuple[Tensor, Tensor]:
         """Index and sign of a value of an observation under left-right reflection, each (size,).

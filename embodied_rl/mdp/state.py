@@ -68,3 +68,17 @@ class Memory:
 def where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Choose new values in the rows, bool (N,), old ones elsewhere; both (N, ...)."""
     return torch.where(rows.view(-1, *[1] * (old.dim() - 1)), new, old)
+
+
+def check_same_parts(given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Check that a snapshot has the parts of these robots, by name and size.
+
+    Raises:
+        ValueError: it has others: it is of another page.
+    """
+    odd = sorted(set(given) ^ set(own))
+    if odd:
+        raise ValueError(f"the snapshot is of another page: {', '.join(odd[:3])} differ")
+    odd = [name for name, tensor in own.items() if given[name].shape[1:] != tensor.shape[1:]]
+    if odd:
+        raise ValueError(f"the snapshot is of another page: the sizes of {', '.join(odd[:3])} differ")

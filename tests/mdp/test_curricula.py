@@ -67,16 +67,16 @@ def test_what_has_moved_is_told_from_then_on_also_when_it_is_back() -> None:
 
 
 def test_statistics_drive_and_a_level_is_remembered(tmp_path: Path) -> None:
-    body = """params["curriculum.own.level"] += statistics.get("falls", 0.0)
+    body = """params["curriculum.own.level"] += statistics.get("terminated", 0.0)
     params["rewards.pose.weight"] = level * 2.0"""
     task = page(tmp_path, body)
     curricula = Curricula(task)
     curricula.advance({}, 0)
-    curricula.advance({"falls": 3.0}, 1)
+    curricula.advance({"terminated": 3.0}, 1)
     resumed = Curricula(task)
     resumed.load_state_dict(curricula.state_dict(), 1)
     for one in (curricula, resumed):
-        one.advance({"falls": 1.0}, 2)
+        one.advance({"terminated": 1.0}, 2)
         assert {path: number.item() for path, number in one.numbers.items()} == {
             "curriculum.own.level": 4.0,
             "rewards.pose.weight": 8.0,
