@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from embodied_rl.config import load
-from embodied_rl.mdp.bind import Finder
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.bind import Finder, needed
 
 TERMS = """
 from __future__ import annotations
@@ -50,3 +51,53 @@ def test_a_file_that_fails_leaves_no_half_module(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         Finder(load(str(tmp_path / "broken" / "page.yaml")))("rewards", "mine")
     assert not [name for name in set(sys.modules) - before if "my_terms" in name]
+
+
+NEEDY = """
+from embodied_rl.config.types import BodyGroup
+from embodied_rl.mdp.term import reward
+
+@reward(needs=({need!r},))
+def mine(env, *, group: BodyGroup = "thighs"):
+    return env.robot.heading
+"""
+
+
+def asked(folder: Path, need: str) -> set[str]:
+    (folder / "my_terms.py").write_text(NEEDY.format(need=need))
+    text = "robot: go2\nterms: [my_terms.py]\nactions: {joint_position: {}}\nobservations: {actor: {joint_pos: {}}}\n"
+    (folder / "page.yaml").write_text(text + "rewards: {mine: {weight: 1.0}}\n")
+    return needed(load(str(folder / "page.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("need", "expected"),
+    [
+        ("foot_frames", {"foot_frames"}),
+        ("contact:{group}", {"contact:thighs"}),
+        ("air_time", {"foot_contact"}),  # a tracker's needs are those of its terms
+        ("model:geom_friction", set()),
+        ("model:opt.gravity", set()),
+    ],
+)
+def test_needs_that_there_are(tmp_path: Path, need: str, expected: set[str]) -> None:
+    assert asked(tmp_path, need) == expected
+
+
+@pytest.mark.parametrize(
+    ("need", "said"),
+    [
+        ("foot_contcat", ", which is nothing that can be measured; did you mean 'foot_contact'?"),
+        ("air_tiem", ", which is nothing that can be measured; did you mean 'air_time'?"),
+        ("model:geom_frictoin", ", which is nothing that can be measured; did you mean 'model:geom_friction'?"),
+        ("model:opt.gravty", ", which is nothing that can be measured; did you mean 'model:opt.gravity'?"),
+        ("zzz", ", which is nothing that can be measured; allowed: air_time, previous_joint_vel, foot_contact, foot_frames, "
+         "foot_orientation, joint_torque, contact:GROUP, model:FIELD"),
+        ("contact:{groop}", ": in braces stands a parameter of the term; did you mean 'group'?"),
+        ("contact:{}", ": in braces stands a parameter of the term; it has group"),
+    ],
+)  # fmt: skip
+def test_a_need_that_there_is_not_is_one_line(tmp_path: Path, need: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        asked(tmp_path, need)
+    assert str(error.value) == f"rewards: mine needs {need!r}{said}"
