@@ -212,7 +212,7 @@ class Env:
         self.fields.take(done, fresh, going)
 
     def _write(self) -> None:
-        """Write the draft into the engine: finished rows start anew, pushed rows get their new velocity."""
+        """Write the draft into the engine: finished rows start anew, pushed rows go on as they were pushed."""
         done = self.episode.done
         self.physics.reset(done)
         self.physics.write(self._touched, qpos=self._draft.qpos, qvel=self._draft.qvel)

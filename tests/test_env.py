@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from embodied_rl import env as module
 from embodied_rl import make_env
 from embodied_rl.env import Env
 
@@ -51,6 +53,12 @@ def play(env: Env, steps: int, start: int = 0) -> list[dict[str, Tensor]]:
 def same(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]], rows: slice | Tensor = slice(None)) -> bool:
     """Bit for bit, in these rows."""
     return all(torch.equal(a[name][rows], b[name][rows]) for a, b in zip(one, other, strict=True) for name in a)
+
+
+def test_a_step_is_one_screen_and_speaks_of_no_task() -> None:
+    assert len(inspect.getsourcelines(Env.advance)[0]) < 60
+    source = inspect.getsource(module).lower()
+    assert [word for word in ("air_time", "friction", "velocity", "latency", "heading") if word in source] == []
 
 
 def test_the_contract_of_a_step(make: Make) -> None:

@@ -16,18 +16,25 @@ from embodied_rl.mdp.state import State
 from embodied_rl.mdp.term import action
 
 
-def mirrored_joints(robot: Part, *, joints: str = "all", **_: Any) -> Reflection:
+def mirrored_joints(robot: Part, *, joints: str = "all", scale: Any = 1.0, **_: Any) -> Reflection:
     """Reflect values of a group's joints.
 
     Raises:
-        UserError: the group holds joints of one side whose partners are elsewhere.
+        UserError: the group holds joints of one side whose partners are elsewhere, or partners have another scale.
     """
     index, sign = robot.spec.joint_mirror()
-    own = list(robot.joint_indices(joints))
+    own, names = list(robot.joint_indices(joints)), robot.joint_names
     for joint in own:
         if index[joint] not in own:
-            names = robot.joint_names
             raise UserError(f"joints: {joints!r} holds {names[joint]!r} without its mirror partner {names[index[joint]]!r}")
+    if isinstance(scale, dict):
+        scales = dict(zip(own, robot.spec.per_joint(scale, [names[joint] for joint in own]), strict=True))
+        for joint, one in scales.items():
+            if one != (other := scales[index[joint]]):
+                raise UserError(
+                    f"scale: {one:g} of {names[joint]!r} and {other:g} of its mirror partner {names[index[joint]]!r} differ; "
+                    "give both the same, or take ppo.symmetry: none"
+                )
     return tuple(own.index(index[joint]) for joint in own), tuple(sign[joint] for joint in own)
 
 

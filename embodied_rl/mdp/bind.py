@@ -21,7 +21,7 @@ from embodied_rl.config.page import Entry, Page
 from embodied_rl.config.terms import SECTIONS, TermSignature, find_terms
 from embodied_rl.errors import UserError
 from embodied_rl.family import imported_terms
-from embodied_rl.mdp.fields import drawn_by
+from embodied_rl.mdp.fields import drawn_by, model_field_names
 from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
 from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
@@ -103,9 +103,6 @@ class Terms:
         self.drawn = drawn_by(named, self.robot, page.name)
         """What the events of each mode draw."""
         read = {need.removeprefix(_MODEL) for need in asked if need.startswith(_MODEL)}
-        for name in read - set(dir(scene.model)):
-            near = did_you_mean(name, (one for one in dir(scene.model) if not one.startswith("_")))
-            raise UserError(f"{page.name}: a term needs {_MODEL}{name}, which is no field of MuJoCo's model{near}")
         self.model_fields = tuple(sorted(read.union(*self.drawn.values())))
 
     def groups(self, moment: Moment) -> list[ObservationGroup]:
@@ -272,15 +269,31 @@ def _asked(page: Page, find: Finder) -> set[str]:
     asked: set[str] = set()
     for section, _, entry in _entries(page):
         term = find(section, entry.term)
-        for need in getattr(term, "needs", ()):
-            known = (*TRACKERS, *NEEDS)
-            if ":" not in need and need not in known:
-                near = did_you_mean(need, known) or f"; allowed: {', '.join(known)}, contact:GROUP, model:FIELD"
-                raise UserError(f"{section}: {entry.term} needs {need!r}, which is nothing that can be measured{near}")
-            asked.add(need.format(**entry.params))
+        asked |= {_named(need, f"{section}: {entry.term} needs {need!r}", entry.params) for need in getattr(term, "needs", ())}
     for name in asked & set(TRACKERS):
         asked |= set(TRACKERS[name].needs)
     return asked
+
+
+def _named(need: str, said: str, params: dict[str, Any]) -> str:
+    """Write a need with the entry's parameters in it.
+
+    Raises:
+        UserError: there is no such thing.
+    """
+    try:
+        named = need.format(**params)
+    except (KeyError, IndexError) as error:
+        near = did_you_mean(error.args[0], params) or f"; it has {', '.join(params) or 'none'}"
+        raise UserError(f"{said}: in braces stands a parameter of the term{near}") from None
+    known: tuple[str, ...] = (*TRACKERS, *NEEDS)
+    if named.startswith(_MODEL):
+        known = tuple(_MODEL + field for field in model_field_names())
+    if named not in known and (":" not in named or named.startswith(_MODEL)):
+        several = ", ".join((*TRACKERS, *NEEDS, "contact:GROUP", "model:FIELD"))
+        near = did_you_mean(named, known) or f"; allowed: {several}"
+        raise UserError(f"{said}, which is nothing that can be measured{near}")
+    return named
 
 
 def _entries(page: Page) -> Iterator[tuple[str, str, Entry]]:

@@ -68,6 +68,20 @@ def model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
     return np.array(getattr(model.opt if owner else model, option), dtype=np.float64)
 
 
+def model_field_names() -> list[str]:
+    """List the fields that a model has, and its options as `opt.NAME`."""
+    owners = (("", mujoco.MjModel), ("opt.", mujoco.MjOption))
+    return [before + name for before, owner in owners for name in dir(owner) if not name.startswith("_")]
+
+
+class Values(dict[str, Tensor]):
+    """Fields by name; one that is not there is one that nobody asked for."""
+
+    def __missing__(self, name: str) -> Tensor:
+        """Say how it is asked for."""
+        raise UserError(f"a term reads the model field {name!r} without saying so: give its decorator needs=('model:{name}',)")
+
+
 class ModelFields:
     """Model fields with a value per robot, here and in the engine, which is told of the drawn columns alone.
 
@@ -81,7 +95,7 @@ class ModelFields:
         self._physics, self._drawn = physics, drawn
         expanded = {name: physics.expand(name) for name in names}
         shapes = {name: model_field(physics.model, name).shape for name in names}
-        self.values = {name: _as_in_c(value, shapes[name]) for name, value in expanded.items()}
+        self.values = Values((name, _as_in_c(value, shapes[name])) for name, value in expanded.items())
         """By MuJoCo's names and in the shapes of MjModel, each (N, ...), float32; they keep their addresses."""
         # engines keep fewer parameters of an actuator than C: where C's columns are with this one
         self._widths = {name: (shapes[name][-1], value.shape[-1]) for name, value in expanded.items()}

@@ -72,6 +72,9 @@ class Part:
         """Which geoms of the model are a foot's, bool (ngeom,)."""
         self._first_foot_geoms = torch.tensor(scene.first_foot_geoms, dtype=torch.int64, device=device)
         self.feet = scene.feet(device) if scene.frames else None
+        asked = {"foot_frames": scene.frames, "foot_orientation": scene.frame_orientation, "joint_torque": scene.joint_torque}
+        self.measured = frozenset((*scene.sensors, *(need for need, there in asked.items() if there)))
+        """What the engine measures, by the names that terms need it by; what nobody asked for would read as zeros."""
 
     @property
     def gait_offset(self) -> Tensor:
@@ -250,37 +253,44 @@ class PartState:
         """Joint velocities [rad/s], (N, J).  *state*"""
         return self._physics.qvel[:, self._part.qvel_index]
 
+    def _measured(self, need: str) -> Physics:
+        """Return what measures, where a term says that it needs this."""
+        if need not in self._part.measured:
+            raise UserError(f"a term reads {need!r} without saying so: give its decorator needs=({need!r},)")
+        return self._physics
+
     @property
     def joint_torque(self) -> Tensor:
         """Torques of the actuators [N m], (N, J).  *force*"""
-        return self._physics.joint_torque
+        return self._measured("joint_torque").joint_torque
 
     @property
     def foot_pos_w(self) -> Tensor:
         """Positions of the feet [m], (N, F, 3).  *kinematic*"""
-        return self._physics.frame_pos
+        return self._measured("foot_frames").frame_pos
 
     @property
     def foot_quat_w(self) -> Tensor:
         """Orientations of the feet, wxyz, (N, F, 4); for terms that need `foot_orientation`.  *kinematic*"""
-        return self._physics.frame_quat
+        return self._measured("foot_orientation").frame_quat
 
     @once
     def foot_underside_w(self) -> Tensor:
         """Height of the lowest point of each foot in the world [m], (N, F).  *kinematic*"""
-        assert self._part.feet is not None, "the feet are not measured: give the term's decorator needs=('foot_frames',)"
-        return self._part.feet.undersides(self.foot_pos_w, self._physics.frame_quat)
+        position = self.foot_pos_w
+        assert self._part.feet is not None
+        return self._part.feet.undersides(position, self._physics.frame_quat)
 
     @property
     def foot_lin_vel_w(self) -> Tensor:
         """Velocities of the feet [m/s], (N, F, 3).  *kinematic*"""
-        return self._physics.frame_lin_vel
+        return self._measured("foot_frames").frame_lin_vel
 
     @property
     def foot_contact(self) -> Tensor:
         """1 where a foot touches something, (N, F).  *force*"""
-        return self._physics.sensors["foot_contact"]
+        return self._measured("foot_contact").sensors["foot_contact"]
 
     def contact(self, group: str) -> Tensor:
         """1 where a body of the group touches something, feet aside, (N, bodies of the group).  *force*"""
-        return self._physics.sensors[f"contact:{group}"]
+        return self._measured(f"contact:{group}").sensors[f"contact:{group}"]

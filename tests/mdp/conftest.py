@@ -76,6 +76,7 @@ def moment() -> Moment:
         joint_limits=torch.tensor([[-1.0, -1.5], [1.0, 0.5]]),
         qpos_index=torch.tensor([8, 7]),
         qvel_index=torch.tensor([7, 6]),
+        measured={*SENSORS, "foot_frames", "joint_torque"},
         feet=SimpleNamespace(undersides=lambda position, _: position[..., 2] - 0.02),
         # diagonal feet share a clock: front left, front right, rear left, rear right
         gait_offset=torch.tensor([0.0, 0.5, 0.5, 0.0]),

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import embodied_rl
 from embodied_rl.config import load
 from embodied_rl.errors import UserError
-from embodied_rl.mdp.bind import Finder
+from embodied_rl.mdp.bind import Finder, needed
 
 TERMS = """
 from __future__ import annotations
@@ -54,21 +53,51 @@ def test_a_file_that_fails_leaves_no_half_module(tmp_path: Path) -> None:
     assert not [name for name in set(sys.modules) - before if "my_terms" in name]
 
 
+NEEDY = """
+from embodied_rl.config.types import BodyGroup
+from embodied_rl.mdp.term import reward
+
+@reward(needs=({need!r},))
+def mine(env, *, group: BodyGroup = "thighs"):
+    return env.robot.heading
+"""
+
+
+def asked(folder: Path, need: str) -> set[str]:
+    (folder / "my_terms.py").write_text(NEEDY.format(need=need))
+    text = "robot: go2\nterms: [my_terms.py]\nactions: {joint_position: {}}\nobservations: {actor: {joint_pos: {}}}\n"
+    (folder / "page.yaml").write_text(text + "rewards: {mine: {weight: 1.0}}\n")
+    return needed(load(str(folder / "page.yaml")))
+
+
 @pytest.mark.parametrize(
-    ("need", "message"),
+    ("need", "expected"),
     [
-        (
-            "model:geom_frction",
-            "mine: a term needs model:geom_frction, which is no field of MuJoCo's model; did you mean 'geom_friction'?",
-        ),
-        ("air_tme", "rewards: mine needs 'air_tme', which is nothing that can be measured; did you mean 'air_time'?"),
-        ("foot_frame", "rewards: mine needs 'foot_frame', which is nothing that can be measured; did you mean 'foot_frames'?"),
+        ("foot_frames", {"foot_frames"}),
+        ("contact:{group}", {"contact:thighs"}),
+        ("air_time", {"foot_contact"}),  # a tracker's needs are those of its terms
+        ("model:geom_friction", set()),
+        ("model:opt.gravity", set()),
     ],
 )
-def test_a_need_that_there_is_not_is_one_line(need: str, message: str, tmp_path: Path) -> None:
-    source = TERMS.format(value=0.0).replace("@reward()", f"@reward(needs=({need!r},))")
-    (tmp_path / "my_terms.py").write_text(source)
-    (tmp_path / "mine.yaml").write_text("extends: go2_flat\nterms: [my_terms.py]\nrewards:\n  mine: {weight: 1.0}\n")
-    with pytest.raises(UserError) as caught:
-        embodied_rl.make(str(tmp_path / "mine.yaml"), ["env.compile=false"], num_envs=2)
-    assert str(caught.value) == message
+def test_needs_that_there_are(tmp_path: Path, need: str, expected: set[str]) -> None:
+    assert asked(tmp_path, need) == expected
+
+
+@pytest.mark.parametrize(
+    ("need", "said"),
+    [
+        ("foot_contcat", ", which is nothing that can be measured; did you mean 'foot_contact'?"),
+        ("air_tiem", ", which is nothing that can be measured; did you mean 'air_time'?"),
+        ("model:geom_frictoin", ", which is nothing that can be measured; did you mean 'model:geom_friction'?"),
+        ("model:opt.gravty", ", which is nothing that can be measured; did you mean 'model:opt.gravity'?"),
+        ("zzz", ", which is nothing that can be measured; allowed: air_time, previous_joint_vel, foot_contact, foot_frames, "
+         "foot_orientation, joint_torque, contact:GROUP, model:FIELD"),
+        ("contact:{groop}", ": in braces stands a parameter of the term; did you mean 'group'?"),
+        ("contact:{}", ": in braces stands a parameter of the term; it has group"),
+    ],
+)  # fmt: skip
+def test_a_need_that_there_is_not_is_one_line(tmp_path: Path, need: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        asked(tmp_path, need)
+    assert str(error.value) == f"rewards: mine needs {need!r}{said}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import torch
 
 from embodied_rl.config.page import PhysicsSettings
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.fields import Values
 from embodied_rl.mdp.moment import Draw
 from embodied_rl.mdp.part import Part, PartState
 from embodied_rl.physics.protocol import Physics
@@ -79,6 +83,53 @@ def test_a_term_sees_the_constants_of_the_robot_and_is_told_of_its_typing_errors
     assert all(getattr(state, name) is getattr(robot, name) for name in (*names, "root_qpos", "foot_names"))
     with pytest.raises(AttributeError, match="'PartState' object has no attribute 'joint_limit'"):
         state.joint_limit  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_command_that_the_page_has_not_is_one_line(moment):
+    assert moment.command("velocity") is moment.command_term("velocity").command
+    for commands, said in (
+        (moment.commands, "it has velocity"),
+        ({}, "it has none: name one under commands"),
+    ):
+        with pytest.raises(UserError) as error:
+            dataclasses.replace(moment, commands=commands).command("velocty")
+        assert str(error.value) == f"a term reads the command 'velocty', which the page has not; {said}"
+
+
+UNSAID = {
+    "foot_contact": lambda env: env.robot.foot_contact,
+    "contact:thighs": lambda env: env.robot.contact("thighs"),
+    "joint_torque": lambda env: env.robot.joint_torque,
+    "foot_frames": lambda env: env.robot.foot_pos_w,
+    "foot_orientation": lambda env: env.robot.foot_quat_w,
+    "air_time": lambda env: env.tracker("air_time"),
+    "model:geom_friction": lambda env: env.model["geom_friction"],
+}
+
+
+@pytest.mark.parametrize("need", UNSAID)
+def test_what_a_term_reads_without_saying_so_is_one_line(moment, need):
+    """And not zeros, which is what an engine has where it measures nothing."""
+    robot = SimpleNamespace(**vars(moment.robot._part) | {"measured": frozenset()})
+    unsaid = dataclasses.replace(moment, robot=PartState(cast("Part", robot), moment.robot._physics), trackers={}, model=Values())
+    with pytest.raises(UserError) as error:
+        UNSAID[need](unsaid)
+    assert str(error.value).startswith("a term reads ") and "\n" not in str(error.value)
+    assert str(error.value).endswith(f"without saying so: give its decorator needs=({need!r},)")
+
+
+def test_velocities_and_undersides_of_feet_are_asked_for_as_their_places_are(moment):
+    robot = SimpleNamespace(**vars(moment.robot._part) | {"measured": frozenset()})
+    for name in ("foot_lin_vel_w", "foot_underside_w"):
+        with pytest.raises(UserError, match=r"needs=\('foot_frames',\)$"):
+            getattr(PartState(cast("Part", robot), moment.robot._physics), name)
+
+
+def test_what_a_scene_measures_is_what_its_terms_asked_for(tmp_path):
+    assert Part(_scene(tmp_path), torch.device("cpu")).measured == frozenset()
+    needs = {"foot_contact", "foot_frames", "foot_orientation", "joint_torque", "contact:thighs"}
+    scene = build_scene(load_robot("go2"), collisions="full", physics=PhysicsSettings(), needs=needs)
+    assert Part(scene, torch.device("cpu")).measured == needs
 
 
 def test_a_draw_beyond_its_block_is_an_error():
