@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
@@ -30,31 +31,35 @@ def drawn_by(events: dict[str, list[tuple[str, Any]]], robot: Part, page: str) -
     Raises:
         UserError: a number of the model is drawn at two moments, so that nobody's would be what the later begins from.
     """
-    found: dict[str, dict[str, list[Tensor]]] = {mode: {} for mode in events}
+    found: dict[str, dict[str, set[int]]] = {mode: {} for mode in events}
     owners: dict[tuple[str, int], tuple[str, str]] = {}
     for mode, terms in events.items():
         for name, event in terms:
             for field in event.fields:
                 columns = _columns(event, field, robot)
-                found[mode].setdefault(field, []).append(columns)
-                for column in columns.tolist():
+                found[mode].setdefault(field, set()).update(columns)
+                for column in columns:
                     first, when = owners.setdefault((field, column), (name, mode))
                     if first != name and (when != mode or mode == "interval"):
                         raise UserError(
                             f"{page}: events.{first} ({when}) and events.{name} ({mode}) both draw numbers of {field}; give both "
                             "the same `when`, other than interval, or take one off"
                         )
-    unique = {mode: {field: torch.cat(several).unique() for field, several in fields.items()} for mode, fields in found.items()}
+    device = robot.default_joint_pos.device
+    tensors = {
+        mode: {field: torch.tensor(sorted(columns), dtype=torch.int64, device=device) for field, columns in fields.items()}
+        for mode, fields in found.items()
+    }
     return {
         mode: {field: (columns, model_numbers(robot, field)[columns]) for field, columns in fields.items()}
-        for mode, fields in unique.items()
+        for mode, fields in tensors.items()
     }
 
 
-def _columns(event: Any, field: str, robot: Part) -> Tensor:
+def _columns(event: Any, field: str, robot: Part) -> Sequence[int]:
     """Columns of a model field that an event draws: all, where it does not say which."""
-    columns = getattr(event, "columns", None)
-    return columns[field] if columns else torch.arange(len(model_numbers(robot, field)), device=robot.default_joint_pos.device)
+    places = getattr(event, "places", None)
+    return places[field] if places else range(model_field(robot.model, field).size)
 
 
 def model_numbers(robot: Part, name: str) -> Tensor:

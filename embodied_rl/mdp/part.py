@@ -51,6 +51,8 @@ class Part:
         """Total mass [kg]."""
         self.qpos_index = torch.tensor(scene.qpos_address, device=device)
         self.qvel_index = torch.tensor(scene.qvel_address, device=device)
+        self.qvel_address = scene.qvel_address
+        """The same as `qvel_index`, on the host."""
         root = model.body(spec.base)
         self.floating = scene.root is not None
         """Whether the base moves freely."""

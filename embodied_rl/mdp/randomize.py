@@ -119,7 +119,7 @@ def _of_joints(columns: Callable[[Part, int], tuple[Column, ...]]) -> Callable[[
 
 
 def _dof(name: str) -> Callable[[Part, int], tuple[Column, ...]]:
-    return lambda robot, joint: (Column(name, int(robot.qvel_index[joint])),)
+    return lambda robot, joint: (Column(name, robot.qvel_address[joint]),)
 
 
 # torque = gain[0] target + bias[1] q + bias[2] qd: of a position kp, -kp, -kd, of a velocity kd, 0, -kd
@@ -236,8 +236,9 @@ class randomize:  # noqa: N801  named as its entries' term
                 fields.setdefault(column.field, []).append((position, column))
         self.fields = tuple(fields)
         whole = lambda values: torch.tensor(values, dtype=torch.int64, device=device)  # noqa: E731
-        self.columns = {name: whole([column.index for _, column in one]) for name, one in fields.items()}
-        """The columns that are drawn, by field, int64 (C,)."""
+        self.places = {name: [column.index for _, column in one] for name, one in fields.items()}
+        """The columns that are drawn, by field."""
+        self.columns = {name: whole(places) for name, places in self.places.items()}
         self._element = {name: whole([position for position, _ in one]) for name, one in fields.items()}
         # None: in proportion, which holds for all columns of a field or for none
         self._sign = {
