@@ -12,6 +12,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.family import check_parts, family_names, load_family
 from embodied_rl.mdp.part import Part
 from embodied_rl.physics.protocol import Physics
+from embodied_rl.scene import Scene
 
 
 class Environment(Protocol):
@@ -23,6 +24,8 @@ class Environment(Protocol):
     step_dt: float
     """Time between two actions [s]."""
     robot: Part
+    scene: Scene
+    """The robot in its world: `scene.terrain.height(xy)` is the ground."""
     physics: Physics
     terms: Any
     """The page's terms: `commands` by name among them."""
