@@ -27,7 +27,7 @@ class Stand:
     are at their end.  Poses in `height` [m], `roll` and `pitch` [rad] are resampled every `resample_s` [s]; the first
     `unscored_s` [s] after each resampling are not scored.  A fall is any termination but time_out, more than `tilt` [rad] from
     the vertical and less than `lowest` [m] above the ground among them; a fallen episode counts up to the fall.  `fall_rate`,
-    `height_error` [m] and `tilt_error` [rad] are the limits, those of `reference_` in reference physics.
+    `height_error` [m] and `tilt_error` [rad] are the limits, the same in reference physics.
     """
 
     failure = "fall"
@@ -50,21 +50,12 @@ class Stand:
         fall_rate: Fraction = 0.01,
         height_error: NonNegative = 0.01,
         tilt_error: NonNegative = 0.0349,
-        reference_fall_rate: Fraction = 0.01,
-        reference_height_error: NonNegative = 0.015,
-        reference_tilt_error: NonNegative = 0.0436,
     ) -> None:
         self._ranges = {"height": height, "roll": roll, "pitch": pitch, "resample_s": resample_s}
         self._episode_s, self._unscored_s, self._friction = episode_s, unscored_s, friction
         self._tilt, self._lowest = tilt, lowest
         self._start_joint_pos, self._start_lin_vel, self._start_ang_vel = start_joint_pos, start_lin_vel, start_ang_vel
         self._limits = {"fall_rate": fall_rate, "height_error": height_error, "tilt_error": tilt_error}
-        # the same policy meets smaller steps, joint stops and all collisions there, none of which it has learned with
-        self._reference_limits = {
-            "fall_rate": reference_fall_rate,
-            "height_error": reference_height_error,
-            "tilt_error": reference_tilt_error,
-        }
 
     def overrides(self, page: Page, reference: bool) -> list[str]:
         """Set commands, starts, friction and what a fall is; end curricula; take all other randomness away.
@@ -124,8 +115,8 @@ class Stand:
         }
 
     def limits(self, reference: bool) -> dict[str, float]:
-        """Give the page's limits for these physics."""
-        return self._reference_limits if reference else self._limits
+        """Give the page's limits, the same in both physics."""
+        return self._limits
 
     def verdict(self, figures: dict[str, float], reference: bool) -> Verdict:
         """Judge that standing is every limit at once."""

@@ -167,7 +167,7 @@ def test_standing_is_every_limit_at_once() -> None:
         assert stand.verdict(limits, reference) == (True, "it stands")
         for name in limits:
             assert stand.verdict(limits | {name: 0.05}, reference) == (False, "it does not stand yet")
-    assert stand.limits(False) == {"fall_rate": 0.01, "height_error": 0.01, "tilt_error": 0.0349}
+    assert stand.limits(False) == stand.limits(True) == {"fall_rate": 0.01, "height_error": 0.01, "tilt_error": 0.0349}
 
 
 def test_an_evaluation_is_worth_its_time_near_the_limits() -> None:
