@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +23,8 @@ EVERYTHING = [
 ]
 
 
-#: What is remembered of every joint, and what is asked for.
+#: What is remembered of every joint.
 JOINTS = {"actions", "previous_actions", "trackers.previous_joint_vel.value"}
-COMMAND = "commands.velocity.command"
 
 
 def _of_feet(env: Env) -> list[Tensor]:
@@ -81,13 +81,27 @@ def _randomize(env: Env, generator: torch.Generator) -> None:
     # never at the very moment of a change of legs, where rounding decides
     half_periods = torch.randint(0, 100, (COUNT,), generator=generator)
     buffers["episode_length"].copy_(HALF_PERIOD * half_periods + torch.randint(1, HALF_PERIOD, (COUNT,), generator=generator))
-    if COMMAND in buffers:
-        standing = torch.rand(COUNT, 1, generator=generator) < 0.2
-        buffers[COMMAND].copy_(normal(buffers[COMMAND]) * ~standing)
+    for command in env.terms.commands.values():
+        nothing = torch.rand(COUNT, 1, generator=generator) < 0.2
+        command.command.copy_(normal(command.command) * ~nothing)
+
+
+def _mirrors_of_commands(env: Env) -> dict[Any, tuple[Tensor, Tensor]]:
+    """Each command's reflection as the observation that shows it declares it; errors and rewards hold it to the physics."""
+    view = env._moment(Draw())
+    return {
+        command: env.terms.reflect(term)
+        for command in env.terms.commands.values()
+        for group in env.groups
+        for term in group.terms
+        if torch.equal(term.function(view, **term.params), command.command)
+    }
 
 
 def _mirror(env: Env) -> None:
     """Reflect the moment through the world's xz plane; the clock, half a cycle on, swaps the legs' turns."""
+    commands = _mirrors_of_commands(env)
+    assert set(commands) == set(env.terms.commands.values()), "no observation shows the command"
     physics, robot, buffers = env.physics, env.robot, env.buffers
     permutation, signs = (torch.tensor(values) for values in robot.spec.joint_mirror())
     feet = list(robot.spec.foot_mirror())
@@ -120,8 +134,8 @@ def _mirror(env: Env) -> None:
         geoms, friction = robot.first_foot_geoms, env.fields.values["geom_friction"]
         friction[:, geoms, 0] = friction[:, geoms[feet], 0]
     buffers["episode_length"].add_(HALF_PERIOD)
-    if COMMAND in buffers:
-        buffers[COMMAND].mul_(torch.tensor([1.0, -1.0, -1.0]))
+    for command, (index, sign) in commands.items():
+        command.command.copy_(command.command[:, index] * sign)
 
 
 def _trace(env: Env, mirrored: bool) -> list[dict[str, Tensor]]:
@@ -142,6 +156,8 @@ def _trace(env: Env, mirrored: bool) -> list[dict[str, Tensor]]:
         seen["controls"] = env.controls().clone()
         for kind, terms in (("reward", env.terms.rewards), ("termination", env.terms.terminations)):
             seen |= {f"{kind}.{term.name}": term.function(view, **term.params).float() for term in terms}
+        for command in env.terms.commands.values():
+            seen |= {f"error.{name}": error.clone() for name, error in command.errors(view).items()}
         trace.append(seen)
     return trace
 
@@ -169,8 +185,8 @@ def test_mirroring_twice_changes_nothing(env):
         assert torch.equal((values[index] * sign)[index] * sign, values), name
 
 
-def test_neither_rewards_nor_ends_prefer_a_side(env):
+def test_neither_rewards_nor_ends_nor_errors_prefer_a_side(env):
     for here, there in zip(_trace(env, mirrored=False), _trace(env, mirrored=True), strict=True):
         for name in here:
-            if name.startswith("reward.") or (name.startswith("termination.") and not name.endswith("time_out")):
+            if name.startswith(("reward.", "error.")) or (name.startswith("termination.") and not name.endswith("time_out")):
                 torch.testing.assert_close(there[name], here[name], rtol=1e-4, atol=1e-4, msg=name)

@@ -12,6 +12,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.family import check_parts, family_names, load_family
 from embodied_rl.mdp.part import Part
 from embodied_rl.physics.protocol import Physics
+from embodied_rl.scene import Scene
 
 
 class Environment(Protocol):
@@ -23,6 +24,8 @@ class Environment(Protocol):
     step_dt: float
     """Time between two actions [s]."""
     robot: Part
+    scene: Scene
+    """The robot in its world: `scene.terrain.height(xy)` is the ground."""
     physics: Physics
     terms: Any
     """The page's terms: `commands` by name among them."""
@@ -101,3 +104,17 @@ def score_of(page: Page) -> Score:
 def failures_of(page: Page) -> str:
     """Return the page's word for episodes that end other than by time: `falls`, or `terminated` where it has no task."""
     return f"{score_of(page).failure}s" if page.task else "terminated"
+
+
+def ends_of_curricula(page: Page) -> list[str]:
+    """Take a page's curricula away, as overrides do, and leave what they move where they would have left it."""
+    changes, mapping = [], page.to_mapping()
+    for entry in page.curriculum.values():
+        path, end = entry.params.get("parameter"), entry.params.get("end")
+        if path is None or end is None:
+            continue
+        value = mapping
+        for key in path.split("."):
+            value = value.get(key, {}) if isinstance(value, dict) else {}
+        changes.append(f"{path}={list(end) if isinstance(value, list | tuple) else end[0]}")
+    return [*changes, "curriculum=null"]

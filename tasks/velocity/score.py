@@ -9,7 +9,7 @@ from embodied_rl.config import Page
 from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
-from embodied_rl.mdp.score import Environment, Verdict
+from embodied_rl.mdp.score import Environment, Verdict, ends_of_curricula
 from embodied_rl.mdp.term import score
 
 _GRAVITY = 9.81
@@ -68,7 +68,7 @@ class Walk:
         """
         command = f"commands.{_command(page)}"
         return [
-            *_ends_of_curricula(page),
+            *ends_of_curricula(page),
             f"env.episode_s={self._episode_s}",
             *(f"{command}.{name}={list(value)}" for name, value in self._ranges.items()),
             f"{command}.standing={self._standing}",
@@ -149,20 +149,6 @@ def _command(page: Page) -> str:
         what = "velocity judges how a velocity command is followed, and the page has none"
         raise UserError(f"{page.name}: task: {what}; write commands: {{velocity: {{}}}}")
     return name
-
-
-def _ends_of_curricula(page: Page) -> list[str]:
-    """Take the curricula away, and leave what they move where they would have left it."""
-    changes, mapping = [], page.to_mapping()
-    for entry in page.curriculum.values():
-        path, end = entry.params.get("parameter"), entry.params.get("end")
-        if path is None or end is None:
-            continue
-        value = mapping
-        for key in path.split("."):
-            value = value.get(key, {}) if isinstance(value, dict) else {}
-        changes.append(f"{path}={list(end) if isinstance(value, list | tuple) else end[0]}")
-    return [*changes, "curriculum=null"]
 
 
 def _foot_friction(friction: tuple[float, float]) -> list[str]:

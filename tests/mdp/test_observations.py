@@ -1,14 +1,11 @@
-"""Every observation term against its value by hand for the three robots of conftest.py."""
+"""Every generic observation term against its value by hand for the three robots of conftest.py; a family's are in tests/tasks."""
 
 from __future__ import annotations
 
-import importlib
 from math import cos, pi, sin, sqrt
 
 import pytest
 import torch
-
-from embodied_rl.config.terms import find_terms
 
 C, S = sqrt(3.0) / 2.0, 0.5  # of robot 2's 30 degrees
 
@@ -26,20 +23,16 @@ CASES = {
     "foot_height": [[-0.02] * 4, [0.08, 0.08, 0.0, 0.0], [0.48] * 4],
     "foot_air_time": [[0.0] * 4, [0.3, 0.4, 0.0, 0.9], [0.3, 0.3, 0.1, 0.1]],
     "foot_friction": [[0.5] * 4, [0.75] * 4, [1.25] * 4],
-    "velocity_command": [[1.0, 0.0, 0.0], [0.5, -0.5, 0.2], [0.05, 0.0, 0.05]],
-    # 2 Hz after 0.1 s and 0.4 s; no clock while standing
-    "gait_phase": [[sin(0.4 * pi), cos(0.4 * pi)], [sin(1.6 * pi), cos(1.6 * pi)], [0.0, 0.0]],
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_observation_equals_its_definition(moment, name):
-    term = getattr(importlib.import_module(find_terms()[0]["observation"][name].module_name), name)
-    torch.testing.assert_close(term(moment), torch.tensor(CASES[name]), rtol=1e-5, atol=1e-6)
+def test_an_observation_equals_its_definition(moment, term, name):
+    torch.testing.assert_close(term("observation", name)(moment), torch.tensor(CASES[name]), rtol=1e-5, atol=1e-6)
 
 
-def test_every_observation_has_a_case():
-    assert set(CASES) == set(find_terms()[0]["observation"])
+def test_every_observation_has_a_case(terms_of):
+    assert set(CASES) == terms_of("observation", "mdp")
 
 
 def test_the_state_that_no_term_of_its_own_shows(moment):

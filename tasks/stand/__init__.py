@@ -1,0 +1,1 @@
+"""Standing as a pose command says: how high, and leaning where."""
