@@ -48,7 +48,7 @@ base_height: 0.22
 joints:
   knee: {default: 0.0, stiffness: 20.0, damping: 0.5, effort_limit: 20.0}
 feet:
-  foot: {geoms: [foot], site: foot}
+  foot: {geoms: [foot], site: foot, gait_offset: 0.0}
 bodies: {}
 mirror: {}
 """

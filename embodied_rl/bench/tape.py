@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -39,7 +40,9 @@ class Tape:
         self.state = env.snapshot(torch.arange(env.num_envs, device=env.device))
         """Where the tape begins: the environment's snapshot."""
         self.actions: list[Tensor] = []
-        with _recorded(env.physics) as calls:
+        self.columns: dict[str, Tensor] = {}
+        """Of model fields that are written in part, the columns, int64 (C,)."""
+        with _recorded(env.physics, self.columns) as calls:
             for _ in range(STEPS):
                 self.actions.append(policy(env.obs).clone())
                 env.advance(self.actions[-1])
@@ -49,8 +52,8 @@ class Tape:
 
 
 @contextmanager
-def _recorded(physics: Physics) -> Iterator[list[Call]]:
-    """Record what the engine is asked from outside, meanwhile."""
+def _recorded(physics: Physics, columns: dict[str, Tensor]) -> Iterator[list[Call]]:
+    """Record what the engine is asked from outside, meanwhile, and which columns of model fields are written."""
     calls: list[Call] = []
 
     def recorded(name: str) -> Callable[..., None]:
@@ -59,14 +62,24 @@ def _recorded(physics: Physics) -> Iterator[list[Call]]:
         def call(first: Tensor, **fields: Tensor) -> None:
             calls.append((name, first.clone(), {field: value.clone() for field, value in fields.items()}))
             known = len(calls)
-            method(first, **fields)
+            if name == "write_model":
+                ((field, values),) = fields.items()
+                method(first, field, columns[field], values)
+            else:
+                method(first, **fields)
             del calls[known:]  # what the engine asked of itself, which it will again
 
         return call
 
-    names = ("step", "reset", "write")
+    write_model = recorded("write_model")
+
+    def written(mask: Tensor, field: str, places: Tensor, values: Tensor) -> None:
+        columns[field] = places
+        write_model(mask, **{field: values})
+
+    names = ("step", "reset", "write", "write_model")
     for name in names:  # the engine stays the object that it was: what is compiled for it holds
-        setattr(physics, name, recorded(name))
+        setattr(physics, name, written if name == "write_model" else recorded(name))
     try:
         yield calls
     finally:
@@ -131,7 +144,11 @@ class PhysicsAlone(_Player):
     def _step(self) -> None:
         for name, first, fields in self._tape.calls:
             given = {field: self._now(values) for field, values in fields.items()}
-            getattr(self._env.physics, name)(self._now(first), **given)
+            if name == "write_model":
+                ((field, values),) = given.items()
+                self._env.physics.write_model(self._now(first), field, self._tape.columns[field], values)
+            else:
+                getattr(self._env.physics, name)(self._now(first), **given)
         self._slot.add_(1).remainder_(len(self._tape.actions))
 
     def _now(self, values: Tensor) -> Tensor:
@@ -157,7 +174,7 @@ class BatchAlone:
         self._start = tape.state["physics.integration"].numpy()[:, : self._batch.nstate]
         targets = {"qpos": self.qpos, "qvel": self.qvel} | self._expand(model, env, tape)
         # resolved beforehand, so that playing is stepping and assigning: a step's controls, and (target, rows, values)
-        self._steps: list[tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]] = []
+        self._steps: list[tuple[list[np.ndarray], list[tuple[np.ndarray, Any, np.ndarray]]]] = []
         (_, controls, _), *changes = tape.calls
         for index, control in enumerate(controls.double().numpy()):
             writes = []
@@ -167,7 +184,12 @@ class BatchAlone:
                 if name == "reset":
                     writes.append((self._rows, rows, clean))
                 given = {field: values[index].double().numpy()[rows] for field, values in fields.items() if field in targets}
-                writes += [(targets[field], rows, values) for field, values in given.items()]
+                for field, values in given.items():
+                    if name == "write_model":
+                        flat = targets[field].reshape(env.num_envs, -1)  # a view of what the engine reads
+                        writes.append((flat, (rows[:, None], tape.columns[field].numpy()), values))
+                    else:
+                        writes.append((targets[field], rows, values))
             self._steps.append(([control] if control.ndim == 2 else list(control.swapaxes(0, 1)), writes))
 
     def rewind(self) -> None:
@@ -185,8 +207,8 @@ class BatchAlone:
                 for control in controls:
                     self._ctrl[:] = control
                     self._batch.step(nstep=self._decimation // len(controls))
-                for target, rows, values in writes:
-                    target[rows] = values
+                for target, places, values in writes:
+                    target[places] = values
         except mujoco_batch.SimulationError as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"bench: MuJoCo failed on the tape: {reason}; train the page further, then measure it") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import threading
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,8 @@ EXTRAS = {"reward": ("weight",), "observation": ("noise", "scale", "clip", "dela
 #: The default of a parameter that has none.
 REQUIRED = object()
 
+#: CPython 3.11 counts the depth of a tree for all threads together (gh-106905), and fails where two parse at once.
+_PARSING = threading.Lock()
 _MODULES = ("actions", "observations", "rewards", "terminations", "events", "randomize", "curricula")
 _NAMES = {name: getattr(config_types, name) for name in config_types.__all__}
 _NAMESPACE = {
@@ -116,7 +119,8 @@ def shipped_modules() -> list[tuple[Path, str]]:
 def read_terms(path: Path, module_name: str) -> Iterator[TermSignature | Problem]:
     """Read the terms that a file declares at its top level, and what is wrong with it."""
     try:
-        body = ast.parse(path.read_bytes(), str(path)).body
+        with _PARSING:
+            body = ast.parse(path.read_bytes(), str(path)).body
     except OSError as error:
         yield Problem(display(path), "", f"cannot be read: {error.strerror}")
     except (SyntaxError, ValueError) as error:

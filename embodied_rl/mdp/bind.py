@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from embodied_rl.scene import NEEDS, Scene
 #: Needs that positions and velocities of the feet serve, and what begins the name of a model field.
 _FRAMES = {"foot_frames", "foot_orientation"}
 _MODEL = "model:"
+_IMPORTING = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -326,14 +328,20 @@ def _module(signature: TermSignature) -> ModuleType:
     path = signature.module_path.resolve()
     # one name for each file: two pages may have a my_terms.py each
     name = f"embodied_rl_terms_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        # torch.compile looks a function's module up there, and so do dataclasses and pickle
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
+    with _IMPORTING:  # another thread must not find a module that is half there
+        if name not in sys.modules:
+            _load(name, path)
     return sys.modules[name]
+
+
+def _load(name: str, path: Path) -> None:
+    """Import a file as a module of this name; it leaves none behind where it fails."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    # torch.compile looks a function's module up there, and so do dataclasses and pickle
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise

@@ -86,6 +86,7 @@ def test_a_term_sees_the_constants_of_the_robot_and_is_told_of_its_typing_errors
 
 
 def test_a_command_that_the_page_has_not_is_one_line(moment):
+    moment = dataclasses.replace(moment, commands={"velocity": SimpleNamespace(command=torch.ones(3, 2))})
     assert moment.command("velocity") is moment.command_term("velocity").command
     for commands, said in (
         (moment.commands, "it has velocity"),
