@@ -183,7 +183,11 @@ class Played:
     """Qpos and qvel of an engine that nothing was asked of; for mjx they are C's."""
 
 
-@pytest.fixture(scope="module", params=[("native", LEG), ("native", LOSSY), ("warp", LEG), ("warp", LOSSY), ("mjx", LEG)])
+#: MJX takes a minute to compile its step.
+PLAYED = [("native", LEG), ("native", LOSSY), ("warp", LEG), ("warp", LOSSY), pytest.param(("mjx", LEG), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=PLAYED)
 def played(request: pytest.FixtureRequest) -> Iterator[Played]:
     engine, xml = request.param
     model = mujoco.MjModel.from_xml_string(xml)
