@@ -41,6 +41,9 @@ def mirrored_joints(robot: Part, *, joints: str = "all", scale: Any = 1.0, **_: 
 class _Targets:
     """Outputs that are targets, offset + scale * action, of some of the joints."""
 
+    control: str
+    offset: Tensor
+    """Target of an action of zero, (joints,)."""
     latency: Tensor
     """Physics steps for which the targets of the step before hold, (N,)."""
 
@@ -52,17 +55,13 @@ class _Targets:
 
     def controls(self, env: Moment, actions: Tensor, previous_actions: Tensor) -> Tensor:
         """Return the targets of one step: (N, joints), or (N, decimation, joints) with a latency."""
-        targets = self.targets(actions)
+        targets = self.offset + self.scale * actions
         if not self.state:
             return targets
-        before = self.targets(previous_actions)
+        before = self.offset + self.scale * previous_actions
         substep = torch.arange(env.decimation, device=targets.device)
         late = substep[None, :] < self.latency[:, None]
         return torch.where(late[..., None], before[:, None], targets[:, None])
-
-    def targets(self, actions: Tensor) -> Tensor:
-        """Return what actions (N, joints) aim at."""
-        raise NotImplementedError
 
     def resample(self, env: Moment, done: Tensor) -> None:
         """Draw the latency of the episodes that begin, done (N,) bool."""
@@ -71,8 +70,9 @@ class _Targets:
             self.latency.copy_(torch.where(done, drawn, self.latency))
 
     def contract(self) -> dict[str, Any]:
-        """Return the joints, scale and clip."""
-        return {"joint_names": self.names, "scale": self.scale.expand(len(self.names)), "clip": self.clip}
+        """Return what makes the targets of which joints: offset + scale * clip(action)."""
+        numbers = {"scale": self.scale.expand(len(self.names)), "clip": self.clip, "offset": self.offset}
+        return {"joint_names": self.names, "target": self.control} | numbers
 
 
 @action(mirror=mirrored_joints)
@@ -96,15 +96,7 @@ class joint_position(_Targets):  # noqa: N801  named as its entry on the page
     ) -> None:
         super().__init__(robot, joints, scale, clip, latency)
         whole = self.joints == range(len(robot.joint_names))
-        self._default = robot.default_joint_pos if whole else robot.default_joint_pos[list(self.joints)]
-
-    def targets(self, actions: Tensor) -> Tensor:
-        """Return positions [rad], (N, joints)."""
-        return self._default + self.scale * actions
-
-    def contract(self) -> dict[str, Any]:
-        """Return what makes the targets: offset + scale * clip(action)."""
-        return super().contract() | {"target": "position", "offset": self._default}
+        self.offset = robot.default_joint_pos if whole else robot.default_joint_pos[list(self.joints)]
 
 
 @action(mirror=mirrored_joints)
@@ -126,11 +118,4 @@ class joint_velocity(_Targets):  # noqa: N801
         latency: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__(robot, joints, scale, clip, latency)
-
-    def targets(self, actions: Tensor) -> Tensor:
-        """Return velocities [rad/s], (N, joints)."""
-        return self.scale * actions
-
-    def contract(self) -> dict[str, Any]:
-        """Return what makes the targets: scale * clip(action)."""
-        return super().contract() | {"target": "velocity", "offset": torch.zeros(len(self.names))}
+        self.offset = torch.zeros(len(self.joints), device=robot.default_joint_pos.device)

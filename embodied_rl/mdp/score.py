@@ -41,6 +41,37 @@ class Verdict(NamedTuple):
     """For people: `it walks`."""
 
 
+class SettledCommand:
+    """What robots were asked for, and whether for long enough to be judged by it.
+
+    Args:
+        env: the environment, which has just been reset.
+        command: a command term with `command` (N, size) and `time_left` (N,) [s].
+        unscored_s: time after each resampling that is not scored [s].
+    """
+
+    asked: Tensor
+    """What was asked for before the step, (N, size)."""
+
+    def __init__(self, env: Environment, command: Any, unscored_s: float) -> None:
+        self._command, self._wait = command, round(unscored_s / env.step_dt)
+        self._since = torch.zeros(env.num_envs, device=env.device)
+        self._look()
+
+    def step(self, going: Tensor) -> Tensor:
+        """Count a step; the rows among `going` (N,) that are to be judged by `asked`, bool (N,)."""
+        self._since += 1
+        return going & (self._since > self._wait)
+
+    def next(self) -> None:
+        """Take note of what the next actions will be asked to follow."""
+        self._since = torch.where(self._command.time_left > self._before, 0.0, self._since)
+        self._look()
+
+    def _look(self) -> None:
+        self.asked, self._before = self._command.command.clone(), self._command.time_left.clone()
+
+
 class Score(Protocol):
     """Judges policies of a task family; an instance serves one evaluation.
 

@@ -9,7 +9,7 @@ from embodied_rl.config import Page
 from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
-from embodied_rl.mdp.score import Environment, Verdict, ends_of_curricula
+from embodied_rl.mdp.score import Environment, SettledCommand, Verdict, ends_of_curricula
 from embodied_rl.mdp.term import score
 
 from .command import angle_between, gravity_of, height_above
@@ -81,31 +81,21 @@ class Stand:
 
     def begin(self, env: Environment) -> None:
         """Start to count."""
-        command = env.terms.commands[_command(env.page)]
-        self._asked_now, self._time_left = command.command, command.time_left
-        self._wait = round(self._unscored_s / env.step_dt)
-        self._since = torch.zeros(env.num_envs, device=env.device)
+        self._settled = SettledCommand(env, env.terms.commands[_command(env.page)], self._unscored_s)
         zero = torch.zeros((), dtype=torch.float64, device=env.device)
         self._scored = self._height_error = self._tilt_error = zero
-        self._look()
 
     def step(self, env: Environment, going: Tensor) -> None:
         """Compare with the pose that was asked for before the step."""
-        self._since += 1
+        counted = self._settled.step(going)
         # rows that are done stand in their next episode already, and are not looked at again
         state = PartState(env.robot, env.physics)
-        counted = going & (self._since > self._wait)
-        height = (height_above(state.base_pos_w, env.scene.terrain) - self._asked[:, 0]).abs()
-        tilt = angle_between(state.projected_gravity_b, gravity_of(self._asked))
+        height = (height_above(state.base_pos_w, env.scene.terrain) - self._settled.asked[:, 0]).abs()
+        tilt = angle_between(state.projected_gravity_b, gravity_of(self._settled.asked))
         self._scored = self._scored + counted.sum()
         self._height_error = self._height_error + (height * counted).sum()
         self._tilt_error = self._tilt_error + (tilt * counted).sum()
-        self._since = torch.where(self._time_left > self._before, 0.0, self._since)
-        self._look()
-
-    def _look(self) -> None:
-        """Keep the pose that the next actions will be asked for."""
-        self._asked, self._before = self._asked_now.clone(), self._time_left.clone()
+        self._settled.next()
 
     def figures(self) -> dict[str, float]:
         """Mean errors [m, rad]."""

@@ -9,7 +9,7 @@ from embodied_rl.config import Page
 from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
-from embodied_rl.mdp.score import Environment, Verdict, ends_of_curricula
+from embodied_rl.mdp.score import Environment, SettledCommand, Verdict, ends_of_curricula
 from embodied_rl.mdp.term import score
 
 _GRAVITY = 9.81
@@ -85,35 +85,25 @@ class Walk:
 
     def begin(self, env: Environment) -> None:
         """Start to count."""
-        command = env.terms.commands[_command(env.page)]
-        self._asked_now, self._time_left = command.command, command.time_left
-        self._wait = round(self._unscored_s / env.step_dt)
-        self._since = torch.zeros(env.num_envs, device=env.device)
+        self._settled = SettledCommand(env, env.terms.commands[_command(env.page)], self._unscored_s)
         zero = torch.zeros((), dtype=torch.float64, device=env.device)
         self._scored = self._lin_error = self._ang_error = self._energy = self._distance = zero
         self._weight = env.robot.mass * _GRAVITY
-        self._look()
 
     def step(self, env: Environment, going: Tensor) -> None:
         """Compare with the command that was seen before the step."""
-        self._since += 1
+        counted = self._settled.step(going)
         # rows that are done stand in their next episode already, and are not looked at again
         state = PartState(env.robot, env.physics)
-        counted = going & (self._since > self._wait)
-        lin = (state.lin_vel_yaw - self._asked[:, :2]).norm(dim=-1)
-        ang = (state.yaw_rate - self._asked[:, 2]).abs()
+        lin = (state.lin_vel_yaw - self._settled.asked[:, :2]).norm(dim=-1)
+        ang = (state.yaw_rate - self._settled.asked[:, 2]).abs()
         self._scored = self._scored + counted.sum()
         self._lin_error = self._lin_error + (lin * counted).sum()
         self._ang_error = self._ang_error + (ang * counted).sum()
         power = (state.joint_torque * state.joint_vel).abs().sum(-1)
         self._energy = self._energy + (power * going).sum() * env.step_dt
         self._distance = self._distance + (state.base_lin_vel_w[:, :2].norm(dim=-1) * going).sum() * env.step_dt
-        self._since = torch.where(self._time_left > self._before, 0.0, self._since)
-        self._look()
-
-    def _look(self) -> None:
-        """Keep the command that the next actions will be asked to follow."""
-        self._asked, self._before = self._asked_now.clone(), self._time_left.clone()
+        self._settled.next()
 
     def figures(self) -> dict[str, float]:
         """Mean errors [m/s, rad/s] and the cost of transport."""
