@@ -65,10 +65,10 @@ def make(
     scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs, controls=controls)
     device_ = device_of(page)
     compile_ = compiler(page, device_)
-    physics = _engine(page, scene, device_, compile_)
-    terms = Terms(page, scene, physics.device)
     env_ids = torch.arange(page.env.num_envs) if env_ids is None else env_ids
-    with torch.no_grad():
+    with torch.no_grad():  # from the first call on: a compiled function has a variant for each
+        physics = _engine(page, scene, device_, compile_)
+        terms = Terms(page, scene, physics.device)
         return Env(page, scene, physics, terms, env_ids.to(physics.device), compile_)
 
 
@@ -149,6 +149,7 @@ def compiler(page: Page, device: torch.device) -> Callable:
             raise UserError(f"env.compile: true: {error}; install one (g++), or set env.compile to auto or false")
         log.warning("%s: the step runs without torch.compile, a little slower; `embodied-rl doctor` says more", error)
         return identity
+    torch._dynamo.config.allow_rnn = True  # else it refuses GRUs and LSTMs, for fear of how long it takes to unroll them in time
     return lambda function: torch.compile(_copied(function), fullgraph=True, dynamic=False)
 
 

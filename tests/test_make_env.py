@@ -10,6 +10,7 @@ import embodied_rl
 from embodied_rl import make_env
 from embodied_rl.config import ConfigError, load
 from embodied_rl.errors import UserError
+from embodied_rl.learn.policy import remember
 
 SMALL = [
     *("env.compile=false", "env.num_envs=4", "physics.num_threads=1", "ppo.num_steps_per_env=4"),
@@ -86,3 +87,22 @@ def test_the_step_is_compiled_where_it_can_be(monkeypatch: pytest.MonkeyPatch, c
     assert not compiles("auto")
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert caplog.messages[0].startswith("no C++ compiler: ")
+
+
+@pytest.mark.parametrize("network", [torch.nn.GRU, torch.nn.LSTM])
+def test_what_remembers_is_compiled_too(network: Callable[..., torch.nn.RNNBase]) -> None:
+    """torch refuses to, unless it is told that it may."""
+    memory = network(5, 7, 2)
+
+    def answer(x: torch.Tensor, *before: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        return remember(memory, x, before)
+
+    given = [torch.randn(3, 5), *(torch.randn(2, 3, 7) for _ in range(2 if network is torch.nn.LSTM else 1))]
+    with torch.no_grad():
+        compiled = make_env.compiler(load("go2_flat", ["env.compile=true"]), torch.device("cpu"))(answer)
+        for found, wanted in zip(_flat(compiled(*given)), _flat(answer(*given)), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def _flat(answer: tuple[torch.Tensor, tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+    return [answer[0], *answer[1]]

@@ -278,7 +278,7 @@ class MetaPhysics(TensorPhysics):
         )
         super().__init__(scene, decimation, state, ctrl, sensed, forces)
 
-    def _advance(self, substeps: int) -> None:
+    def _advance(self, substeps: int, *, sense: bool = True) -> None:
         self.qpos.add_(0.0)
 
     def _expanded(self, field: str) -> Tensor:

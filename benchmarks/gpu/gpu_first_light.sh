@@ -7,6 +7,7 @@
 # Phases, which are some steps one after the other:
 #   first      doctor engine capture train tests table parity, and eager where train failed             (9 minutes)
 #   figures    minute eval profile learner combo walk sweep allocator table_16k table_go1 tf32          (20 minutes)
+#   more       native table_64k nccl gloo mjx cold                                                      (8 minutes)
 #
 # Steps:
 #   probe      compilers, versions, captures, the learner's update; needs no MuJoCo Warp
@@ -19,8 +20,8 @@
 #   tests      the tests that need a GPU
 #   parity     MuJoCo Warp beside mj_step
 #   table      physics, environment, policy and update in env-steps/s: benchmarks/speed/gpu.py
-#   table_go1  the same of go1_flat
-#   table_16k  the same of four times as many robots
+#   table_go1  the same of go1_flat, and beside mjlab's Go1 where a peer_python lies beside this file
+#   table_16k  the same of four times as many robots; table_64k: of sixteen times as many
 #   minute     MINUTE seconds of training (140), stopped as by Ctrl-C
 #   eval       the evaluation of what `minute` of the same call has trained
 #   learner    the update beside rsl_rl's
@@ -29,6 +30,11 @@
 #   sweep      the physics alone: numbers of robots, iterations of the solver
 #   allocator  the graph's temporaries from torch's pool
 #   tf32       training with TF32 products
+#   native     go2_flat on this machine's cores: physics, environment, training
+#   nccl       three iterations of one rank of torchrun, with NCCL
+#   gloo       the same of two ranks that share the GPU
+#   mjx        three iterations on MJX
+#   cold       train again with every cache of kernels empty
 #
 # Variables:
 #   DEVICE     cuda, or cpu: a rehearsal without a GPU
@@ -42,9 +48,9 @@
 # env.sh beside this file is sourced where there is one.  Exit status: 0 where no step failed.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-phases=(first figures)
-steps=(probe doctor engine capture combo train eager tests parity table table_go1 table_16k minute eval learner walk profile sweep
-  allocator tf32)
+phases=(first figures more)
+steps=(probe doctor engine capture combo train eager tests parity table table_go1 table_16k table_64k minute eval learner walk
+  profile sweep allocator tf32 native nccl gloo mjx cold)
 [ $# -gt 0 ] || set -- probe first
 for one in "$@"; do
   if [ "$one" = -h ] || [ "$one" = --help ]; then sed -n '/^#!/d; /^set /q; s/^# \{0,1\}//p' "$0"; exit 0; fi
@@ -108,9 +114,13 @@ if [ $on_cpu ]; then  # what is rehearsed is that it runs
 fi
 looks() { step "$1" "$2" "$python" "$here/gpu_steps.py" "${@:3}" "${physics[@]}"; }
 cli() { step "$1" "$2" "$python" -m embodied_rl "${@:3}"; }
-table() {  # NAME PAGE ROBOTS
+table() {  # NAME PAGE ROBOTS [OPTION...]
   step "$1" 240 "$python" benchmarks/speed/gpu.py --device "$device" --no-tests --pages "$2" --num-envs "$3" --iterations "$trained" \
-    "${rounds[@]}" --json "$work/figures/$1.json" "${quick[@]}"
+    "${rounds[@]}" --json "$work/figures/$1.json" "${@:4}" "${quick[@]}"
+}
+ranks() {  # NAME RANKS [key=value...]
+  step "$1" 120 "$python" -m torch.distributed.run --nproc-per-node "$2" -m embodied_rl train go2_flat "${physics[@]}" "${engine[@]}" \
+    --run-dir "$work/$1" --iterations 3 "${@:3}" "${quick[@]}"
 }
 do_step() {
   local seconds=${MINUTE:-140} workers=5
@@ -130,8 +140,10 @@ do_step() {
     parity)    step parity 120 "$python" benchmarks/parity/engines.py --engines warp --device "$device" "${pairs[@]}" \
                  --json "$work/figures/parity.json" ;;
     table)     table table go2_flat "$n" ;;
-    table_go1) table table_go1 go1_flat "$n" ;;
+    table_go1) if [ -x "$here/peer_python" ]; then table table_go1 go1_flat "$n" --peer-python "$here/peer_python"
+               else table table_go1 go1_flat "$n"; fi ;;
     table_16k) table table_16k go2_flat $((4 * n)) ;;
+    table_64k) table table_64k go2_flat $((16 * n)) ;;
     minute)    step minute $((seconds + 40)) timeout --preserve-status -s INT "$seconds" "$python" -m embodied_rl train go2_flat \
                  "${physics[@]}" "${engine[@]}" --run-dir "$work/run" --iterations 100000 "${quick[@]}"
                mkdir -p "$work/figures/run"
@@ -147,6 +159,15 @@ do_step() {
     sweep)     looks sweep 150 sweep ;;
     allocator) looks allocator 90 allocator ;;
     tf32)      looks tf32 200 tf32 "${quick[@]}" ;;
+    native)    for part in env train; do
+                 cli "native_$part" 120 bench $part go2_flat --device cpu --num-envs "$n" --json "$work/figures/native_$part.json"
+               done ;;
+    nccl)      ranks nccl 1 ;;
+    gloo)      ranks gloo 2 distributed.backend=gloo ;;
+    mjx)       cli mjx 240 train go2_flat --device "$device" --engine mjx --num-envs "$n" --run-dir "$work/mjx" --iterations 3 \
+                 "${quick[@]}" ;;
+    cold)      step cold 200 env WARP_CACHE_PATH="$work/cold" TORCHINDUCTOR_CACHE_DIR="$work/cold/inductor" \
+                 TRITON_CACHE_DIR="$work/cold/triton" "$python" "$here/gpu_steps.py" train "${physics[@]}" "${quick[@]}" ;;
   esac
 }
 
@@ -160,6 +181,7 @@ for one in "$@"; do
       for part in tests table parity; do do_step $part; done
       caches ;;
     figures) for part in minute eval profile learner combo walk sweep allocator table_16k table_go1 tf32; do do_step $part; done; caches ;;
+    more) for part in native table_64k nccl gloo mjx cold; do do_step $part; done ;;
     *) do_step "$one" ;;
   esac
 done

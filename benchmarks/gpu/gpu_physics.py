@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import mujoco
 import torch
 from gpu_measure import gpu_work, host_microseconds, milliseconds, wait
 from gpu_report import attempt, say, short
@@ -107,10 +109,10 @@ def sweep(options: Namespace, figures: dict[str, Any]) -> None:
 
     cuda = options.device != "cpu"
 
-    def measure(num_envs: int, *overrides: str, conditional: bool = False) -> dict[str, Any]:
+    def measure(num_envs: int, *overrides: str, tweak: Callable[[Any], None] = lambda physics: None) -> dict[str, Any]:
         free = torch.cuda.mem_get_info()[0] if cuda else 0
         physics, ctrl = physics_alone(options, num_envs, *overrides)
-        physics._model.opt.graph_conditional = conditional
+        tweak(physics)
         for _ in range(3):
             physics.step(ctrl)
         step = CudaGraph(lambda: physics.step(ctrl), physics.device, physics) if cuda else lambda: physics.step(ctrl)
@@ -128,9 +130,30 @@ def sweep(options: Namespace, figures: dict[str, Any]) -> None:
     for iterations in SOLVER_ITERATIONS:
         given = f"physics.iterations={iterations}"
         attempt(figures, given, lambda given=given: measure(options.num_envs, given))
-    early = lambda: measure(options.num_envs, "physics.iterations=10", conditional=True)  # noqa: E731
-    attempt(figures, "10 iterations, conditional", early)
+    tweaks = {
+        "10 iterations, conditional": (early, "physics.iterations=10"),
+        "no smooth acceleration": (no_smooth_acceleration,),
+        "no sensors": (no_sensors,),
+        "as it is": (lambda physics: None,),
+    }
+    for name, (tweak, *overrides) in tweaks.items():
+        attempt(figures, name, lambda tweak=tweak, given=overrides: measure(options.num_envs, *given, tweak=tweak))
     attempt(figures, "full collisions", lambda: measure(options.num_envs, "scene.collisions=full"))
+
+
+def early(physics: Any) -> None:
+    """Let the solver's loop end when all robots have converged."""
+    physics._model.opt.graph_conditional = True
+
+
+def no_smooth_acceleration(physics: Any) -> None:
+    """Start the solver from the step before, without the unconstrained acceleration."""
+    physics._model.opt.run_qacc_smooth = False
+
+
+def no_sensors(physics: Any) -> None:
+    """Leave the sensors out: what they cost."""
+    physics._model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 
 
 class TorchAllocator:

@@ -100,7 +100,6 @@ class PhysicsSettings(Model):
     tolerance: NonNegative = Field(default=1e-8, description="the solver stops early below this")
     nconmax: Count | None = Field(default=None, description="warp: room for contacts of one robot; null: measured")
     njmax: Count | None = Field(default=None, description="warp: room for constraint rows of one robot; null: measured")
-    deterministic: bool = Field(default=False, description="warp: the same bits on every run, slower")
     graph: bool = Field(default=True, description="warp on a GPU: the whole step as one CUDA graph")
     max_overflow: Fraction = Field(default=0.01, description="the run stops when more of the robots run out of room for contacts")
     num_threads: NaturalNumber = Field(default=0, description="physics threads; 0: one per core")
@@ -181,6 +180,7 @@ class PPOSettings(Model):
     rnn_hidden_dim: Count = 128
     rnn_num_layers: Count = 1
     bfloat16: bool = Field(default=False, description="networks of the update compute in bfloat16")
+    tf32: bool = Field(default=True, description="a GPU's products round their factors to 10 bits (TensorFloat-32)")
     symmetry: Literal["none", "augmentation", "mirror_loss"] = Field(default="none", description="use of left-right symmetry")
     mirror_loss_coeff: NonNegative = 0.0
 

@@ -56,7 +56,7 @@ class Batch:
         return {name: part if width else part[..., 0] for (name, width), part in named}
 
 
-def permutations(rows: int, epochs: int, seed: int, *, reshuffle: bool) -> Tensor:
+def permutations(rows: int, epochs: int, seed: int, *, reshuffle: bool, device: torch.device | str = "cpu") -> Tensor:
     """Draw the order in which each epoch takes a batch's rows, int64 (epochs, rows).
 
     By default it is the same in all epochs of an iteration, as in rsl_rl, where each transition is met again after as many
@@ -68,7 +68,15 @@ def permutations(rows: int, epochs: int, seed: int, *, reshuffle: bool) -> Tenso
         epochs: how often all are taken.
         seed: of the generator, which looks at 32 bits of it and no more: a hash, then.
         reshuffle: another order in each epoch.
+        device: where they are drawn; each kind of device has its own.
     """
-    generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(rows, generator=generator) for _ in range(epochs if reshuffle else 1)]
+    generator = torch.Generator(device).manual_seed(seed)
+    orders = [torch.randperm(rows, generator=generator, device=device) for _ in range(epochs if reshuffle else 1)]
     return torch.stack(orders).expand(epochs, rows)
+
+
+def kept(own: Tensor | None, given: Tensor | None) -> Tensor:
+    """The values under an address that stays: `own`, filled."""
+    if given is None or own is None or own.shape != given.shape:
+        return given if given is None else given.clone()  # pyright: ignore[reportReturnType]
+    return own.copy_(given)

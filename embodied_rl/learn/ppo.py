@@ -26,7 +26,7 @@ from torch import Tensor
 from embodied_rl.config.page import PPOSettings
 from embodied_rl.cuda_graph import try_to_capture
 from embodied_rl.learn.advantages import Reduce, gae, moments, vtrace
-from embodied_rl.learn.batch import Batch, permutations
+from embodied_rl.learn.batch import Batch, kept, permutations
 from embodied_rl.learn.cpu.gradients import Gradients, Terms, fused_gradients
 from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.cpu.team import Team, one_thread
@@ -85,6 +85,8 @@ class PPO:
         self.critic_group = self.critic.obs_groups[0]
         self.policy = policy_of(self.actor)
         self._team = Team() if self.device.type == "cpu" else None
+        if self.device.type == "cuda":  # the policy's products while it acts, too: there is one setting in a process
+            torch.backends.cuda.matmul.allow_tf32 = page.tf32
         self._frozen_critic = FrozenPerceptron(self.critic.mlp)
         self._discrete, self._recurrent = space.discrete, isinstance(self.actor, RNNModel)
         self._parameters = parameters = list(chain(self.actor.parameters(), self.critic.parameters()))
@@ -110,7 +112,7 @@ class PPO:
         self._batch = Batch(self._widths(obs, space), sequences=self._recurrent)
         self._old_std: Tensor | None = None
         self._memory: tuple[Tensor, ...] = ()
-        self._losses, self._gae = compiler(self._losses), compiler(gae)
+        self._losses, self._weigh, self._gae = compiler(self._losses), compiler(self._weigh), compiler(gae)
         self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
         self._rows: dict[int, Tensor] = {}
 
@@ -231,7 +233,12 @@ class PPO:
 
     @torch.no_grad()
     def _apply(self, size: int) -> None:
-        """The second half: means of the sums of all processes, and a step of the optimizer, unless something is off."""
+        """The second half: a step of the optimizer with the sums of all processes, unless something is off."""
+        self._weigh()
+        self.optimizer.step()
+
+    def _weigh(self) -> None:
+        """Make the means of the sums, clip them, and decide how far the step goes and whether it is taken."""
         page = self.page
         share = 1.0 / self._sums[0].clamp(min=1.0)
         means, networks = self._sums * share, self._gradient.split((self._actor_size, len(self._gradient) - self._actor_size))
@@ -244,13 +251,12 @@ class PPO:
             slower = (self._rate / _RATE_FACTOR).clamp(min=_MIN_RATE)
             faster = (self._rate * _RATE_FACTOR).clamp(max=_MAX_RATE)
             # an update begins with a KL of rounding alone, which is no reason to go faster
-            kept = torch.where((kl > torch.finfo(kl.dtype).eps) & (kl < 0.5 * page.desired_kl), faster, self._rate)
-            self._rate.copy_(torch.where(kl > 2.0 * page.desired_kl, slower, kept))
+            held = torch.where((kl > torch.finfo(kl.dtype).eps) & (kl < 0.5 * page.desired_kl), faster, self._rate)
+            self._rate.copy_(torch.where(kl > 2.0 * page.desired_kl, slower, held))
         if page.stop_kl is not None:
             self._stopped.logical_or_(kl > page.stop_kl)
         skipped = ~(means.sum() + norms.sum()).isfinite()
         self._found_inf.copy_(skipped | self._stopped)
-        self.optimizer.step()
         counted = torch.where(skipped, 0.0, torch.cat((self._one, means[1:], norms[:1])))
         self._totals.add_(torch.cat((counted, torch.stack((skipped, self._stopped)).to(counted.dtype))))
 
@@ -305,9 +311,9 @@ class PPO:
         if self._batch.allocate(steps, envs, values):
             self._graphs.clear()  # they read the table that was
         self._share(lambda rows: self._fill(rollout, known, slice(int(rows[0]), int(rows[-1]) + 1)), torch.arange(steps * envs))
-        self._old_std = _kept(self._old_std, rollout.std)
+        self._old_std = kept(self._old_std, rollout.std)
         own = self._memory or (None,) * len(rollout.memory)
-        self._memory = tuple(_kept(*pair) for pair in zip(own, rollout.memory, strict=True))
+        self._memory = tuple(kept(*pair) for pair in zip(own, rollout.memory, strict=True))
         return 1.0 - variances[2] / variances[1].clamp(min=1e-12)
 
     def _fill(self, rollout: Rollout, known: dict[str, Tensor], rows: slice) -> None:
@@ -361,9 +367,8 @@ class PPO:
 
     def _orders(self, iteration: int) -> Tensor:
         """A permutation of the batch's rows for each epoch, (epochs, rows)."""
-        seed = int(stream_key(self._seed, f"minibatches of iteration {iteration}"))
-        orders = permutations(self._batch.num_rows, self.page.num_learning_epochs, seed, reshuffle=self.page.reshuffle)
-        return orders.to(self.device)
+        page, seed = self.page, int(stream_key(self._seed, f"minibatches of iteration {iteration}"))
+        return permutations(self._batch.num_rows, page.num_learning_epochs, seed, reshuffle=page.reshuffle, device=self.device)
 
     def _scales(self, minibatches: list[Tensor]) -> list[Tensor]:
         """Mean and deviation of the advantages of each minibatch, over all processes, (2,)."""
@@ -432,17 +437,13 @@ class PPO:
         """
         self.actor.load_state_dict(state["actor_state_dict"])
         self.critic.load_state_dict(state["critic_state_dict"])
-        self.optimizer.load_state_dict(state["optimizer_state_dict"])
+        optimizer = state["optimizer_state_dict"]
+        (group,) = optimizer["param_groups"]
+        # said beforehand: a fused optimizer's counts of steps lie on the device, where those of others do not
+        own = {"fused": True, "foreach": None, "capturable": self._captures}
+        self.optimizer.load_state_dict(optimizer | {"param_groups": [group | own]})
         (group,) = self.optimizer.param_groups
         # an adapted rate is part of the state; a fixed one is the page's, which may have changed since
         self._rate.fill_(self.page.learning_rate if self.page.schedule == "fixed" else float(group["lr"]))
-        # whatever device the checkpoint is from
-        group |= {"lr": self._rate, "fused": True, "foreach": None, "capturable": self._captures}
+        group["lr"] = self._rate
         self._graphs.clear()  # they hold the addresses of the state before
-
-
-def _kept(own: Tensor | None, given: Tensor | None) -> Tensor:
-    """The values under an address that stays: `own`, filled."""
-    if given is None or own is None or own.shape != given.shape:
-        return given if given is None else given.clone()  # pyright: ignore[reportReturnType]
-    return own.copy_(given)

@@ -93,7 +93,7 @@ class MjxPhysics(TensorPhysics):
             compiler,
         )
 
-    def _advance(self, substeps: int) -> None:
+    def _advance(self, substeps: int, *, sense: bool = True) -> None:
         to_jax = jax.dlpack.from_dlpack
         state = {name: to_jax(tensor) for name, tensor in self._state.items()}
         fields = {name: to_jax(tensor) for name, tensor in self._model_fields.items()}

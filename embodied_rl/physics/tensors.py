@@ -84,7 +84,8 @@ class TensorPhysics(ABC):
         self._drained_at = self._zeros().long()
         self._remember, self._finish = compiler(self._remember), compiler(self._finish)
         self._assign, self._track = compiler(_assign), compiler(self._track)
-        self._assign_columns = compiler(_assign_columns)
+        self._assign_columns: dict[str, Callable] = {}
+        self._compiler = compiler
         forces = [*self.sensors.values(), self.joint_torque]
         # what a reset sets, and to what
         self._fresh = [*state.values(), *forces], [*self._clean.values(), *(torch.zeros_like(tensor[0]) for tensor in forces)]
@@ -93,8 +94,8 @@ class TensorPhysics(ABC):
     # ------------------------------------------------------------------------------------------- what an engine adds
 
     @abstractmethod
-    def _advance(self, substeps: int) -> None:
-        """Run some substeps on `ctrl`."""
+    def _advance(self, substeps: int, *, sense: bool = True) -> None:
+        """Run some substeps on `ctrl`; `sense`: what sensors say after the last of them is wanted."""
 
     @abstractmethod
     def _expanded(self, field: str) -> Tensor:
@@ -129,7 +130,7 @@ class TensorPhysics(ABC):
                     held = self._history_ctrl[:, :, substep]
                     current = torch.arange(_HISTORY, device=self.device) == slot
                     held.copy_(torch.where((current & ~self._kept[:, None])[..., None], self._ctrl[:, None], held))
-                self._advance(1)
+                self._advance(1, sense=substep == self._decimation - 1)
         self._finish()
 
     def write(self, mask: Tensor, **fields: Tensor) -> None:
@@ -137,7 +138,9 @@ class TensorPhysics(ABC):
         self._assign(mask, targets, list(fields.values()))
 
     def write_model(self, mask: Tensor, field: str, columns: Tensor, values: Tensor) -> None:
-        self._assign_columns(mask, self._model_fields[field].view(self.num_envs, -1), columns, values)
+        if field not in self._assign_columns:  # one each: torch.compile gives up at the ninth variant
+            self._assign_columns[field] = self._compiler(_assign_columns)
+        self._assign_columns[field](mask, self._model_fields[field].view(self.num_envs, -1), columns, values)
 
     def reset(self, mask: Tensor) -> None:
         self._assign(mask, *self._fresh)

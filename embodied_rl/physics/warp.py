@@ -41,6 +41,7 @@ _OVERFLOWS = {
     "physics.njmax": ("NEFC", "NJMAX_NNZ"),
     "physics.nconmax": ("BROADPHASE", "NARROWPHASE", "CCD", "HFIELD", "CONTACT_MATCH"),
 }
+_NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 #: Model fields that may have a value per simulation.
 _PER_SIMULATION = {f.name for f in dataclasses.fields(mujoco_warp.Model) if getattr(f.type, "shape", ())[:1] == ("*",)}
 #: Memory beside the data, as a share of it: what a step allocates (0.13 with the shipped robots, measured by the tests; up to
@@ -93,7 +94,6 @@ class WarpPhysics(TensorPhysics):
             # The solver waits for the slowest of thousands anyhow, and a conditional loop costs the eager path a
             # synchronization each turn.
             option.graph_conditional = False
-            option.deterministic = settings.deterministic
             nconmax, njmax = settings.nconmax, settings.njmax
             self._njmax_given = njmax is not None
             if nconmax is None or njmax is None:
@@ -123,10 +123,10 @@ class WarpPhysics(TensorPhysics):
         )
 
     def drain_overflow(self) -> dict[str, int]:
-        seen = self._overflow.tolist()
+        masks = [sum(int(mujoco_warp.OverflowType[bit]) for bit in bits) for bits in _OVERFLOWS.values()]
+        counts = torch.stack([(self._overflow & mask).count_nonzero() for mask in masks]).tolist()
         self._overflow.zero_()
-        masks = {name: sum(int(mujoco_warp.OverflowType[bit]) for bit in bits) for name, bits in _OVERFLOWS.items()}
-        return {name: sum(1 for bits in seen if bits & mask) for name, mask in masks.items()}
+        return dict(zip(_OVERFLOWS, counts, strict=True))
 
     @contextmanager
     def capture(self, stream: torch.cuda.Stream) -> Iterator[None]:
@@ -142,12 +142,17 @@ class WarpPhysics(TensorPhysics):
                 # what it returns keeps the kernels' modules loaded
                 self._captures.append(warp.capture_end(stream=wrapper))
 
-    def _advance(self, substeps: int) -> None:
+    def _advance(self, substeps: int, *, sense: bool = True) -> None:
         if not self._built:
             self._build()
+        option = self._model.opt
+        flags = option.disableflags
         with warp.ScopedDevice(self._warp_device):
-            for _ in range(substeps):
+            for left in reversed(range(substeps)):
+                # nothing in the dynamics reads a sensor, and only the last substep's are handed out
+                option.disableflags = flags if sense and not left else flags | _NO_SENSORS
                 mujoco_warp.step(self._model, self._data)
+        option.disableflags = flags
 
     def _build(self) -> None:
         """Compile the kernels of a step, or load them from the cache of an earlier start."""

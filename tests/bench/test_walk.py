@@ -58,6 +58,7 @@ def test_a_training_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "evaluate_policy", figures)
     result = bench_walk(load("go2_flat", ["ppo.max_iterations=40"]))
     assert (result["env_steps_to_walk"], result["reference_lin_vel_error"]) == (1000, 0.18)
+    assert 0 < result["seconds_to_start"] <= result["seconds_to_walk"]
     passes = [("model_20", SEEDS[0]), ("model_30", SEEDS[0]), ("model_20", SEEDS[1])]
     assert asked == [(*one, reference) for one in passes for reference in (False, True)]
 

@@ -13,7 +13,6 @@ from embodied_rl.config import Page
 from embodied_rl.learn.run import Run
 
 SMALL = ["env.num_envs=64", "env.compile=false", "ppo.num_steps_per_env=8", "ppo.num_mini_batches=2", "ppo.save_interval=2"]
-SMALL += ["physics.deterministic=true"]
 
 
 def page(*overrides: str) -> Page:
@@ -42,14 +41,33 @@ def test_captured_updates_are_the_eager_ones(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["false", "auto"])
-def test_a_run_and_its_resumption(tmp_path: Path, compiled: str) -> None:
-    trainer: Any = training.start(page(f"env.compile={compiled}"), tmp_path / "run")
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_a_run_and_its_resumption(tmp_path: Path, compiled: str, memory: str) -> None:
+    given = [f"env.compile={compiled}", f"ppo.rnn_type={memory}", "ppo.rnn_hidden_dim=32"]
+    given += ["ppo.symmetry=none"] if memory != "none" else []
+    trainer: Any = training.start(page(*given), tmp_path / "run")
     metrics = list(trainer.train(4))
     assert trainer.collector._env.captured and trainer.learner._captures
     assert all(one["Loss/skipped"] == 0 and one["Physics/overflow"] == 0 for one in metrics)
     resumed: Any = training.resume(str(tmp_path / "run"), "go2_flat", device="cuda")
     assert resumed.iteration == 4
     assert len(list(resumed.train(6))) == 2
+
+
+@pytest.mark.gpu
+def test_a_checkpoint_of_an_optimizer_that_is_not_fused(tmp_path: Path) -> None:
+    """Its counts of steps lie on the CPU: a fused optimizer's kernel would read them there."""
+    trainer: Any = training.start(page(), tmp_path / "run")
+    next(trainer.train(1))
+    state = trainer.learner.state_dict()
+    optimizer = state["optimizer_state_dict"]
+    for one in optimizer["state"].values():
+        one["step"] = one["step"].cpu()
+    (group,) = optimizer["param_groups"]
+    trainer.learner.load_state_dict(state | {"optimizer_state_dict": optimizer | {"param_groups": [group | {"fused": None}]}})
+    metrics = list(trainer.train(3))
+    assert all(one["Loss/skipped"] == 0 for one in metrics)
+    assert all(parameter.isfinite().all() for parameter in trainer.learner.actor.parameters())
 
 
 @pytest.mark.gpu

@@ -574,6 +574,21 @@ def test_what_is_saved_is_of_no_device() -> None:
     assert saved["capturable"] is False and group["capturable"] is True
 
 
+def test_a_checkpoint_of_an_optimizer_that_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch puts the counts of steps where a fused optimizer needs them only if it knows beforehand that it is one."""
+    made, elsewhere = learner(settings(**ONE_BATCH)), learner(settings(**ONE_BATCH))
+    elsewhere.update(drive(elsewhere.actor), 0)
+    state = copy.deepcopy(elsewhere.state_dict())
+    state["optimizer_state_dict"]["param_groups"][0]["fused"] = None
+    given, load = [], made.optimizer.load_state_dict
+    monkeypatch.setattr(made.optimizer, "load_state_dict", lambda state: given.append(state) or load(state))
+    made.load_state_dict(state)
+    assert given[0]["param_groups"][0]["fused"] is True
+    rollout = drive(elsewhere.actor)
+    metrics = [one.update(rollout, 1) for one in (made, elsewhere)]
+    assert metrics[0] == metrics[1] and all(torch.equal(weights(made)[name], value) for name, value in weights(elsewhere).items())
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_an_update_is_the_same_whether_it_can_be_captured_or_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, works: bool

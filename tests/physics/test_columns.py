@@ -15,6 +15,7 @@ from torch import Tensor
 
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
+from embodied_rl.make_env import _copied, identity
 from embodied_rl.physics import capacity
 from embodied_rl.physics.native import NativePhysics
 
@@ -123,7 +124,7 @@ ROWS = len(QUANTITIES) + 1
 FIELDS = sorted({field for quantity in QUANTITIES.values() for field in quantity.columns})
 
 
-def _engine(name: str, model: mujoco.MjModel, rows: int = ROWS, **settings: Any) -> Any:
+def _engine(name: str, model: mujoco.MjModel, rows: int = ROWS, compiler: Callable = identity, **settings: Any) -> Any:
     pytest.importorskip({"native": "mujoco", "warp": "mujoco_warp", "mjx": "mujoco.mjx"}[name])
     scene: Any = SimpleNamespace(model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=True)
     if name == "native":
@@ -132,7 +133,7 @@ def _engine(name: str, model: mujoco.MjModel, rows: int = ROWS, **settings: Any)
         from embodied_rl.physics.warp import WarpPhysics
 
         given = PhysicsSettings(engine="warp", decimation=DECIMATION, **settings)
-        return WarpPhysics(scene, rows, given, torch.device("cpu"))
+        return WarpPhysics(scene, rows, given, torch.device("cpu"), compiler)
     from embodied_rl.physics.mjx import MjxPhysics
 
     return MjxPhysics(scene, rows, DECIMATION, torch.device("cpu"))
@@ -322,3 +323,17 @@ def test_an_option_that_is_one_for_all_simulations_is_named(name: str) -> None:
     physics = _engine(name, mujoco.MjModel.from_xml_string(LEG))
     with pytest.raises(UserError, match=f"physics.engine: {name} has no values of opt.timestep per simulation"):
         physics.expand("opt.timestep")
+
+
+def test_any_number_of_fields_is_written_by_compiled_functions() -> None:
+    """torch gives up a function of which it has compiled eight variants, and each field can want two."""
+    compiler = lambda function: torch.compile(_copied(function), fullgraph=True, dynamic=False, backend="eager")  # noqa: E731
+    model = mujoco.MjModel.from_xml_string(LEG.format(loss=""))
+    physics = _engine("warp", model, rows=2, compiler=compiler)
+    everyone = torch.ones(2, dtype=torch.bool)
+    for field in FIELDS:
+        whole = physics.expand(field).view(2, -1)
+        numbers = torch.arange(float(whole.shape[1]))
+        for values in (numbers.expand(2, -1), numbers.repeat(2, 1)):  # one row's for all, and each row's own
+            physics.write_model(everyone, field, torch.arange(whole.shape[1]), values)
+        assert torch.equal(physics.expand(field).view(2, -1), numbers.expand(2, -1)), field
