@@ -76,7 +76,7 @@ def permutations(rows: int, epochs: int, seed: int, *, reshuffle: bool, device: 
 
 
 def kept(own: Tensor | None, given: Tensor | None) -> Tensor:
-    """The values under an address that stays: `own`, filled."""
+    """Put the values under an address that stays: `own`, filled."""
     if given is None or own is None or own.shape != given.shape:
         return given if given is None else given.clone()  # pyright: ignore[reportReturnType]
     return own.copy_(given)
