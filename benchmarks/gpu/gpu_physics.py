@@ -131,6 +131,7 @@ def sweep(options: Namespace, figures: dict[str, Any]) -> None:
         given = f"physics.iterations={iterations}"
         attempt(figures, given, lambda given=given: measure(options.num_envs, given))
     tweaks = {
+        "conditional": (early,),
         "10 iterations, conditional": (early, "physics.iterations=10"),
         "no smooth acceleration": (no_smooth_acceleration,),
         "no sensors": (no_sensors,),

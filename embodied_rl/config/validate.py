@@ -278,7 +278,9 @@ class _Checker:
             self.problem(("env", "episode_s"), message)
         if ppo and ppo.symmetry == "mirror_loss" and ppo.mirror_loss_coeff == 0:
             self.problem(("ppo", "mirror_loss_coeff"), "0.0 is not allowed with symmetry: mirror_loss; more than 0")
-
+        if ppo and ppo.symmetry != "none" and ppo.rnn_type != "none":
+            message = f"{ppo.symmetry} needs a policy without memory, of which nobody knows the mirror image; take symmetry: none"
+            self.problem(("ppo", "symmetry"), f"{message}, or rnn_type: none")
         if env and not env.source:
             for key in ("source_options", "groups", "reward_scale"):
                 if getattr(env, key) != type(env).model_fields[key].default:

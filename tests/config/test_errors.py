@@ -153,6 +153,11 @@ ADDED = {
         "ppo: {symmetry: mirror_loss}",
         "page.yaml:6: ppo.mirror_loss_coeff: 0.0 is not allowed with symmetry: mirror_loss; more than 0",
     ),
+    "mirror images of memories": (
+        "ppo: {symmetry: augmentation, rnn_type: gru}",
+        "page.yaml:6: ppo.symmetry: augmentation needs a policy without memory, of which nobody knows the mirror image; "
+        "take symmetry: none, or rnn_type: none",
+    ),
     "episode below a step": (
         "env: {episode_s: 0.01}",
         "page.yaml:6: env.episode_s: 0.01 is shorter than one control step of 0.02 s (physics.dt 0.005 x decimation 4)",

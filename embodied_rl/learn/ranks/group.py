@@ -127,7 +127,7 @@ class Ranks(Group):
             parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
             self._watch: Watch = Watch(own, self.rank, self.size, patience.total_seconds(), parent)
             self._watch.start()
-            if device.type == "cuda":
+            if device.index is not None:  # a rank alone on its machine has the GPU that is current
                 torch.cuda.set_device(device)
             dist.init_process_group(
                 backend,

@@ -545,6 +545,16 @@ def test_the_learning_rate_follows_the_batch_if_it_is_told_to() -> None:
     assert [factor(rule, "global") for rule in ("none", "sqrt", "linear")] == [1.0, 1.0, 1.0]
 
 
+def test_a_rank_alone_on_its_machine_has_the_gpu_that_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes no `cuda` without a number for a device to be set."""
+    given = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    joined = join(page("distributed.backend=gloo").distributed, lambda local_rank: torch.device("cuda"))
+    assert (joined.rank, joined.size) == (0, 1)
+    joined.close()
+
+
 def test_every_rank_of_a_machine_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, cuda = page().distributed, torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
