@@ -21,7 +21,8 @@
 #   parity     MuJoCo Warp beside mj_step
 #   table      physics, environment, policy and update in env-steps/s: benchmarks/speed/gpu.py
 #   table_go1  the same of go1_flat, and beside mjlab's Go1 where a peer_python lies beside this file
-#   table_16k  the same of four times as many robots; table_64k: of sixteen times as many
+#   table_16k  the same of four times as many robots
+#   table_64k  the same of sixteen times as many
 #   minute     MINUTE seconds of training (140), stopped as by Ctrl-C
 #   eval       the evaluation of what `minute` of the same call has trained
 #   learner    the update beside rsl_rl's
@@ -181,7 +182,7 @@ for one in "$@"; do
       for part in tests table parity; do do_step $part; done
       caches ;;
     figures) for part in minute eval profile learner combo walk sweep allocator table_16k table_go1 tf32; do do_step $part; done; caches ;;
-    more) for part in native table_64k nccl gloo mjx cold; do do_step $part; done ;;
+    more)    for part in native table_64k nccl gloo mjx cold; do do_step $part; done ;;
     *) do_step "$one" ;;
   esac
 done
