@@ -160,8 +160,8 @@ do_step() {
     sweep)     looks sweep 150 sweep ;;
     allocator) looks allocator 90 allocator ;;
     tf32)      looks tf32 200 tf32 "${quick[@]}" ;;
-    native)    for part in env train; do
-                 cli "native_$part" 120 bench $part go2_flat --device cpu --num-envs "$n" --json "$work/figures/native_$part.json"
+    native)    for measure in env train; do
+                 cli "native_$measure" 120 bench $measure go2_flat --device cpu --num-envs "$n" --json "$work/figures/native_$measure.json"
                done ;;
     nccl)      ranks nccl 1 ;;
     gloo)      ranks gloo 2 distributed.backend=gloo ;;
