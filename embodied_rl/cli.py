@@ -149,7 +149,14 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    load(options.config, options.overrides)  # a mistake on the page shows before torch is imported
+    try:
+        load(options.config, options.overrides)  # a mistake on the page shows before torch is imported
+    except UserError:
+        if options.resume and Path(options.config).name == "config.yaml":  # a run's own, perhaps of an earlier version
+            from embodied_rl.learn.run import Run
+
+            Run(Path(options.config).parent).check_version()
+        raise
     from embodied_rl import make_env, training
 
     where = _chosen(options)
@@ -169,13 +176,14 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
     from embodied_rl.learn.report import Report
     from embodied_rl.mdp.score import failures_of
 
-    total = trainer.page.ppo.max_iterations if iterations is None else iterations
-    path, group, logger = trainer.run.path, trainer.group, trainer.page.ppo.logger
+    total = trainer.page.train.iterations if iterations is None else iterations
+    path, group, logger = trainer.run.path, trainer.group, trainer.page.train.logger
     speaks = group.rank == 0
     if speaks:
         ranks = f" on {group.size} ranks" if group.size > 1 else ""
         print(f"{trainer.page.name}: {trainer.num_envs} robots{ranks}, {total} iterations, in {path}", flush=True)
-    with Report(path, total, trainer.iteration, logger, failures_of(trainer.page)) if speaks else nullcontext() as report:
+    words = failures_of(trainer.page), trainer.learner.panel
+    with Report(path, total, trainer.iteration, logger, *words) if speaks else nullcontext() as report:
         for _ in trainer.train(total, report):
             pass
     group.close()

@@ -11,20 +11,19 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from rsl_rl.models import MLPModel
-from rsl_rl.modules import EmpiricalNormalization
-from torch import Tensor
+from torch import Tensor, nn
 
 from embodied_rl.config import Page
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
+from embodied_rl.learn.policy import Policy
 
 _OPSET = 18
 #: Largest difference between onnxruntime and torch that rounding in float32 explains, and the rows that are compared.
@@ -35,11 +34,11 @@ class ExportError(UserError):
     """The policy cannot be exported, or a file is no exported policy; one line."""
 
 
-def export(actor: MLPModel, env: Env, path: Path, *, git_commit: str = "") -> Path:
+def export(policy: Policy, env: Env, path: Path, *, git_commit: str = "") -> Path:
     """Write the policy with its contract, once onnxruntime gives the same actions as torch.
 
     Args:
-        actor: the policy.
+        policy: what acts.
         env: an environment of the page that it was trained on, of any size.
         path: the file, `policy.onnx`; its folder is made.
         git_commit: of the code that trained it.
@@ -48,26 +47,32 @@ def export(actor: MLPModel, env: Env, path: Path, *, git_commit: str = "") -> Pa
         The path.
 
     Raises:
-        ExportError: the policy does not fit the page, or the exported network computes something else.
+        ExportError: the policy does not fit the page, the exported network computes something else, or there is no room for it.
     """
-    if actor.is_recurrent:
+    if policy.memory is not None:
         raise ExportError(
             "ppo.rnn_type: a recurrent policy needs its memory carried from step to step, which the contract has no words for"
         )
     agreed = contract(env, git_commit)
     size = sum(term["size"] * term["history"] for term in agreed["observations"])
-    if size != actor.obs_dim:
+    if size != policy.obs_size:
         raise ExportError(
-            f"the policy takes {actor.obs_dim} observations, the page {env.page.name} gives {size}; "
+            f"the policy takes {policy.obs_size} observations, the page {env.page.name} gives {size}; "
             "export it with the page that it was trained on"
         )
-    model = _to_onnx(actor)
+    module = policy.deploy().cpu()
+    model = _to_onnx(module, size)
     onnx.helper.set_model_props(model, {"contract": json.dumps(agreed)})
-    _check(model, actor)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(model.SerializeToString())
-    os.replace(temporary, path)
+    _check(model, module, _usual_obs(policy))
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(model.SerializeToString())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):  # a full disk needs the room
+            temporary.unlink(missing_ok=True)
+        raise ExportError(f"{path}: not written ({error.strerror}); name another --output") from None
     return path
 
 
@@ -164,12 +169,11 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _to_onnx(actor: MLPModel) -> onnx.ModelProto:
-    module = actor.as_onnx(verbose=False).cpu().eval()
+def _to_onnx(module: nn.Module, size: int) -> onnx.ModelProto:
     with _quiet():
         program = torch.onnx.export(
             module,
-            (torch.zeros(2, actor.obs_dim),),
+            (torch.zeros(2, size),),
             dynamo=True,
             verbose=False,
             opset_version=_OPSET,
@@ -184,17 +188,15 @@ def _to_onnx(actor: MLPModel) -> onnx.ModelProto:
     return model
 
 
-def _check(model: onnx.ModelProto, actor: MLPModel) -> None:
-    """Compare with torch on observations as the normalizer knows them, for more than one number of rows."""
+def _check(model: onnx.ModelProto, module: nn.Module, obs: Tensor) -> None:
+    """Compare with torch on observations, for more than one number of rows."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (group,) = actor.obs_groups
-    obs = _random_obs(actor)
     for rows in (obs, obs[:1]):
         with torch.no_grad():
-            wanted = actor({group: rows}).cpu()  # pyright: ignore[reportArgumentType]  a dict serves
-        (actions,) = session.run(["actions"], {"obs": rows.cpu().numpy()})
+            wanted = module(rows)
+        (actions,) = session.run(["actions"], {"obs": rows.numpy()})
         error = float((torch.from_numpy(actions) - wanted).abs().max())
         if not error <= _TOLERANCE:
             raise ExportError(
@@ -202,11 +204,11 @@ def _check(model: onnx.ModelProto, actor: MLPModel) -> None:
             )
 
 
-def _random_obs(actor: MLPModel) -> Tensor:
-    device = next(actor.parameters()).device
-    noise = torch.randn(_ROWS, actor.obs_dim, generator=torch.Generator().manual_seed(0)).to(device)
-    normalizer = actor.obs_normalizer
-    return normalizer.mean + normalizer.std * noise if isinstance(normalizer, EmpiricalNormalization) else noise
+def _usual_obs(policy: Policy) -> Tensor:
+    """Draw observations as the policy's normalizer knows them, on the CPU."""
+    noise = torch.randn(_ROWS, policy.obs_size, generator=torch.Generator().manual_seed(0))
+    mean, std = getattr(policy.normalizer, "mean", None), getattr(policy.normalizer, "std", None)
+    return noise if mean is None or std is None else mean.cpu() + std.cpu() * noise
 
 
 @contextmanager

@@ -88,13 +88,13 @@ def device_of(page: Page) -> torch.device:
         UserError: there is no such device.
     """
     pooled = page.pool.workers is not None and page.pool.address != "none"
-    name, count = page.pool.device if pooled else page.physics.device, torch.cuda.device_count()
+    name, count = page.train.device if pooled else page.physics.device, torch.cuda.device_count()
     if name == "auto":
         return torch.device("cuda" if count and (pooled or page.physics.engine != "native") else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"this machine has {count}" if count else machine.cuda_error()
-        raise UserError(f"{'pool' if pooled else 'physics'}.device: {name}: {found}; take {'cpu' if pooled else '--device cpu'}")
+        raise UserError(f"{'train' if pooled else 'physics'}.device: {name}: {found}; take {'cpu' if pooled else '--device cpu'}")
     return device
 
 

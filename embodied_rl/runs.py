@@ -7,20 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from rsl_rl.models import MLPModel
 from torch import Tensor
 
 from embodied_rl.config import Page, override
 from embodied_rl.export import export
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import SEEDS, evaluate, evaluation_page
-from embodied_rl.learn.models import build_actor, policy_of
+from embodied_rl.learn.learner import learner_class
 from embodied_rl.learn.policy import Player
 from embodied_rl.learn.run import Run, RunError, find_run
 from embodied_rl.make_env import make
 from embodied_rl.mdp.score import score_of
-from embodied_rl.vector_env import ActionSpace, Obs
+from embodied_rl.vector_env import Obs
 
 log = logging.getLogger("embodied_rl")
 
@@ -51,7 +49,7 @@ def export_run(run: str | Path, output: Path | None = None) -> Path:
     env = make(loaded.page, ["env.compile=false"], num_envs=1)
     path = output or loaded.run.path / "exported" / "policy.onnx"
     try:
-        return export(loaded.actor, env, path, git_commit=loaded.run.git_commit)
+        return export(loaded.policy.policy, env, path, git_commit=loaded.run.git_commit)
     finally:
         env.close()
 
@@ -63,7 +61,6 @@ class LoadedRun:
     page: Page
     run: Run
     checkpoint: Path
-    actor: MLPModel
     policy: Player
     """Mean actions, (N, A), of the observations of the group `actor`, (N, O), or of a dict of groups."""
     iteration: int
@@ -73,21 +70,14 @@ class LoadedRun:
 def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
     """Load a run's policy; see `embodied_rl.load`.  A damaged newest checkpoint is passed over with a warning."""
     found, named = find_run(run)
+    page = found.page  # first: what is wrong with it is the one thing to say
     path, state = _newest(found, named, device)
-    page = found.page
-    weights = state["actor_state_dict"]
     try:
-        # the networks' sizes stand in the checkpoint itself: no environment is needed to load a policy
-        first = "mlp.0.weight" if page.ppo.rnn_type == "none" else "rnn.rnn.weight_ih_l0"
-        outputs = [value for name, value in weights.items() if name.startswith("mlp.")][-1].shape[0]
-        space = ActionSpace(outputs, discrete=not any(name.startswith("distribution.") for name in weights))
-        actor = build_actor({"actor": torch.zeros(1, weights[first].shape[1])}, space, page.ppo).to(device)
-        actor.load_state_dict(weights)
-    except (KeyError, RuntimeError):
+        policy = learner_class(page).load_policy(page, state, device)
+    except (KeyError, RuntimeError, IndexError):
         raise checkpoint.CheckpointError(f"{path}: its actor is not the one that {found.path}/config.yaml describes") from None
-    actor.eval()
     steps = int((state.get("infos") or {}).get("env_steps", 0))
-    return LoadedRun(page, found, path, actor, Player(policy_of(actor)), int(state["iter"]), steps)
+    return LoadedRun(page, found, path, Player(policy), int(state["iter"]), steps)
 
 
 def _newest(run: Run, named: Path | None, device: str) -> tuple[Path, dict]:

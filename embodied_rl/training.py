@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import rsl_rl.algorithms
 import torch
 from torch import Tensor
 
@@ -19,11 +16,12 @@ from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.cpu.team import cores
 from embodied_rl.learn.evaluate import FIRST_SEED
+from embodied_rl.learn.learner import Learner, make_learner
 from embodied_rl.learn.ranks.group import Group, join, launchers
 from embodied_rl.learn.ranks.share import env_ids, learning_rate_factor, num_envs_scope, rank_device
 from embodied_rl.learn.rollout import Collector, LocalCollector
 from embodied_rl.learn.run import Run, RunError, find_run, runs_of
-from embodied_rl.learn.train import Learner, Trainer
+from embodied_rl.learn.train import Trainer
 from embodied_rl.make_env import compiler, device_of, identity, make_vector, resolve
 from embodied_rl.mdp.curricula import Curricula
 
@@ -39,7 +37,7 @@ def start(page: Page, path: Path | None = None) -> Trainer:
         UserError: the seed is one of evaluation's, there is no such device, or the directory holds a run already.
     """
     _check_seed(page)
-    device_of(page)
+    _check_device(page)
     group = _join(page)
     names = launchers(group)
     page, run, candidates = group.lead(lambda: _create(page, path, names))
@@ -95,6 +93,7 @@ def resume(
             raise UserError(f"--resume {run.path}: that run is of the page {before.name}, not of {config}")
         page = resolved(before)
         _check_seed(page)
+        _check_device(page)
         run.lock()
         run.launchers = names
         # after a restart, what it had come to counts, and not where it once went on from
@@ -109,7 +108,10 @@ def resume(
     before, page, run, candidates = found
     trainer = _go_on(make_trainer(page, run, group), candidates)
     if page != before and group.rank == 0:
-        run.change(page)
+        try:
+            run.change(page)
+        except OSError as error:
+            raise RunError(f"{run.path}/config.yaml: cannot be written ({error.strerror}); resume without the changes") from None
     return trainer
 
 
@@ -150,6 +152,16 @@ def _check_seed(page: Page) -> None:
         raise UserError(f"env.seed: {page.env.seed}: seeds from {FIRST_SEED} up are evaluation's; take a smaller one")
 
 
+def _check_device(page: Page) -> None:
+    """Refuse a device that is not there, or, of robots in this process, one that is not theirs."""
+    robots, given = device_of(page), page.train.device
+    if given != "auto" and torch.device(given).type != robots.type:
+        raise UserError(
+            f"train.device: {given}: the robots are on {robots}, and in one process the learner is where they are; leave the key "
+            "out, or take a pool (docs/pools.md)"
+        )
+
+
 def _own_page(page: Page, group: Group) -> Page:
     """Change a page to how one of several ranks runs it: its device, its share of robots and cores, the job's learning rate."""
     if group.size == 1:
@@ -159,7 +171,7 @@ def _own_page(page: Page, group: Group) -> Page:
     page = override(page, [f"distributed.num_envs_scope={num_envs_scope(page, device)}"])
     changes = [f"ppo.learning_rate={page.ppo.learning_rate * learning_rate_factor(page, group.size)}"]
     if pooled or not page.env.source:
-        changes.append(f"{'pool' if pooled else 'physics'}.device={device}")
+        changes.append(f"{'train' if pooled else 'physics'}.device={device}")
     if page.physics.num_threads == 0 and group.local_size > 1 and not pooled:
         changes.append(f"physics.num_threads={cores()}")
     return override(page, changes)
@@ -194,9 +206,9 @@ def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]
     # chunks of a pool's size where the page speaks of one, so that both give the same bits
     chunk = page.pool.shard_size if page.pool.workers is not None or page.env.source else None
     wrap = identity if page.env.source else compiler(page, env.device)
-    steps, seed = page.ppo.num_steps_per_env, page.env.seed
+    steps, seed = page.train.steps, page.env.seed
     collector = LocalCollector(env, steps, seed, symmetry=symmetry, compiler=wrap, chunk=chunk)
-    learner = make_learner(page, collector, env.device, group)
+    learner = make_learner(page, collector, env.device, group, compiler=_learner_compiler(page, env.device))
     if learner.critic_group not in env.final_obs:
         env.close()
         given = f"[{', '.join(page.env.final_obs_groups)}]"
@@ -214,34 +226,9 @@ def _make_pooled(page: Page, group: Group, run: Run, rows: Tensor) -> tuple[Coll
     of = f"_rank_{group.rank}" if group.size > 1 else ""
     device = device_of(page)
     collector = make_collector(page, rows, device=device, status=run.path / f"pool{of}.json", world_size=group.size)
-    return collector, make_learner(page, collector, device, group)
+    return collector, make_learner(page, collector, device, group, compiler=_learner_compiler(page, device))
 
 
-def make_learner(page: Page, collector: Collector, device: torch.device | str = "cpu", group: Group | None = None) -> Learner:
-    """Make the page's learner, for what the collector gives, on its own or as one of a group's.
-
-    Raises:
-        UserError: `ppo.class_name` is none, or cannot learn the page.
-    """
-    settings, obs = page.ppo, collector.observe()
-    torch.manual_seed(page.env.seed)
-    learner = _class(settings.class_name)
-    if issubclass(learner, rsl_rl.algorithms.PPO):
-        if group is not None and group.size > 1:
-            raise UserError(f"ppo.class_name: {settings.class_name}: it trains in one process; leave the key out, or torchrun")
-        from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
-
-        return RslRlPPO(learner, obs, collector.action_space, settings, collector.mirrors, collector.num_steps, device)
-    # on the CPU the networks are one operation each, and what is left is not worth ten seconds of compiling
-    wrap = compiler(page, torch.device(device)) if torch.device(device).type == "cuda" else identity
-    own: dict[str, Any] = {"reduce": (group or Group()).sum, "compiler": wrap, "graph": page.physics.graph}
-    return learner(obs, collector.action_space, settings, collector.mirrors, page.env.seed, device, **own)
-
-
-def _class(name: str) -> Any:
-    """Import the class that `module:Class` names."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"ppo.class_name: {name}: {error}; write module:Class, like rsl_rl.algorithms:PPO") from None
+def _learner_compiler(page: Page, device: torch.device) -> Callable:
+    """Choose what wraps the learner's arithmetic: nothing on the CPU, where the networks are one operation each."""
+    return compiler(page, device) if device.type == "cuda" else identity

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from embodied_rl.learn import checkpoint
 from embodied_rl.learn import evaluate as protocol
 
 SMALL = [
-    *("env.compile=false", "env.num_envs=8", "physics.num_threads=1", "ppo.num_steps_per_env=4"),
+    *("env.compile=false", "env.num_envs=8", "physics.num_threads=1", "train.steps=4"),
     *("ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]"),
 ]
 #: The whole command line.  Whoever changes it, changes what people have typed into their scripts.
@@ -170,14 +172,14 @@ def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str],
     out = capsys.readouterr().out
     (run,) = (here / "runs" / "go2_flat").iterdir()
     run = run.relative_to(here)
-    assert out.startswith(f"go2_flat: 8 robots, 2 iterations, in {run}\n1/2  eta ")
+    assert out.startswith(f"go2_flat: 8 robots, 2 iterations, in {run}\n1/2  elapsed 0:0")
     assert "done: 64 steps in" in out and f"next: embodied-rl eval {run}\n" in out
     page = load(run / "config.yaml")
-    assert (page.env.num_envs, page.env.seed, page.env.episode_s, page.ppo.num_steps_per_env) == (8, 5, 1.0, 4)
+    assert (page.env.num_envs, page.env.seed, page.env.episode_s, page.train.steps) == (8, 5, 1.0, 4)
 
     assert cli.main(["train", "go2_flat", "--resume", "latest", "--iterations", "3"]) == 0
     out = capsys.readouterr().out
-    assert "\n3/3  eta" in out and "\n2/3" not in out and "done: 96 steps" in out
+    assert "\n3/3  elapsed" in out and "\n2/3" not in out and "done: 96 steps" in out
 
     assert cli.main(["eval", str(run), "--json", "out/eval.json", "--seed", "2"]) == 0
     printed, result = capsys.readouterr().out, json.loads((here / "out" / "eval.json").read_text())
@@ -197,16 +199,16 @@ def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str],
 def test_a_page_of_ones_own_is_resumed_as_the_line_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its name is not that of its file, and no page of that name ships."""
     (here / "mine.yaml").write_text("extends: go2_flat\nname: my_walk\n")
-    from embodied_rl.learn.train import Trainer
+    from embodied_rl.learn.rollout import LocalCollector
 
-    iterate = Trainer._iterate
+    collect = LocalCollector.collect
 
-    def once(self: Trainer) -> dict[str, float]:
-        self.stop()
-        return iterate(self)
+    def once(self: LocalCollector, *arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return collect(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_iterate", once)
+        patch.setattr(LocalCollector, "collect", once)
         assert cli.main(["train", "mine.yaml", *SMALL, "--run-dir", "run"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     said, _, command = line.partition("; go on with: embodied-rl ")

@@ -20,7 +20,7 @@ from embodied_rl import make_env
 from embodied_rl.env import Env
 from embodied_rl.export import ExportError, export, read_contract
 from embodied_rl.export import contract as make_contract
-from embodied_rl.learn.models import build_actor
+from embodied_rl.learn.models import build_actor, policy_of
 from embodied_rl.paths import shipped
 from embodied_rl.vector_env import ActionSpace
 
@@ -60,7 +60,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     with torch.no_grad():
         actor.mlp[-1].weight.mul_(10.0)  # pyright: ignore  large enough actions to move it, and to be clipped
     actor.obs_normalizer.update(0.3 + 0.5 * torch.randn(100, actor.obs_dim))  # pyright: ignore
-    path = export(actor, env, tmp_path_factory.mktemp("run") / "exported" / "policy.onnx", git_commit=COMMIT)
+    path = export(policy_of(actor), env, tmp_path_factory.mktemp("run") / "exported" / "policy.onnx", git_commit=COMMIT)
     yield Exported(env, actor, path, read_contract(path))
     env.close()
 
@@ -169,7 +169,7 @@ def test_export_is_quiet(
     recwarn: pytest.WarningsRecorder,
     tmp_path: Path,
 ) -> None:
-    export(exported.actor, exported.env, tmp_path / "policy.onnx")
+    export(policy_of(exported.actor), exported.env, tmp_path / "policy.onnx")
     assert capfd.readouterr() == ("", "")
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
     assert recwarn.list == []
@@ -179,16 +179,16 @@ def test_a_wrong_network_is_not_written(exported: Exported, tmp_path: Path, monk
     model = onnx.load(exported.path)
     (mean,) = (tensor for tensor in model.graph.initializer if tensor.name.endswith("_mean"))
     mean.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(mean) + np.float32(1e-3), mean.name))
-    monkeypatch.setattr("embodied_rl.export._to_onnx", lambda actor: model)
+    monkeypatch.setattr("embodied_rl.export._to_onnx", lambda *_: model)
     with pytest.raises(ExportError, match=r"^the exported network differs from torch by \S+, more than 1e-05: nothing"):
-        export(exported.actor, exported.env, tmp_path / "policy.onnx")
+        export(policy_of(exported.actor), exported.env, tmp_path / "policy.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_policy_of_another_page_is_refused(exported: Exported, tmp_path: Path) -> None:
     other = build_actor({"actor": torch.zeros(1, 5)}, ActionSpace(12), exported.env.page.ppo)
     with pytest.raises(ExportError, match=r"^the policy takes 5 observations, the page go2_flat gives \d+; export it"):
-        export(other, exported.env, tmp_path / "policy.onnx")
+        export(policy_of(other), exported.env, tmp_path / "policy.onnx")
 
 
 @pytest.mark.parametrize(

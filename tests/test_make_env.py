@@ -13,7 +13,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.learn.policy import remember
 
 SMALL = [
-    *("env.compile=false", "env.num_envs=4", "physics.num_threads=1", "ppo.num_steps_per_env=4"),
+    *("env.compile=false", "env.num_envs=4", "physics.num_threads=1", "train.steps=4"),
     *("ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]"),
 ]
 

@@ -184,7 +184,7 @@ def test_a_step_reads_nothing_on_the_host(env: Env) -> None:
 def test_a_collected_step_reads_nothing_on_the_host(tmp_path: Path) -> None:
     """The policy, the step and the writing of both into the rollout: what is captured together."""
     pytest.importorskip("mujoco_warp")
-    small = [*SMALL, "ppo.num_steps_per_env=4", "ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]"]
+    small = [*SMALL, "train.steps=4", "ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]"]
     page = make_env.resolve("go2_flat", small, engine="warp", device="cpu")
     trainer = training.make_trainer(page, Run.create(page, tmp_path / "run"))
     next(trainer.train(1))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from embodied_rl import make_env, runs, training
 from embodied_rl.config import load
@@ -12,7 +13,7 @@ from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.rollout import LocalCollector
 
 SMALL = [
-    *("env.compile=false", "env.num_envs=4", "physics.num_threads=1", "ppo.num_steps_per_env=4"),
+    *("env.compile=false", "env.num_envs=4", "physics.num_threads=1", "train.steps=4"),
     *("ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]"),
 ]
 
@@ -24,11 +25,11 @@ def test_training_needs_the_last_observation_of_an_episode(tmp_path: Path) -> No
 
 
 def test_overrides_of_a_resume_stay_with_the_run(tmp_path: Path):
-    small = ["env.compile=false", "env.num_envs=8", "ppo.num_steps_per_env=4", "ppo.schedule=fixed"]
+    small = ["env.compile=false", "env.num_envs=8", "train.steps=4", "ppo.schedule=fixed"]
     trainer = training.start(load("go2_flat", small), tmp_path / "run")
     assert len(list(trainer.train(1))) == 1
     resumed = training.resume(str(tmp_path / "run"), "go2_flat", ["ppo.learning_rate=1e-4", "rewards.pose.weight=0.25"])
-    assert resumed.learner.optimizer.param_groups[0]["lr"] == 1e-4
+    assert resumed.learner.state_dict()["optimizer_state_dict"]["param_groups"][0]["lr"] == pytest.approx(1e-4)
     assert runs.load(tmp_path / "run").page == resumed.page != trainer.page
 
 
@@ -43,7 +44,13 @@ def test_a_page_without_graphs_has_none_in_its_learner(monkeypatch: pytest.Monke
             given.update(settings)
 
     env = make_env.make(page)
-    monkeypatch.setattr(training, "_class", lambda name: Learner)
-    training.make_learner(page, LocalCollector(env, 4, 1, symmetry=True))
+    monkeypatch.setattr("embodied_rl.learn.learner.learner_class", lambda page: Learner)
+    training.make_learner(page, LocalCollector(env, 4, 1, symmetry=True), torch.device("cpu"))
     assert given["graph"] is graph
     env.close()
+
+
+def test_a_learner_in_this_process_is_where_its_robots_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^train.device: cuda: the robots are on cpu, and in one process the learner is"):
+        training.start(load("go2_flat", [*SMALL, "train.device=cuda"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

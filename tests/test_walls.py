@@ -28,7 +28,7 @@ from embodied_rl.paths import PACKAGE
 ENVS = 6
 SMALL = [
     *("env.compile=false", f"env.num_envs={ENVS}", "env.episode_s=0.2", "physics.num_threads=1"),
-    *("ppo.num_steps_per_env=6", "ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]", "ppo.save_interval=2"),
+    *("train.steps=6", "ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]", "train.save_every=2"),
     *("ppo.num_learning_epochs=1", "ppo.num_mini_batches=2"),
 ]
 Make = Callable[..., Env]
@@ -52,8 +52,7 @@ def learnt(trainer: Trainer, iterations: int) -> list[Tensor]:
     """The networks after training on, and the robots' whole state."""
     for _ in trainer.train(iterations):
         pass
-    networks = (trainer.learner.actor, trainer.learner.critic)
-    values = [value.clone() for network in networks for value in network.state_dict().values()]
+    values = [value.clone() for network in trainer.learner.networks.values() for value in network.state_dict().values()]
     return values + list(trainer.collector.snapshot().values())
 
 
@@ -653,7 +652,8 @@ observations: {actor: {projected_gravity: {}, joint_pos: {}, joint_vel: {}}}
 rewards: {stay: {weight: 1.0}}
 terminations: {time_out: {}}
 events: {reset_joints: {}}
-ppo: {num_steps_per_env: 6, actor_hidden_dims: [8], critic_hidden_dims: [8], num_learning_epochs: 1, num_mini_batches: 2}
+train: {steps: 6}
+ppo: {actor_hidden_dims: [8], critic_hidden_dims: [8], num_learning_epochs: 1, num_mini_batches: 2}
 """
 #: One process for the verbs that import torch, which takes longer than they do.
 VERBS = """

@@ -17,8 +17,8 @@ from typing import Any
 RANKS, ITERATIONS, INTERVAL = 2, 24, 4
 PAGE = [
     *("env.compile=false", "env.num_envs=8", "distributed.num_envs_scope=per_rank", "env.episode_s=0.5", "physics.num_threads=1"),
-    *("ppo.num_steps_per_env=8", "ppo.actor_hidden_dims=[16]", "ppo.critic_hidden_dims=[16]"),
-    *("ppo.num_learning_epochs=2", "ppo.num_mini_batches=2", f"ppo.save_interval={INTERVAL}", "ppo.keep_checkpoints=3"),
+    *("train.steps=8", "ppo.actor_hidden_dims=[16]", "ppo.critic_hidden_dims=[16]"),
+    *("ppo.num_learning_epochs=2", "ppo.num_mini_batches=2", f"train.save_every={INTERVAL}", "train.keep_checkpoints=3"),
 ]
 #: Seconds that anything may take on a busy machine.
 PATIENCE = 300.0

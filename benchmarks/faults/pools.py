@@ -112,7 +112,7 @@ class Table:
         self.cluster, self.rows = cluster, []
         small = [
             *("env.compile=false", f"env.num_envs={num_envs}", "env.episode_s=1.0", "physics.num_threads=1"),
-            *(f"ppo.num_steps_per_env={STEPS}", f"pool.shard_size={num_envs // 4}", "pool.workers=2", "pool.spares=1"),
+            *(f"train.steps={STEPS}", f"pool.shard_size={num_envs // 4}", "pool.workers=2", "pool.spares=1"),
         ]
         self.page = load("go2_flat", small)
         self.acting = policy(self.page)
@@ -158,8 +158,9 @@ class Table:
             path = Path(folder) / "page.yaml"
             source = {"source": "python:pools:make", "source_options": {"trap": str(trap)}, "num_envs": 16}
             pool_ = {"workers": 2, "shard_size": 4, "spares": 0}
-            ppo = {"num_steps_per_env": STEPS}
-            path.write_text(json.dumps({"env": source, "physics": {"max_unstable": 1.0}, "pool": pool_, "ppo": ppo}))
+            path.write_text(
+                json.dumps({"env": source, "physics": {"max_unstable": 1.0}, "pool": pool_, "train": {"steps": STEPS}})
+            )
             page = load(path, overrides)
             acting = policy(page)
             pool = self.pool(page)
@@ -203,7 +204,7 @@ def _told(page: Page) -> list[str]:
     env, pool = page.env, page.pool
     return [
         *("env.compile=false", f"env.num_envs={env.num_envs}", "env.episode_s=1.0", "physics.num_threads=1"),
-        *(f"ppo.num_steps_per_env={STEPS}", f"pool.shard_size={pool.shard_size}", "pool.workers=2", "pool.spares=1"),
+        *(f"train.steps={STEPS}", f"pool.shard_size={pool.shard_size}", "pool.workers=2", "pool.spares=1"),
     ]
 
 

@@ -187,7 +187,7 @@ def torn(ground: Ground) -> dict[str, Any]:
         job_number += 1
         name, newest = f"torn_{job_number}", 0
         folder = ground.folder / name / "run" / "checkpoints"
-        with ground.start(name, "ppo.save_interval=1", restarts=ground.kills) as job:
+        with ground.start(name, "train.save_every=1", restarts=ground.kills) as job:
             while kills < ground.kills:
                 old = files(folder)
                 written = lambda: {name for name, _ in files(folder) - old}  # noqa: B023, E731

@@ -321,7 +321,7 @@ def update(device: str, compiled: bool, graph: bool) -> Found:
         started = time.perf_counter()
         metrics = learner.update(rollout, iteration)
         times.append(time.perf_counter() - started)
-    captured = learner._captures and bool(learner._graphs)
+    captured = learner.steps.captures and bool(learner.steps.graphs)
     return {"first_s": times[0], "update_ms": 1000 * min(times[1:]), "captured": captured, **{key: metrics[key] for key in KEPT}}
 
 

@@ -161,7 +161,7 @@ def train(options: Namespace, figures: dict[str, Any]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        trainer = make_trainer(options, folder, "ppo.save_interval=4")
+        trainer = make_trainer(options, folder, "train.save_every=4")
         figures["make_s"], figures["iterations"] = time.perf_counter() - started, []
         for metrics in trainer.train(6):
             keys = ("Perf/collection_time", "Perf/learning_time", "Perf/total_fps", "Loss/kl", "Loss/skipped", "Loss/value")
@@ -170,7 +170,7 @@ def train(options: Namespace, figures: dict[str, Any]) -> None:
         collector, learner = trainer.collector._env, trainer.learner
         figures["captured"] = captured = {
             "collector": collector.captured,
-            "learner": learner._captures and sorted({half for half, _ in learner._graphs}),
+            "learner": learner.steps.captures and sorted({half for half, _ in learner.steps.graphs}),
         }
         say(f"captured: {short(captured)}; {figures['make_s']:.1f} s to make")
         if captures(options) and not all(captured.values()):

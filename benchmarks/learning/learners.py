@@ -2,7 +2,7 @@
 
     python benchmarks/learning/learners.py [CONFIG] [--seeds 5] [--steps 1.5e6] [--json F] [--plot F.svg] [key=value ...]
 
-Environments, robots, networks, observations and settings are the same; what differs is the learner (`ppo.class_name`).  The
+Environments, robots, networks, observations and settings are the same; what differs is the learner (`train.learner`).  The
 learning rate is fixed, for rsl_rl has no linear schedule.  The evaluation protocol's figures of the last policy stand beside the
 curves of the exploring one.
 `--plot` needs matplotlib (extra `plot`).  With `--from F` an earlier run's figures are drawn again.
@@ -24,7 +24,7 @@ from embodied_rl.errors import install_hint
 from embodied_rl.learn.evaluate import SEEDS
 from embodied_rl.learn.run import Run
 
-LEARNERS = {"ours": "embodied_rl.learn.ppo:PPO", "rsl_rl": "rsl_rl.algorithms:PPO"}
+LEARNERS = {"ours": "ppo", "rsl_rl": "rsl_rl.algorithms:PPO"}
 #: What both know.
 EQUAL = ["ppo.schedule=fixed"]
 CURVES = ("Metrics/lin_vel_error", "Metrics/ang_vel_error", "Train/mean_reward")
@@ -57,7 +57,7 @@ def compare(config: str, overrides: list[str], seeds: int, steps: float) -> dict
     runs = []
     for seed in range(1, seeds + 1):
         for name, class_name in LEARNERS.items():
-            run = train(config, [*overrides, *EQUAL, f"ppo.class_name={class_name}"], seed, steps)
+            run = train(config, [*overrides, *EQUAL, f"train.learner={class_name}"], seed, steps)
             runs.append({"learner": name, "seed": seed, **run})
             last = runs[-1]["evaluation"]
             print(f"{name} seed {seed}: " + "  ".join(f"{key} {last[key]:.3f}" for key in FINAL), flush=True)
@@ -67,7 +67,7 @@ def compare(config: str, overrides: list[str], seeds: int, steps: float) -> dict
 def train(config: str, overrides: list[str], seed: int, steps: float) -> dict[str, Any]:
     """One run: its curves by iteration, and the evaluation of its last policy."""
     page = load(config, [*overrides, f"env.seed={seed}"])
-    iterations = max(1, round(steps / (page.env.num_envs * page.ppo.num_steps_per_env)))
+    iterations = max(1, round(steps / (page.env.num_envs * page.train.steps)))
     curves: dict[str, list[float]] = {name: [] for name in ("Train/env_steps", *CURVES)}
     with tempfile.TemporaryDirectory() as folder:
         trainer = training.make_trainer(page, Run.create(page, Path(folder) / "run"))

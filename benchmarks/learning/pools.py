@@ -32,7 +32,7 @@ from embodied_rl.learn.run import Run
 from embodied_rl.pools.asynchronous import rollout_size
 from embodied_rl.pools.pool import SimPool
 
-STOCK = "ppo.class_name=rsl_rl.algorithms:PPO"
+STOCK = "train.learner=rsl_rl.algorithms:PPO"
 #: What both learners know.
 EQUAL = "ppo.schedule=fixed"
 MODES = ("sync", "overlap", "async")
@@ -81,9 +81,9 @@ def train(page: str, overrides: list[str], seed: int, steps: int, slow: float = 
     """One run: its curve (env steps, seconds, return), its return, its speed."""
     task = load(page, [f"env.seed={seed}", *overrides])
     envs = rollout_size(task.env.num_envs, task.pool) if task.pool.mode == "async" else task.env.num_envs
-    each = envs * task.ppo.num_steps_per_env
+    each = envs * task.train.steps
     iterations = max(2, steps // each)
-    task = load(page, [f"env.seed={seed}", *overrides, f"ppo.max_iterations={iterations}"])
+    task = load(page, [f"env.seed={seed}", *overrides, f"train.iterations={iterations}"])
     curve: list[tuple[float, ...]] = []
     started = 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -111,7 +111,7 @@ class _Ours:
         from embodied_rl.bench.clock import now
 
         options = self._options
-        given = [f"ppo.max_iterations={options.iterations}", *options.overrides]
+        given = [f"train.iterations={options.iterations}", *options.overrides]
         page = make_env.resolve(self._page, given, num_envs=self._num_envs, device=options.device, engine="warp")
         kernels = _Kernels()
         logging.getLogger("embodied_rl").addHandler(kernels)
@@ -122,7 +122,7 @@ class _Ours:
             iterations.append(metrics)
             marks.append(time.perf_counter())
         logging.getLogger("embodied_rl").removeHandler(kernels)
-        steps = page.ppo.num_steps_per_env * self._num_envs
+        steps = page.train.steps * self._num_envs
         settled = iterations[len(iterations) // 2 :]  # the second half: nothing is compiled any more, and the robots walk
         rates = {
             "policy_steps_per_s": steps / statistics.median(one["Perf/collection_time"] for one in settled),

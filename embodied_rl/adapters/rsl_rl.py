@@ -17,8 +17,8 @@ from torch import Tensor
 
 from embodied_rl.config import Page
 from embodied_rl.env import Env
+from embodied_rl.learn.metrics import episode_metrics, step_metrics
 from embodied_rl.learn.rsl_rl_ppo import MEMORY_SETTINGS, algorithm_config
-from embodied_rl.learn.train import episode_metrics
 
 
 class RslRlEnv(VecEnv):
@@ -75,8 +75,9 @@ class RslRlEnv(VecEnv):
         result = self.env.step(actions)
         extras: dict[str, Any] = {"time_outs": result.truncated.clone()}
         self._steps += 1
-        if self._steps % self.env.page.ppo.num_steps_per_env == 0:
-            metrics = episode_metrics(self.env.drain_totals(), self.env.page)
+        if self._steps % self.env.page.train.steps == 0:
+            totals = self.env.drain_totals()
+            metrics = step_metrics(totals) | episode_metrics(totals)
             # the runner has its own Train/mean_reward and the like
             extras["log"] = {name: value for name, value in metrics.items() if not name.startswith("Train/")}
         return self.get_observations(), result.rewards.clone(), result.terminated | result.truncated, extras
@@ -94,8 +95,8 @@ def runner_config(page: Page) -> dict[str, Any]:
     )
     gaussian = {"class_name": "GaussianDistribution", "init_std": ppo.init_std, "std_type": ppo.std_type}
     return {
-        "num_steps_per_env": ppo.num_steps_per_env,
-        "save_interval": ppo.save_interval,
+        "num_steps_per_env": page.train.steps,
+        "save_interval": page.train.save_every,
         "obs_groups": {"actor": ["actor"], "critic": ["critic" if "critic" in page.observations else "actor"]},
         "actor": {**network, **memory, "hidden_dims": list(ppo.actor_hidden_dims), "distribution_cfg": gaussian},
         "critic": {**network, "hidden_dims": list(ppo.critic_hidden_dims)},

@@ -6,16 +6,16 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import rsl_rl.algorithms
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from embodied_rl import make_env, training
+from embodied_rl import make_env
 from embodied_rl.bench.clock import now
 from embodied_rl.bench.train import COMPARABLE
 from embodied_rl.config import Page, override
 from embodied_rl.cuda_graph import WARMUP, try_to_capture
+from embodied_rl.learn.learner import make_learner
 from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.learn.rsl_rl_ppo import RslRlPPO
 from embodied_rl.vector_env import ActionSpace, Step
@@ -105,8 +105,8 @@ class _Ours:
     def __init__(self, page: Page, env: _Still) -> None:
         stands_in: Any = env
         compiler = make_env.compiler(page, env.device)
-        self._collector = LocalCollector(stands_in, page.ppo.num_steps_per_env, page.env.seed, compiler=compiler)
-        self._learner = training.make_learner(page, self._collector, env.device)
+        self._collector = LocalCollector(stands_in, page.train.steps, page.env.seed, compiler=compiler)
+        self._learner = make_learner(page, self._collector, env.device, compiler=compiler)
 
     def act(self, round_: int) -> None:
         self._rollout = self._collector.collect(self._learner.policy, round_)
@@ -119,8 +119,8 @@ class _Theirs:
     """rsl_rl's PPO as its runner drives it."""
 
     def __init__(self, page: Page, env: _Still) -> None:
-        steps, threads = page.ppo.num_steps_per_env, torch.get_num_threads()
-        learner = RslRlPPO(rsl_rl.algorithms.PPO, env.obs, env.action_space, page.ppo, {}, steps, env.device)
+        steps, threads = page.train.steps, torch.get_num_threads()
+        learner = RslRlPPO(env.obs, env.action_space, page.ppo, {}, steps, env.device)
         self._algorithm, self._env, self._steps, self._threads = learner.algorithm, env, steps, threads
         obs: dict[str, Any] = dict(env.obs)
         self._obs = TensorDict(obs, batch_size=[env.num_envs], device=env.device)

@@ -16,7 +16,7 @@ from embodied_rl.pools.pool import SimPool
 
 #: Rounds of which the median counts, and rollouts before them and in each.
 _ROUNDS, _WARMUP, _ROLLOUTS = 7, 3, 3
-_SIZE = ["env.num_envs=1024", "ppo.num_steps_per_env=24"]
+_SIZE = ["env.num_envs=1024", "train.steps=24"]
 
 
 def bench_pool(page: Page) -> dict[str, float]:
@@ -36,7 +36,7 @@ def bench_pool(page: Page) -> dict[str, float]:
         page = override(page, ["pool.workers=1"])
     if page.physics.num_threads == 0 and not page.env.source:
         page = override(page, [f"physics.num_threads={(os.cpu_count() or 1) // max(1, page.pool.workers or 1)}"])
-    seed, steps, ids = page.env.seed, page.ppo.num_steps_per_env, torch.arange(page.env.num_envs)
+    seed, steps, ids = page.env.seed, page.train.steps, torch.arange(page.env.num_envs)
     alone = page if page.env.source else override(page, ["pool.workers=null", "physics.num_threads=0"])
     env = make_vector(alone, ids)
     wrap = compiler(alone, env.device) if not page.env.source else (lambda function: function)

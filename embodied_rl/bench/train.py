@@ -20,7 +20,7 @@ from embodied_rl.vector_env import Obs
 
 #: The size at which learners are compared.
 COMPARABLE = [
-    *("env.num_envs=1024", "ppo.num_steps_per_env=24", "ppo.actor_hidden_dims=[128, 128]", "ppo.critic_hidden_dims=[128, 128]"),
+    *("env.num_envs=1024", "train.steps=24", "ppo.actor_hidden_dims=[128, 128]", "ppo.critic_hidden_dims=[128, 128]"),
     *("ppo.num_learning_epochs=5", "ppo.num_mini_batches=4", "ppo.symmetry=none"),
 ]
 #: Rounds that count, iterations of training before them, and in each of them.
@@ -50,7 +50,7 @@ def _train_rounds(page: Page, policy: Callable[[Obs], Tensor]) -> dict[str, floa
         torch.set_num_threads(1)
         tape = Tape(env, policy)
         physics = physics_alone(env, tape)
-        iterations, rounds = trainer.train(page.ppo.max_iterations), []
+        iterations, rounds = trainer.train(page.train.iterations), []
         for _ in range(_WARMUP):
             next(iterations)
         for _ in range(_ROUNDS):
@@ -59,7 +59,7 @@ def _train_rounds(page: Page, policy: Callable[[Obs], Tensor]) -> dict[str, floa
             physics.play()
             alone = (now(env.device) - started) / (env.num_envs * len(tape.actions))
             metrics = [next(iterations) for _ in range(_ITERATIONS)]
-            each = sum(m["Perf/iteration_time"] for m in metrics) / (_ITERATIONS * page.env.num_envs * page.ppo.num_steps_per_env)
+            each = sum(m["Perf/iteration_time"] for m in metrics) / (_ITERATIONS * page.env.num_envs * page.train.steps)
             shares = {
                 name.removeprefix("Perf/"): statistics.mean(m[name] for m in metrics)
                 for name in metrics[0]

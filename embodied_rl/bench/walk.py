@@ -43,7 +43,7 @@ def bench_walk(page: Page) -> dict[str, float]:
         examine = lambda policy, seed: trainer.group.lead(lambda: _passes(page, score, policy, seed))  # noqa: E731
         candidate: dict | None = None
         beginning = {"seconds_to_start": float("inf")}
-        for metrics in trainer.train(page.ppo.max_iterations):
+        for metrics in trainer.train(page.train.iterations):
             if beginning["seconds_to_start"] == float("inf"):
                 beginning["seconds_to_start"] = time.perf_counter() - started
             if trainer.iteration % _EVALUATE_EVERY or not score.near(metrics):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -16,7 +17,6 @@ Count = Annotated[int, Ge(1)]
 NaturalNumber = Annotated[int, Ge(0)]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IntRange = Annotated[tuple[NaturalNumber, NaturalNumber], Ordered()]
-ClassName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Widths = Annotated[tuple[Count, ...], MinLen(1)]
 Source = Annotated[str, StringConstraints(pattern=r"^(gymnasium|dm_control|envpool|python):\S+$")]
 
@@ -137,15 +137,32 @@ class TerrainSettings(Model):
     kind: Literal["flat"] = "flat"
 
 
-class PPOSettings(Model):
-    """The learner."""
+class TrainSettings(Model):
+    """The loop: who learns, from how much at a time, for how long; saving and reporting."""
 
-    class_name: ClassName = Field(default="embodied_rl.learn.ppo:PPO", description="the learner; stock: rsl_rl.algorithms:PPO")
-    logger: Literal["tensorboard", "wandb"] = Field(default="tensorboard", description="wandb mirrors the TensorBoard events")
-    num_steps_per_env: Count = Field(default=24, description="control steps per robot and iteration")
-    max_iterations: Count = 300
-    save_interval: Count = Field(default=50, description="iterations between checkpoints")
+    learner: str = Field(default="ppo", description="ppo, or module:Class; rsl_rl.algorithms:PPO is rsl_rl's own")
+    iterations: Count = Field(default=300, description="rollouts, and updates on them, that a training takes")
+    steps: Count = Field(default=24, description="control steps of each robot in a rollout")
+    save_every: Count = Field(default=50, description="iterations between checkpoints")
     keep_checkpoints: Count = Field(default=5, description="how many of the last ones are kept, beside the one of best reward")
+    max_skipped: Fraction = Field(default=0.1, description="the run stops when more of an iteration's updates are not finite")
+    logger: Literal["tensorboard", "wandb"] = Field(default="tensorboard", description="wandb mirrors the TensorBoard events")
+    device: Device = Field(default="auto", description="where the learner computes; auto: where the robots are; of a pool, a GPU")
+
+    @field_validator("learner", mode="before")
+    @classmethod
+    def is_a_learner(cls, learner: Any) -> Any:
+        """Check that it is one of ours, or names a class."""
+        ours = ("ppo",)
+        if isinstance(learner, str) and learner not in ours and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", learner):
+            near = did_you_mean(learner, ours)
+            raise refuse(f"{shown(learner)} is no learner{near} (ppo, or module:Class, like rsl_rl.algorithms:PPO)")
+        return learner
+
+
+class PPOSettings(Model):
+    """Proximal policy optimization."""
+
     num_learning_epochs: Count = 5
     num_mini_batches: Count = 4
     reshuffle: bool = Field(
@@ -160,12 +177,11 @@ class PPOSettings(Model):
     learning_rate: Positive = 1e-3
     schedule: Literal["adaptive", "fixed", "linear"] = Field(
         default="adaptive",
-        description="adaptive: the learning rate follows desired_kl; linear: it falls to a tenth at max_iterations",
+        description="adaptive: the learning rate follows desired_kl; linear: it falls to a tenth at train.iterations",
     )
     desired_kl: Positive = 0.01
     stop_kl: Positive | None = Field(default=None, description="the rest of an iteration is skipped beyond this KL; null: never")
     max_grad_norm: Positive = 1.0
-    max_skipped: Fraction = Field(default=0.1, description="the run stops when more of an iteration's minibatches are not finite")
     use_clipped_value_loss: bool = True
     normalize_advantage_per_mini_batch: bool = False
     actor_hidden_dims: Widths = (128, 128)
@@ -200,7 +216,6 @@ class PoolSettings(Model):
         description="local: a Ray of its own on 127.0.0.1; HOST:PORT or auto: a cluster's; none: no Ray, this process steps "
         "the environments itself, to the same bits",
     )
-    device: Device = Field(default="auto", description="where the learner computes; auto: a GPU if there is one")
     on_crash: Literal["replay", "mask", "raise"] = Field(
         default="replay", description="a lost worker's part of a rollout: collected again to the bit, left out, or the end"
     )
@@ -295,6 +310,7 @@ class Page(Model):
     curriculum: Entries = {}
     score: dict[str, Any] = {}
     """Every parameter of the family's score, defaults filled in."""
+    train: TrainSettings = TrainSettings()
     ppo: PPOSettings = PPOSettings()
     distributed: DistributedSettings = DistributedSettings()
     pool: PoolSettings = PoolSettings()

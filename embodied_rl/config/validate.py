@@ -27,6 +27,15 @@ _MOVED = {
 }
 
 
+#: Keys that stand elsewhere now.
+_ELSEWHERE = {
+    **{f"ppo.{old}": f"train.{new}" for old, new in (("max_iterations", "iterations"), ("num_steps_per_env", "steps"))},
+    **{f"ppo.{old}": f"train.{new}" for old, new in (("save_interval", "save_every"), ("class_name", "learner"))},
+    **{f"ppo.{name}": f"train.{name}" for name in ("keep_checkpoints", "max_skipped", "logger")},
+    "pool.device": "train.device",
+}
+
+
 class _Head(Model):
     """The page's keys that are no sections."""
 
@@ -124,17 +133,16 @@ class _Checker:
 
     def check_pool(self, parts: Mapping[str, Any]) -> None:
         """Check what the pool's mode needs of the rest of the page."""
-        pool, ppo, env, physics = (parts[name] for name in ("pool", "ppo", "env", "physics"))
-        if not (pool and ppo and env and physics) or pool.workers is None:
+        pool, train, ppo, env, physics = (parts[name] for name in ("pool", "train", "ppo", "env", "physics"))
+        if not (pool and train and ppo and env and physics) or pool.workers is None:
             return
         if physics.engine != "native":
             self.problem(
                 ("physics", "engine"), f"{shown(physics.engine)} runs where the learner does; a pool needs engine: native"
             )
         if pool.mode != "sync":
-            learner = "embodied_rl.learn.ppo:PPO"
-            if ppo.class_name != learner:
-                self.problem(("pool", "mode"), f"{shown(pool.mode)} needs ppo.class_name: {learner}, which weighs stale actions")
+            if train.learner != "ppo":
+                self.problem(("pool", "mode"), f"{shown(pool.mode)} needs train.learner: ppo, which weighs stale actions")
             if ppo.rnn_type != "none":
                 self.problem(("pool", "mode"), f"{shown(pool.mode)} is not there for recurrent policies; take mode: sync")
             if ppo.normalize_advantage_per_mini_batch:
@@ -198,6 +206,9 @@ class _Checker:
             groups = value.get("groups") or {} if name == "env" else {}
         if name == "env" and isinstance(groups, dict) and "critic" not in groups:
             value = {"final_obs_groups": ("actor",), **value}  # the critic sees what the policy sees
+        for key in [key for key in value if f"{name}.{key}" in _ELSEWHERE]:
+            self.problem((name, key), f"is {_ELSEWHERE[f'{name}.{key}']} now")
+            value = {other: one for other, one in value.items() if other != key}
         return self.model(Page.model_fields[name].annotation, value, (name,))  # type: ignore[arg-type]
 
     def score(self, value: dict[str, Any]) -> dict[str, Any] | None:

@@ -80,3 +80,17 @@ def moments(values: Tensor, weight: Tensor, reduce: Reduce) -> Tensor:
     squares = ((values - mean[:, None]).square() * weight).sum(1)
     reduce(squares)
     return torch.stack((mean, squares / (count - 1.0)))
+
+
+def advantage_scales(taken: list[dict[str, Tensor]], reduce: Reduce) -> list[Tensor]:
+    """Find mean and deviation of the advantages of each minibatch, over all processes, (2,).
+
+    Args:
+        taken: `advantage` and `weight` of each minibatch's rows.
+        reduce: sums over processes.
+    """
+    longest = max(b["weight"].numel() for b in taken)
+    pad = lambda x: torch.nn.functional.pad(x.flatten(), (0, longest - x.numel()))  # noqa: E731
+    advantages, weights = (torch.stack([pad(b[name]) for b in taken]) for name in ("advantage", "weight"))
+    mean, variance = moments(advantages, weights, reduce)
+    return list(torch.stack((mean, variance.sqrt() + 1e-8), dim=1))

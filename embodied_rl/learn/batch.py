@@ -56,6 +56,25 @@ class Batch:
         return {name: part if width else part[..., 0] for (name, width), part in named}
 
 
+def columns_of(actor: int, critic: int, actions: int, *, discrete: bool, symmetry: str) -> dict[str, int]:
+    """Say how many columns PPO learns from, by name; 0: one, without a dimension of its own.
+
+    Args:
+        actor: size of the policy's observations.
+        critic: size of the critic's.
+        actions: how many there are, or how many to choose from.
+        discrete: whether one of them is chosen.
+        symmetry: `ppo.symmetry`.
+    """
+    widths = {"actor": actor, "critic": critic, "action": 0 if discrete else actions, "output": actions}
+    widths |= dict.fromkeys(("log_prob", "value", "return", "advantage", "weight", "done"), 0)
+    if symmetry != "none":
+        widths["mirrored_actor"] = actor
+    if symmetry == "augmentation":
+        widths["mirrored_critic"] = critic
+    return widths
+
+
 def permutations(rows: int, epochs: int, seed: int, *, reshuffle: bool, device: torch.device | str = "cpu") -> Tensor:
     """Draw the order in which each epoch takes a batch's rows, int64 (epochs, rows).
 

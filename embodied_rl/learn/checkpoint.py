@@ -29,12 +29,15 @@ import torch
 from torch import Tensor
 
 from embodied_rl.errors import UserError
+from embodied_rl.learn.damage import find_damage
 from embodied_rl.learn.ranks.group import Group
 
 log = logging.getLogger("embodied_rl")
 
 #: Of the robots' state in a checkpoint, raised when its parts get other names or meanings.
 FORMAT = 2
+#: Most parts of a file, and bytes of the list of what is in them: of thousands of layers and ranks, and quickly gone through.
+_MAX_PARTS, _MAX_LIST = 20_000, 2 << 20
 _KEYS = {"actor_state_dict": dict, "critic_state_dict": dict, "optimizer_state_dict": dict, "iter": int}
 
 
@@ -43,7 +46,7 @@ class CheckpointError(UserError):
 
 
 class DamagedError(CheckpointError):
-    """It cannot be read as it is; the one before it may."""
+    """It cannot be read as it is, or says what cannot be; the one before it may do."""
 
 
 def save(path: Path, state: dict) -> str:
@@ -56,7 +59,7 @@ def save(path: Path, state: dict) -> str:
         CheckpointError: it cannot be written; what was there is still there.
     """
     data = pack(state)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -75,15 +78,30 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
     """Read the learner's part of a checkpoint; only tensors and plain values, so that a stranger's file runs no code.
 
     Raises:
-        CheckpointError: truncated, empty, malicious, or something else altogether.
+        DamagedError: truncated, empty, malicious, something else altogether, or with values that cannot be.
     """
     if not path.is_file():
         raise DamagedError(f"{path}: no such checkpoint")
-    state = _load(path, path.read_bytes(), device)
+    state = _load(path, _read_bytes(path), device)
     missing = [key for key, kind in _KEYS.items() if not isinstance(state, dict) or not isinstance(state.get(key), kind)]
     if missing:
         raise DamagedError(f"{path}: not a checkpoint: {', '.join(missing)} missing")
+    if fault := find_damage(state):
+        raise damaged(path, fault)
     return state
+
+
+def damaged(path: Path, fault: str) -> DamagedError:
+    """Say of a checkpoint what in it cannot be."""
+    fault = " ".join(fault.split())  # names in it are a stranger's, and may be long
+    return DamagedError(
+        f"{path}: damaged: {fault if len(fault) < 300 else fault[:297] + '...'}; use an earlier checkpoint of the run"
+    )
+
+
+def mean_reward(state: dict) -> float:
+    """Mean reward of the episodes before a checkpoint that was read; NaN where it knows none."""
+    return float((state.get("infos") or {}).get("mean_reward", math.nan))
 
 
 def pack(state: dict) -> bytes:
@@ -100,12 +118,16 @@ def unpack(data: bytes) -> dict:
 
 def _load(path: Path, data: bytes, device: torch.device | str = "cpu") -> Any:
     try:
+        if fault := _find_excess(data):
+            raise damaged(path, fault)
         # torch.load passes over the check sums, and would read flipped bits as weights
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except DamagedError:
+        raise
     except pickle.UnpicklingError:
         raise DamagedError(
             f"{path}: refused: it holds more than tensors and plain values, so reading it could run code"
@@ -113,6 +135,34 @@ def _load(path: Path, data: bytes, device: torch.device | str = "cpu") -> Any:
     except Exception as error:  # what a damaged file makes the readers raise is anyone's guess
         reason = "truncated or damaged" if data else "empty"
         raise DamagedError(f"{path}: {reason} ({type(error).__name__}); use an earlier checkpoint of the run") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror}); use an earlier checkpoint of the run") from None
+    except MemoryError:
+        raise DamagedError(f"{path}: larger than this machine's memory; use an earlier checkpoint of the run") from None
+
+
+def _find_excess(data: bytes) -> str:
+    """Say what in an archive would take more time or memory than any checkpoint does; empty where nothing would."""
+    # the number of parts from where it stands: listing a million takes a minute
+    end = data.rfind(b"PK\5\6")
+    large = data.rfind(b"PK\6\6", 0, max(end, 0))
+    count = int.from_bytes(data[end + 10 : end + 12], "little") if end >= 0 else 0
+    if count == 0xFFFF and large >= 0:
+        count = int.from_bytes(data[large + 32 : large + 40], "little")
+    if count > _MAX_PARTS:
+        return f"{count} parts, and at most {_MAX_PARTS} are possible"
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:  # what is small here could be large there
+                return f"{part.filename}: compressed, which torch does not do"
+            if part.filename.endswith(".pkl") and part.file_size > _MAX_LIST:
+                return f"{part.filename}: {part.file_size} bytes, and at most {_MAX_LIST} are possible"
+    return ""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -267,27 +317,41 @@ class Checkpoints:
         """Remove the shards of a checkpoint that does not stand."""
         if not self.path(iteration).exists():
             for shard in self.folder.glob(f"envs_{iteration:06d}_*.pt"):
-                shard.unlink(missing_ok=True)
+                _remove(shard)
 
     def _begin(self, iteration: int) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: no folder, and none can be made ({error.strerror}); move it away") from None
         for leftover in self.folder.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
+            _remove(leftover)
         models = {of: path for path in self.folder.glob("model_*.pt") if (of := _iteration_of(path)) is not None}
         for shard in self.folder.glob("envs_*.pt"):
             if (found := re.match(r"envs_(\d+)_", shard.name)) and int(found[1]) not in models:
-                shard.unlink(missing_ok=True)
+                _remove(shard)
         for of, path in models.items():
             if of > iteration:
-                aside = self.folder / "superseded"
-                aside.mkdir(exist_ok=True)
-                for file in (path, *self.folder.glob(f"envs_{of:06d}_*.pt")):
-                    file.replace(aside / file.name)
-                log.warning("%s: of a later iteration than this run goes on from; moved to %s", path, aside)
+                self._set_aside(path, of)
             else:
                 with suppress(CheckpointError):
                     state = read(path)
                     if "shards" in state:  # a stranger's file is not ours to remove
-                        self._rewards[of] = float(state["infos"]["mean_reward"])
+                        self._rewards[of] = mean_reward(state)
+
+    def _set_aside(self, path: Path, iteration: int) -> None:
+        """Move a checkpoint, and its shards, to where none is looked for."""
+        aside = self.folder / "superseded"
+        try:
+            aside.mkdir(exist_ok=True)
+            for file in (path, *self.folder.glob(f"envs_{iteration:06d}_*.pt")):
+                file.replace(aside / file.name)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: of a later iteration than this run goes on from, and cannot be moved to {aside} ({error.strerror}); "
+                "move one of them away"
+            ) from None
+        log.warning("%s: of a later iteration than this run goes on from; moved to %s", path, aside)
 
     def _parts(self, path: Path, shards: list[dict], env_ids: range) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Find what shards hold of some robots."""
@@ -296,20 +360,61 @@ class Checkpoints:
             begin, end = max(first, env_ids.start), min(first + count, env_ids.stop)
             file = path.parent / Path(shard["name"]).name
             if begin < end and file.is_file():
-                data = file.read_bytes()
+                data = _read_bytes(file)
                 if hashlib.sha256(data).hexdigest() != shard["sha256"]:
                     raise DamagedError(
                         f"{file}: damaged (another hash than {path.name} says); use an earlier checkpoint of the run, or remove "
                         "the file, and its robots start fresh"
                     )
-                envs = _load(file, data)["envs"]
-                yield begin, {name: value[begin - first : end - first].clone() for name, value in envs.items()}
+                envs = _robots(file, _load(file, data), count)
+                yield from _sound(file, begin, {name: value[begin - first : end - first] for name, value in envs.items()})
 
     def _packed_parts(self, path: Path, shards: list[dict], env_ids: range) -> list[tuple[int, bytes]] | CheckpointError:
         try:
             return [(first, pack(envs)) for first, envs in self._parts(path, shards, env_ids)]
         except CheckpointError as error:
             return error
+
+
+def _robots(file: Path, content: Any, count: int) -> dict[str, Tensor]:
+    """Take the robots out of a shard's content, each (count, ...)."""
+    envs = content.get("envs") if isinstance(content, dict) else None
+    if not isinstance(envs, dict) or not envs:
+        raise damaged(file, "it holds no robots")
+    for name, value in envs.items():
+        rows = value.shape[0] if isinstance(value, Tensor) and value.dim() else 0
+        if rows != count:
+            raise damaged(file, f"envs.{name}: {rows} robots, and its checkpoint says {count}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise damaged(file, f"envs.{name}: shape {tuple(value.shape)}, and the file holds less")
+    return envs
+
+
+def _sound(file: Path, first: int, envs: dict[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Leave out robots with a state that is not finite: they start fresh, as one that blows up does.
+
+    Only what is simulated and seen is looked at: a timer that never ends is another matter.
+    """
+    good = torch.ones(len(next(iter(envs.values()))), dtype=torch.bool)
+    for name, value in envs.items():
+        if name.startswith(("physics.", "obs.", "policy.")) and value.is_floating_point():
+            finite = value.isfinite().flatten(1).all(1) if value.dim() > 1 else value.isfinite()
+            if not bool(finite.all()):
+                log.warning("%s: %s of %d robots is not finite; they start fresh", file, name, int((~finite).sum()))
+            good &= finite
+    if bool(good.all()):
+        runs = [(0, len(good))]
+    else:
+        edges = torch.nn.functional.pad(good.int(), (1, 1)).diff().nonzero().flatten().tolist()
+        runs = list(zip(edges[::2], edges[1::2], strict=True))
+    for begin, end in runs:
+        yield first + begin, {name: value[begin:end].clone() for name, value in envs.items()}
+
+
+def _remove(leftover: Path) -> None:
+    """Remove a file; a folder is a person's, and stays."""
+    if leftover.is_symlink() or not leftover.is_dir():
+        leftover.unlink(missing_ok=True)
 
 
 def _iteration_of(path: Path) -> int | None:

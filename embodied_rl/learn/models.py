@@ -13,13 +13,13 @@ from embodied_rl.vector_env import ActionSpace, Obs
 
 
 def policy_of(actor: MLPModel) -> Policy:
-    """The policy that an actor is."""
+    """Make the policy that an actor is."""
     std = (lambda: standard_deviation(actor)) if actor.distribution is not None else None
     return Policy(actor.obs_normalizer, actor.mlp, std, actor.rnn.rnn if isinstance(actor, RNNModel) else None)
 
 
 def build_actor(obs: Obs, space: ActionSpace, page: PPOSettings) -> MLPModel:
-    """The policy's networks: normalizer, recurrent network where the page asks for one, MLP, standard deviation.
+    """Build the policy's networks: normalizer, recurrent network where the page asks for one, MLP, standard deviation.
 
     Args:
         obs: observations of each group, (N, O), for their sizes.
@@ -45,8 +45,22 @@ def build_actor(obs: Obs, space: ActionSpace, page: PPOSettings) -> MLPModel:
     )
 
 
+def load_actor(page: PPOSettings, weights: dict[str, Tensor], device: torch.device | str = "cpu") -> MLPModel:
+    """Make the actor whose `state_dict` is given: its sizes stand in there.
+
+    Raises:
+        KeyError, RuntimeError: it is not the one that the page describes.
+    """
+    first = "mlp.0.weight" if page.rnn_type == "none" else "rnn.rnn.weight_ih_l0"
+    outputs = [value for name, value in weights.items() if name.startswith("mlp.")][-1].shape[0]
+    space = ActionSpace(outputs, discrete=not any(name.startswith("distribution.") for name in weights))
+    actor = build_actor({"actor": torch.zeros(1, weights[first].shape[1])}, space, page).to(device)
+    actor.load_state_dict(weights)
+    return actor.eval()
+
+
 def build_critic(obs: Obs, page: PPOSettings) -> MLPModel:
-    """The value function; it sees the group `critic`, or the actor's where the page has none."""
+    """Build the value function; it sees the group `critic`, or the actor's where the page has none."""
     return _model(obs, "critic" if "critic" in obs else "actor", 1, page.critic_hidden_dims, page, None)
 
 
@@ -73,7 +87,7 @@ def _in_place(model: MLPModel) -> MLPModel:
 
 
 def standard_deviation(actor: MLPModel) -> Tensor:
-    """The actions' standard deviation as the distribution has it, (A,)."""
+    """Give the actions' standard deviation as the distribution has it, (A,)."""
     distribution = actor.distribution
     assert isinstance(distribution, GaussianDistribution)
     if distribution.std_type == "scalar":
@@ -82,5 +96,5 @@ def standard_deviation(actor: MLPModel) -> Tensor:
 
 
 def normalized(model: MLPModel, obs: Tensor) -> Tensor:
-    """An observation of the model's group as its network sees it."""
+    """Show an observation of the model's group as its network sees it."""
     return model.obs_normalizer(obs)

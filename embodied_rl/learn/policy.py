@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from embodied_rl.errors import UserError
 from embodied_rl.learn.distributions import Categorical, Distribution, Gaussian
 from embodied_rl.vector_env import Obs
 
@@ -35,6 +37,11 @@ class Policy:
         return next(self.network.parameters()).device
 
     @property
+    def obs_size(self) -> int:
+        """How many numbers an observation has."""
+        return next(self.network.parameters()).shape[1] if self.memory is None else self.memory.input_size
+
+    @property
     def std(self) -> Tensor | None:
         """Standard deviation of the actions, (A,), where they are Gaussian."""
         return self._std() if self._std else None
@@ -57,6 +64,16 @@ class Policy:
             return Categorical(output)
         return Gaussian(output, self._std() if std is None else std)
 
+    def deploy(self) -> nn.Module:
+        """Make the module that a robot runs: mean actions (N, A), or the choices' logits, of observations (N, O); a copy.
+
+        Raises:
+            ValueError: the policy remembers, and one call has no place for that.
+        """
+        if self.memory is not None:
+            raise ValueError("a recurrent policy needs its memory carried from step to step")
+        return copy.deepcopy(nn.Sequential(self.normalizer, self.network)).eval()
+
     def start(self, num_envs: int, device: torch.device | str) -> Memory:
         """Make the memory of episodes that begin."""
         if self.memory is None:
@@ -73,6 +90,16 @@ def remember(network: nn.RNNBase, features: Tensor, memory: Memory) -> tuple[Ten
     return out[0], state if isinstance(state, tuple) else (state,)
 
 
+def unroll(network: nn.RNNBase, features: Tensor, done: Tensor, memory: Memory) -> Tensor:
+    """Take the steps of a GRU or an LSTM one after the other: features (T, N, F) to (T, N, hidden); `done` (T, N) forgets."""
+    outputs = []
+    for now, ends in zip(features, done, strict=True):
+        out, memory = remember(network, now, memory)
+        memory = tuple(part * (1.0 - ends)[:, None] for part in memory)  # the next episode begins without memories
+        outputs.append(out)
+    return torch.stack(outputs)
+
+
 class Player:
     """A policy at work without exploration: mean actions, (N, A), of observations; it remembers between calls if it can.
 
@@ -81,17 +108,26 @@ class Player:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self._policy, self._memory = policy, ()
+        self.policy, self._memory = policy, ()
 
     def __call__(self, obs: Obs | Tensor) -> Tensor:
-        """Mean actions of the observations of the group `actor`, (N, O), or of a dict of groups."""
+        """Mean actions of the observations of the group `actor`, (N, O), or of a dict of groups.
+
+        Raises:
+            UserError: the policy was trained on observations of another size.
+        """
         group = obs["actor"] if isinstance(obs, dict) else obs
+        if group.shape[-1] != self.policy.obs_size:
+            raise UserError(
+                f"the policy takes {self.policy.obs_size} observations, and {group.shape[-1]} are given; "
+                "play it on the page that it was trained on"
+            )
         with torch.inference_mode():
             # the robots may live on a GPU, and the policy was loaded on the CPU
-            own = group.to(self._policy.device)
+            own = group.to(self.policy.device)
             if not self._memory or self._memory[0].shape[1] != len(group):
-                self._memory = self._policy.start(len(group), own.device)
-            distribution, self._memory = self._policy(own, self._memory)
+                self._memory = self.policy.start(len(group), own.device)
+            distribution, self._memory = self.policy(own, self._memory)
             return distribution.mode.to(group.device)
 
     def forget(self, done: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from embodied_rl.errors import UserError, install_hint
 
 log = logging.getLogger("embodied_rl")
 
+#: So many rewards and so many penalties have room on the panel.
+_SHOWN_TERMS = 3
+#: Words for shares of the time whose names in TensorBoard would not say who is waited for.
+_PHASES = {"wait": "pool", "waiting": "ranks", "slowest": "stragglers"}
+
 
 class Report:
     """Writes metrics to TensorBoard and shows the ones that people watch.
@@ -25,6 +31,7 @@ class Report:
         start: iterations done before; TensorBoard forgets what a killed run wrote beyond them.
         logger: `wandb` mirrors what goes to TensorBoard there.
         failures: what episodes that end other than by time are called.
+        panel: the learner's own words for its metrics.
         console: where to show progress.
 
     Raises:
@@ -38,11 +45,12 @@ class Report:
         start: int,
         logger: str = "tensorboard",
         failures: str = "terminated",
+        panel: Callable[[dict[str, float]], str] = lambda metrics: "",
         console: Console | None = None,
     ) -> None:
         if logger == "wandb":
             _mirror_to_wandb(path)
-        self._path, self._iterations, self._failures = path, iterations, failures
+        self._path, self._iterations, self._failures, self._learner = path, iterations, failures, panel
         self._writer: Any = None
         self._lost = False
         self._excepthook = threading.excepthook
@@ -120,39 +128,65 @@ class Report:
             self._excepthook(arguments)
 
     def _line(self, iteration: int, m: dict[str, float], seconds_left: float) -> str:
-        parts = [f"{iteration}/{self._iterations}", f"eta {_clock(seconds_left)}", f"{m['Perf/total_fps']:.0f} steps/s"]
-        parts.append(f"reward {m.get('Train/mean_reward', 0.0):.2f}")
+        parts = [f"{iteration}/{self._iterations}", f"elapsed {_clock(m['Train/seconds'])}", f"eta {_clock(seconds_left)}"]
+        parts += [f"{m['Perf/total_fps']:.0f} steps/s", f"reward {_reward(m)}"]
         parts += [f"{name.removeprefix('Metrics/')} {m[name]:.3f}" for name in m if name.startswith("Metrics/")]
-        parts.append(f"{self._failures} {100 * m.get('Train/terminated', 0.0):.0f} %")
-        parts.append(self._split(m))
-        return "  ".join(parts)
+        return "  ".join([*parts, self._ends(m), _verdict(m)])
 
     def _panel(self, iteration: int, m: dict[str, float], seconds_left: float) -> Table:
         table = Table(title=f"embodied-rl  {self._path}", show_header=False, title_justify="left", min_width=64)
         table.add_column(style="dim")
         table.add_column()
-        table.add_row("iteration", f"{iteration} of {self._iterations}   eta {_clock(seconds_left)}")
+        clocks = f"elapsed {_clock(m['Train/seconds'])}   eta {_clock(seconds_left)}"
+        table.add_row("iteration", f"{iteration} of {self._iterations}   {clocks}")
         table.add_row("env steps", f"{m['Train/env_steps']:,.0f}   {m['Perf/total_fps']:,.0f} per second")
-        failures = f"{self._failures} {100 * m.get('Train/terminated', 0.0):.1f} %"
-        table.add_row("reward", f"{m.get('Train/mean_reward', 0.0):.2f}   {failures}")
+        table.add_row("gradient steps", f"{m['Perf/gradient_steps_per_second']:,.1f} per second")
+        length = f"{m['Train/mean_episode_length']:.0f} steps" if "Train/mean_episode_length" in m else "-"
+        table.add_row("episode", f"reward {_reward(m)}   {self._ends(m, digits=1)}   length {length}")
+        if "Train/episodes" in m:
+            table.add_row("", f"[dim]means of the latest {m['Train/episodes']:,.0f} episodes[/dim]")
+        terms = {name.removeprefix("Episode_Reward/"): m[name] for name in m if name.startswith("Episode_Reward/")}
+        table.add_row("rewards\nper episode", _largest({name: value for name, value in terms.items() if value > 0.0}))
+        table.add_row("penalties\nper episode", _largest({name: value for name, value in terms.items() if value < 0.0}))
         for name, value in m.items():
             if name.startswith("Metrics/"):
                 table.add_row(name.removeprefix("Metrics/").replace("_", " "), f"{value:.3f}")
-        table.add_row("learner", f"kl {m['Loss/kl']:.4f}   rate {m['Loss/learning_rate']:.1e}   std {m['Policy/mean_std']:.2f}")
-        table.add_row("time", self._split(m))
+        table.add_row("learner", self._learner(m))
+        table.add_row("time", _verdict(m))
         return table
 
-    @staticmethod
-    def _split(m: dict[str, float]) -> str:
-        shares = {name.removeprefix("Perf/share_"): m[name] for name in m if name.startswith("Perf/share_")}
-        return " ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+    def _ends(self, m: dict[str, float], digits: int = 0) -> str:
+        """Say how many of the latest episodes ended other than by time."""
+        return f"{self._failures} " + (f"{100 * m['Train/terminated']:.{digits}f} %" if "Train/terminated" in m else "-")
+
+
+def _reward(m: dict[str, float]) -> str:
+    return f"{m['Train/mean_reward']:.2f}" if "Train/mean_reward" in m else "-"
+
+
+def _largest(terms: dict[str, float]) -> str:
+    """List the terms that weigh most, one a line, the largest first."""
+    names = sorted(terms, key=lambda name: -abs(terms[name]))[:_SHOWN_TERMS]
+    width = max((len(f"{terms[name]:+.2f}") for name in names), default=0)
+    return "\n".join(f"{terms[name]:>+{width}.2f}  {name}" for name in names) or "-"
+
+
+def _verdict(m: dict[str, float]) -> str:
+    """Say what takes the most time, and then the others' shares, in an order that stays, so that lines compare."""
+    shares = {name.removeprefix("Perf/share_"): 100 * m[name] for name in m if name.startswith("Perf/share_")}
+    if not shares:
+        return "-"
+    slowest = max(shares, key=lambda name: shares[name])
+    # a share may be a difference of two clocks, a little below zero
+    others = ", ".join(f"{_PHASES.get(name, name)} {max(share, 0.0):.0f}" for name, share in shares.items() if name != slowest)
+    return f"{_PHASES.get(slowest, slowest)}-bound {shares[slowest]:.0f} %" + (f" ({others})" if others else "")
 
 
 def _mirror_to_wandb(path: Path) -> None:
     try:
         import wandb  # pyright: ignore[reportMissingImports]  an extra
     except ImportError:
-        raise UserError(f"ppo.logger: wandb is not installed; {install_hint('wandb')}, or leave the key out") from None
+        raise UserError(f"train.logger: wandb is not installed; {install_hint('wandb')}, or leave the key out") from None
     # one name for a run and its resumptions
     identity = f"{path.parent.name}-{path.name}"
     wandb.init(project="embodied_rl", id=identity, name=identity, dir=str(path), resume="allow", sync_tensorboard=True)

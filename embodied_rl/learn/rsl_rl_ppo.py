@@ -1,9 +1,10 @@
-"""rsl_rl's own PPO as a learner: `ppo: {class_name: rsl_rl.algorithms:PPO}`, the oracle that ours is tested against."""
+"""rsl_rl's own PPO as a learner: `train: {learner: rsl_rl.algorithms:PPO}`, the oracle that ours is tested against."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from rsl_rl.algorithms import PPO
@@ -11,10 +12,12 @@ from rsl_rl.storage import RolloutStorage
 from tensordict import TensorDict
 from torch import Tensor
 
-from embodied_rl.config.page import PPOSettings
+from embodied_rl.config.page import Page, PPOSettings
 from embodied_rl.errors import UserError
-from embodied_rl.learn.models import build_actor, build_critic, policy_of, standard_deviation
-from embodied_rl.learn.rollout import Rollout
+from embodied_rl.learn.models import build_actor, build_critic, load_actor, policy_of, standard_deviation
+from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.ranks.group import Group
+from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.vector_env import ActionSpace, Obs
 
 #: Settings of `ppo` that rsl_rl's PPO takes under the same name.
@@ -51,7 +54,6 @@ class RslRlPPO:
     It knows no invalid transitions: a robot that blew up counts as fallen, with reward 0.
 
     Args:
-        algorithm: rsl_rl's class, or one derived from it.
         obs: observations of each group, (N, O), for their sizes.
         space: what an action is.
         page: the page's `ppo` section.
@@ -63,9 +65,10 @@ class RslRlPPO:
         UserError: actions are choices, for which rsl_rl has no distribution.
     """
 
+    algorithm_class = PPO
+
     def __init__(
         self,
-        algorithm: type[PPO],
         obs: Obs,
         space: ActionSpace,
         page: PPOSettings,
@@ -74,16 +77,36 @@ class RslRlPPO:
         device: torch.device | str = "cpu",
     ) -> None:
         if space.discrete:
-            raise UserError(f"ppo.class_name: {page.class_name}: rsl_rl has no discrete actions; leave the key out")
+            raise UserError("train.learner: rsl_rl has no discrete actions; leave the key out")
         num_envs = len(obs["actor"])
         config = algorithm_config(page)
         if "symmetry_cfg" in config:  # all that its data_augmentation_func asks of an environment
             config["symmetry_cfg"]["env"] = SimpleNamespace(mirror_maps=lambda: mirrors)
         actor, critic = build_actor(obs, space, page), build_critic(obs, page)
         storage = RolloutStorage("rl", num_envs, num_steps, _tensor_dict(obs), [space.size], str(device))
-        self.algorithm = algorithm(actor, critic, storage, device=str(device), **config)
+        self.algorithm = self.algorithm_class(actor, critic, storage, device=str(device), **config)
         self.actor, self.critic, self.optimizer = self.algorithm.actor, self.algorithm.critic, self.algorithm.optimizer
         self.critic_group, self.policy = critic.obs_groups[0], policy_of(actor)
+        self.networks = {"actor": self.actor, "critic": self.critic}
+        self.gradient_steps = page.num_learning_epochs * page.num_mini_batches
+
+    @classmethod
+    def make(
+        cls, page: Page, collector: Collector, device: torch.device, *, group: Group, compiler: Callable = lambda f: f
+    ) -> Self:
+        """Make the page's learner, in one process.
+
+        Raises:
+            UserError: there are several processes, or actions are choices.
+        """
+        if group.size > 1:
+            raise UserError(f"train.learner: {page.train.learner}: it trains in one process; leave the key out, or torchrun")
+        return cls(collector.observe(), collector.action_space, page.ppo, collector.mirrors, collector.num_steps, device)
+
+    @classmethod
+    def load_policy(cls, page: Page, state: dict, device: torch.device | str) -> Policy:
+        """Make the policy of what `state_dict` gave."""
+        return policy_of(load_actor(page.ppo, state["actor_state_dict"], device))
 
     @property
     def learning_rate(self) -> float:
@@ -97,6 +120,14 @@ class RslRlPPO:
         metrics = {f"Loss/{name}": float(value) for name, value in losses.items()}
         metrics["Policy/mean_std"] = float(standard_deviation(self.actor).detach().mean())
         return metrics | {"Loss/learning_rate": self.learning_rate}
+
+    def skipped(self, metrics: dict[str, float]) -> float:
+        """Return 0: it leaves nothing out."""
+        return 0.0
+
+    def panel(self, metrics: dict[str, float]) -> str:
+        """Say the learning rate, and how far actions scatter."""
+        return f"learning rate {metrics['Loss/learning_rate']:.1e}   std {metrics['Policy/mean_std']:.2f}"
 
     @torch.no_grad()
     def feed(self, rollout: Rollout) -> None:
@@ -128,6 +159,13 @@ class RslRlPPO:
             RuntimeError: the networks have other shapes.
         """
         self.algorithm.load(state, None, strict=True)
+
+
+def adapted(algorithm: Any) -> type[RslRlPPO] | None:
+    """Make a learner of rsl_rl's PPO or a class derived from it; None of anything else."""
+    if not (isinstance(algorithm, type) and issubclass(algorithm, PPO)):
+        return None
+    return type("RslRlPPO", (RslRlPPO,), {"algorithm_class": algorithm})
 
 
 def _tensor_dict(obs: Obs) -> TensorDict:

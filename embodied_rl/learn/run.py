@@ -52,7 +52,7 @@ class Run:
 
     @classmethod
     def create(cls, page: Page, path: Path | None = None) -> Run:
-        """A fresh directory with the resolved page and what it runs on, written before anything is built.
+        """Make a fresh directory with the resolved page and what it runs on, written before anything is built.
 
         Raises:
             RunError: the directory holds a run already, or cannot be written.
@@ -70,19 +70,40 @@ class Run:
 
     @property
     def page(self) -> Page:
-        """The page that the run was started with."""
+        """The page that the run was started with.
+
+        Raises:
+            RunError: it is of an earlier version, which had other keys.
+        """
+        self.check_version()
         return load(str(self.path / "config.yaml"))
 
+    def check_version(self) -> None:
+        """Refuse a run whose page is of an earlier version.
+
+        Raises:
+            RunError: it is; the message names the commit that reads it, where that is known.
+        """
+        path = self.path / "config.yaml"
+        if path.is_file() and not re.search(r"^train:", _text(path), re.MULTILINE):
+            that = f"that of commit {self.git_commit}" if self.git_commit else "that version"
+            raise RunError(f"{self.path}: an earlier embodied_rl trained it, its page has no `train:`; {that} reads it")
+
     def change(self, page: Page) -> None:
-        """Make this the run's page."""
-        temporary = self.path / "config.tmp"
+        """Make this the run's page.
+
+        Raises:
+            OSError: it cannot be written; the page before is still there.
+        """
+        temporary = self.path / f"config.{os.getpid()}.tmp"
         temporary.write_text(page.to_yaml())
         temporary.replace(self.path / "config.yaml")
 
     @property
     def git_commit(self) -> str:
         """The commit that the run was started from; empty where there was none."""
-        lines = (self.path / "environment.txt").read_text().splitlines()
+        environment = self.path / "environment.txt"
+        lines = _text(environment).splitlines() if environment.is_file() else []
         commit = next((line.removeprefix("git commit: ") for line in lines if line.startswith("git commit: ")), "none")
         return "" if commit == "none" else commit
 
@@ -91,12 +112,14 @@ class Run:
         return self.checkpoints / f"model_{iteration:06d}.pt"
 
     def newest_checkpoints(self) -> list[Path]:
-        """The checkpoints, newest first."""
-        found = self.checkpoints.glob("model_*.pt")
-        return sorted((p for p in found if re.fullmatch(r"model_\d+\.pt", p.name)), reverse=True)
+        """List the checkpoints, newest first; folders, backups and links to nowhere are none."""
+        found = {path: re.fullmatch(r"model_(\d+)\.pt", path.name) for path in self.checkpoints.glob("model_*.pt")}
+        numbers = {path: int(name[1]) for path, name in found.items() if name and path.is_file()}
+        # by number: beyond six digits names have another order
+        return sorted(numbers, key=lambda path: (numbers[path], path.name), reverse=True)
 
     def best_checkpoint(self) -> Path:
-        """The one before which episodes brought the most reward.
+        """Find the one before which episodes brought the most reward.
 
         Raises:
             RunError: there is none that knows.
@@ -104,7 +127,7 @@ class Run:
         rewards: dict[Path, float] = {}
         for path in self.newest_checkpoints():
             try:
-                reward = (checkpoint.read(path).get("infos") or {}).get("mean_reward", math.nan)
+                reward = checkpoint.mean_reward(checkpoint.read(path))
             except checkpoint.CheckpointError as error:
                 log.warning("%s", error)
                 continue
@@ -124,7 +147,12 @@ class Run:
             return
         import fcntl
 
-        file, told, deadline = (self.path / "lock").open("a+"), False, time.monotonic() + seconds
+        place = self.path / "lock"
+        try:
+            file = place.open("a+", errors="replace")
+        except OSError as error:
+            raise RunError(f"{place}: cannot be written ({error.strerror}); move it away, or name another --run-dir") from None
+        told, deadline = False, time.monotonic() + seconds
         while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,7 +187,7 @@ class Run:
     def begun_by(self, names: list[str]) -> bool:
         """Whether one of these launchers began, or resumed, this run."""
         try:
-            known = (self.path / "launchers.txt").read_text().splitlines()
+            known = _text(self.path / "launchers.txt").splitlines()
         except OSError:
             return False
         return not set(known).isdisjoint(names)
@@ -194,6 +222,7 @@ def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) ->
     path = Path(name)
     if path.name == "best" and (path.parent / "config.yaml").is_file():
         run = Run(path.parent)
+        run.check_version()  # before its checkpoints have their say
         return run, run.best_checkpoint()
     if path.is_file():
         run = Run(path.parent.parent)
@@ -203,6 +232,11 @@ def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) ->
     if not (path / "config.yaml").is_file():
         raise RunError(f"{path}: no run here (no config.yaml); give a run directory, a checkpoint, or `latest`")
     return Run(path), None
+
+
+def _text(path: Path) -> str:
+    """Read a text that may have been overwritten with anything."""
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _environment() -> str:
@@ -227,7 +261,7 @@ def _version(package: str) -> str:
 
 
 def git(*arguments: str) -> str:
-    """What git says in the package's checkout; empty where there is none."""
+    """Ask git for what it says in the package's checkout; empty where there is none."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -3,62 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
-import numpy as np
-import torch
-from rsl_rl.models import MLPModel
 from torch import Tensor
-from torch.optim import Optimizer
 
 from embodied_rl.config import Page
-from embodied_rl.errors import UserError
-from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints
-from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints, damaged
+from embodied_rl.learn.damage import find_misfit
+from embodied_rl.learn.guards import Guards, UnstableError
+from embodied_rl.learn.learner import Learner
+from embodied_rl.learn.metrics import Metrics
 from embodied_rl.learn.ranks.group import Group, fingerprint
 from embodied_rl.learn.report import Report
-from embodied_rl.learn.rollout import Collector, Rollout
+from embodied_rl.learn.rollout import Collector
 from embodied_rl.learn.run import Run
 from embodied_rl.mdp.curricula import Curricula
 
 log = logging.getLogger("embodied_rl")
-
-#: Up to so many ranks each has its own curves.
-_SHOWN_RANKS = 16
-
-
-class UnstableError(UserError):
-    """More robots blew up, or ran out of room, than the page allows, or the networks are lost; one line."""
-
-
-class Learner(Protocol):
-    """Improves a policy on rollouts."""
-
-    policy: Policy
-    actor: MLPModel
-    critic: MLPModel
-    optimizer: Optimizer
-    critic_group: str
-    """The observation group that the values are of."""
-
-    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        """Learn from a rollout; the metrics, by TensorBoard name."""
-        ...
-
-    def state_dict(self) -> dict:
-        """All that it knows, in rsl_rl's checkpoint layout."""
-        ...
-
-    def load_state_dict(self, state: dict) -> None:
-        """Take up what `state_dict` gave; RuntimeError where the networks have other shapes."""
-        ...
 
 
 class Trainer:
@@ -79,25 +45,23 @@ class Trainer:
         self.page, self.collector, self.learner, self.curricula, self.run = page, collector, learner, curricula, run
         self.group = group or Group()
         self.iteration = 0
-        self.env_steps = 0
-        self.seconds = 0.0
         counts = self.group.gather(collector.num_envs)
         first = sum(counts[: self.group.rank])
         self.env_ids = range(first, first + collector.num_envs)
         """Global ids of this rank's robots."""
         self.num_envs = sum(counts)
         """Robots of all ranks."""
-        self.checkpoints = Checkpoints(run.checkpoints, self.group, page.ppo.keep_checkpoints)
+        self.checkpoints = Checkpoints(run.checkpoints, self.group, page.train.keep_checkpoints)
+        self.metrics = Metrics(self.group)
+        self.guards = Guards(page, run, self.group, self.env_ids, self.num_envs)
         self._saved: int | None = None
         self._asked = self._stop = False
-        # since the last checkpoint: the sum of finished episodes' rewards, and how many they are
-        self._rewards = self._episodes = 0.0
 
     def train(self, iterations: int, report: Report | None = None) -> Generator[dict[str, float]]:
         """Go on until `iterations` in all are done; yields the metrics of each.
 
         The consumer may stop early; Ctrl-C and SIGTERM, to any rank, stop all after the iteration at hand.  A checkpoint is
-        written every `ppo.save_interval` iterations and at the end; where there is no room for it, the run goes on.
+        written every `train.save_every` iterations and at the end; where there is no room for it, the run goes on.
 
         Raises:
             UnstableError: too many robots blew up.
@@ -107,17 +71,42 @@ class Trainer:
             self.checkpoints.begin(self.iteration)
             self.group.lead(self.run.note_launchers)
             while self.iteration < iterations and not self._agree_to_stop():
-                metrics = self._iterate()
+                self.group.waited()
+                started = time.perf_counter()
+                rollout = self.collector.collect(self.learner.policy, self.iteration, self.curricula.numbers)
+                collected = time.perf_counter()
+                metrics = self.learner.update(rollout, self.iteration)
+                learned = time.perf_counter()
+                self.iteration += 1
+                steps = self.learner.gradient_steps
+                metrics |= self.metrics.of(rollout, collected - started, learned - collected, steps)
+                self.curricula.advance(rollout.totals, self.iteration)
+                self.group.settle()
+                try:
+                    self.guards.check(self.iteration, self.collector, self.learner, rollout, metrics)
+                except UnstableError as error:
+                    if error.worth_saving:
+                        self.save()
+                    raise
                 if report:
-                    left = (iterations - self.iteration) * metrics["Perf/iteration_time"]
-                    report.show(self.iteration, metrics, left)
-                if self.iteration % self.page.ppo.save_interval == 0 and self.iteration < iterations:
+                    report.show(self.iteration, metrics, (iterations - self.iteration) * metrics["Perf/iteration_time"])
+                if self.iteration % self.page.train.save_every == 0 and self.iteration < iterations:
                     self._try_to_save(report)
                 yield metrics
             if self._saved != self.iteration:
                 if report:
                     report.flush(self.iteration)
                 self.save()
+
+    @property
+    def env_steps(self) -> int:
+        """Steps of all robots so far."""
+        return self.metrics.env_steps
+
+    @property
+    def seconds(self) -> float:
+        """What collecting and learning have taken so far."""
+        return self.metrics.seconds
 
     @property
     def stopped(self) -> bool:
@@ -132,108 +121,6 @@ class Trainer:
         self._stop = bool(self.group.table([float(self._asked)]).any())
         return self._stop
 
-    def _iterate(self) -> dict[str, float]:
-        self.group.waited()
-        started = time.perf_counter()
-        rollout = self.collector.collect(self.learner.policy, self.iteration, self.curricula.numbers)
-        collected = time.perf_counter()
-        metrics = self.learner.update(rollout, self.iteration)
-        learned = time.perf_counter()
-        self.iteration += 1
-        times = {"collection": collected - started, "learning": learned - collected, "waiting": self.group.waited()}
-        own = {"steps": float(rollout.rewards.numel())} | times | rollout.seconds
-        table = self.group.table([*own.values(), *rollout.totals.values()])
-        by_rank = dict(zip(own, table.T.tolist(), strict=False))
-        # sums over ranks, never means of means: they may have unequal numbers of robots
-        rollout.totals = dict(zip(rollout.totals, table[:, len(own) :].sum(0).tolist(), strict=True))
-        self.curricula.advance(rollout.totals, self.iteration)
-        metrics |= episode_metrics(rollout.totals, self.page) | self._speed(by_rank, list(rollout.seconds))
-        self._rewards += rollout.totals.get("reward/total", 0.0)
-        self._episodes += rollout.totals["episodes"]
-        self.group.settle()
-        self._check_stability(rollout)
-        self._check_learning(metrics, rollout)
-        return metrics
-
-    def _speed(self, by_rank: dict[str, list[float]], phases: list[str]) -> dict[str, float]:
-        """Counters and speed of the job from each rank's numbers; all ranks wait for the slowest, so rank 0's clock is theirs."""
-        size, steps = self.group.size, sum(by_rank["steps"])
-        seconds = by_rank["collection"][0] + by_rank["learning"][0]
-        self.env_steps += int(steps)
-        self.seconds += seconds
-        shares = {name: sum(by_rank[name]) for name in phases}
-        shares["update"] = sum(by_rank["learning"]) - sum(by_rank["waiting"])
-        if size > 1:
-            shares["waiting"] = sum(by_rank["waiting"])
-        metrics = {f"Perf/share_{name}": value / (size * seconds) for name, value in shares.items()}
-        metrics |= {
-            "Perf/total_fps": steps / seconds,
-            "Perf/iteration_time": seconds,
-            "Perf/collection_time": by_rank["collection"][0],
-            "Perf/learning_time": by_rank["learning"][0],
-            "Train/env_steps": float(self.env_steps),
-            "Train/seconds": self.seconds,
-        }
-        if size > 1:
-            columns = zip(*(by_rank[name] for name in ("steps", "collection", "learning", "waiting")), strict=True)
-            # what each would do alone
-            speeds = [done / (collecting + learning - waiting) for done, collecting, learning, waiting in columns]
-            metrics |= {"Perf/fps_per_rank": steps / seconds / size, "Perf/slowest_rank": float(np.argmin(speeds))}
-            if size <= _SHOWN_RANKS:
-                metrics |= {f"Perf/rank_{rank}_fps": speed for rank, speed in enumerate(speeds)}
-                metrics |= {f"Perf/rank_{rank}_waiting": value / seconds for rank, value in enumerate(by_rank["waiting"])}
-        return metrics
-
-    def _check_learning(self, metrics: dict[str, float], rollout: Rollout) -> None:
-        page, skipped = self.page.ppo, metrics.get("Loss/skipped", 0.0)
-        if skipped > page.max_skipped * page.num_learning_epochs * page.num_mini_batches:
-            of = f"_rank_{self.group.rank}" if self.group.size > 1 else ""
-            path = self.run.path / "diverged" / f"iteration_{self.iteration:06d}{of}.pt"
-            tensors = {name: value for name, value in vars(rollout).items() if name not in ("totals", "seconds")}
-            with _if_there_is_room(path) as file:
-                torch.save({"rollout": tensors, "learner": self.learner.state_dict()}, file)
-            where = path if self.group.size == 1 else path.parent
-            networks = (*self.learner.actor.parameters(), *self.learner.critic.parameters())
-            if all(bool(parameter.isfinite().all()) for parameter in networks):
-                self.save()
-            raise UnstableError(
-                f"{skipped:.0f} minibatches of iteration {self.iteration} had a loss or gradient that is not finite, more than "
-                f"ppo.max_skipped ({page.max_skipped:.0%}) allows; what was learned from lies in {where}; try a smaller "
-                "ppo.learning_rate, or look for a reward or observation that explodes"
-            )
-        wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if wrong:
-            raise UnstableError(
-                f"{', '.join(wrong[:3])} is not finite after iteration {self.iteration}, so the networks are lost; go on from "
-                f"an earlier checkpoint in {self.run.checkpoints} with a smaller ppo.learning_rate or ppo.max_grad_norm"
-            )
-
-    def _check_stability(self, rollout: Rollout) -> None:
-        dumps = [dump | {"row": self.env_ids[int(dump["row"])]} for dump in self.collector.drain_unstable()]
-        if self.group.size > 1:  # rank 0 writes them
-            dumps = [*chain(*self.group.gather(dumps))] if rollout.totals["unstable"] else []
-        for dump in dumps if self.group.rank == 0 else []:
-            path = self.run.path / "unstable" / f"iteration_{self.iteration:06d}_row_{dump['row']}.npz"
-            with _if_there_is_room(path) as file:
-                np.savez_compressed(file, **dump)  # pyright: ignore[reportArgumentType]
-        page = self.page.physics
-        for name, rows in rollout.totals.items():
-            kind, _, setting = name.partition("/")
-            if kind == "overflow" and rows > page.max_overflow * self.num_envs:
-                self.save()
-                raise UnstableError(
-                    f"{rows:.0f} of {self.num_envs} robots ran out of room for contacts in iteration {self.iteration}, "
-                    f"more than physics.max_overflow ({page.max_overflow:.0%}) allows, and contacts were lost; raise {setting}"
-                )
-        unstable, limit = rollout.totals["unstable"], self.page.physics.max_unstable
-        if unstable > limit * self.num_envs:
-            self.save()
-            raise UnstableError(
-                f"{unstable:.0f} of {self.num_envs} robots blew up in iteration {self.iteration}, more than "
-                f"physics.max_unstable ({limit:.0%}) allows; their last states lie in {self.run.path / 'unstable'}; try a "
-                "smaller physics.dt, more physics.iterations, or softer gains"
-            )
-
     def save(self) -> Path:
         """Write a checkpoint of everything that the run's future depends on.
 
@@ -242,12 +129,10 @@ class Trainer:
             UnstableError: the ranks' networks or curricula are not the same any more.
         """
         self._compare()
-        counters = {"env_steps": self.env_steps, "seconds": self.seconds}
-        learner = self.learner.state_dict() | {"iter": self.iteration, "infos": counters}
+        learner = self.learner.state_dict() | {"iter": self.iteration, "infos": self.metrics.state_dict()}
         learner["curricula"] = self.curricula.state_dict()
-        mean_reward = self._rewards / self._episodes if self._episodes else math.nan
-        path = self.checkpoints.save(learner, self.collector.snapshot(), self.env_ids.start, mean_reward)
-        self._saved, self._rewards, self._episodes = self.iteration, 0.0, 0.0
+        path = self.checkpoints.save(learner, self.collector.snapshot(), self.env_ids.start, self.metrics.mean_reward())
+        self._saved = self.iteration
         return path
 
     def _try_to_save(self, report: Report | None) -> None:
@@ -281,13 +166,21 @@ class Trainer:
         """Go on from a checkpoint that was read from `path`, by whatever number of ranks.
 
         Raises:
-            CheckpointError: it is of another page, or a shard of it is damaged.
+            DamagedError: what it holds cannot be, or a shard of it is damaged.
+            CheckpointError: it is of another page.
         """
+        fault, is_damage = find_misfit(self.learner.networks, state)
+        if is_damage:
+            raise damaged(path, fault)
+        if fault:
+            raise CheckpointError(f"{path}: its networks have other shapes than the page's: {fault}")
         parts = self.checkpoints.read_envs(path, state, self.env_ids)
         try:
             self.learner.load_state_dict(state)
-        except (RuntimeError, ValueError, KeyError):
-            raise CheckpointError(f"{path}: its networks have other shapes than the page's") from None
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # the networks fit: it is something beside them
+            reason = str(error).partition("\n")[0]
+            raise damaged(path, f"its learner cannot be set to it ({type(error).__name__}: {reason})") from None
         try:
             self.curricula.load_state_dict(state.get("curricula") or {}, int(state["iter"]))
         except ValueError as error:
@@ -295,8 +188,7 @@ class Trainer:
         found = sum(len(next(iter(envs.values()))) for _, envs in parts)
         self.group.together(lambda: self._restore(path, parts))
         self.iteration = self._saved = int(state["iter"])
-        counters = state.get("infos") or {}
-        self.env_steps, self.seconds = int(counters.get("env_steps", 0)), float(counters.get("seconds", 0.0))
+        self.metrics.load_state_dict(state.get("infos") or {})
         missing = self.num_envs - int(self.group.table([float(found)]).sum())
         if missing and self.group.rank == 0:
             log.warning("%s: holds no state of %d of %d robots; they start fresh", path, missing, self.num_envs)
@@ -325,30 +217,6 @@ class Trainer:
             ) from None
 
 
-def episode_metrics(totals: dict[str, float], page: Page) -> dict[str, float]:
-    """Means by TensorBoard name from the sums of a rollout."""
-    steps, episodes = max(totals["steps"], 1.0), totals["episodes"]
-    overflow = sum(value for name, value in totals.items() if name.startswith("overflow/"))
-    metrics = {"Physics/unstable": totals["unstable"], "Physics/overflow": overflow}
-    for name, value in totals.items():
-        kind, _, term = name.partition("/")
-        if kind == "error":
-            metrics[f"Metrics/{term}"] = value / steps
-        elif kind == "termination":
-            metrics[f"Episode_Termination/{term}"] = value
-        elif kind == "pool":
-            metrics[f"Pool/{term}"] = value
-        elif kind == "pool_mean":
-            metrics[f"Pool/{term}"] = value / steps
-        elif kind == "reward" and episodes and term != "total":
-            metrics[f"Episode_Reward/{term}"] = value / episodes
-    if episodes:
-        metrics["Train/mean_reward"] = totals["reward/total"] / episodes
-        metrics["Train/mean_episode_length"] = totals["episode_length"] / episodes
-        metrics["Train/terminated"] = totals["terminated"] / episodes
-    return metrics
-
-
 @contextmanager
 def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the trainer to stop; a second Ctrl-C interrupts at once."""
@@ -367,14 +235,3 @@ def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _if_there_is_room(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for what helps to find a mistake, but must not end a run."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            yield file
-    except (OSError, RuntimeError) as error:
-        log.warning("%s: not written (%s)", path, error)

@@ -41,7 +41,7 @@ def make_collector(
 
         env = RemoteEnv(page, env_ids, world_size=world_size)
         symmetry = page.ppo.symmetry != "none"
-        return LocalCollector(env, page.ppo.num_steps_per_env, page.env.seed, symmetry=symmetry, chunk=page.pool.shard_size)
+        return LocalCollector(env, page.train.steps, page.env.seed, symmetry=symmetry, chunk=page.pool.shard_size)
     from embodied_rl.pools.pool import SimPool
 
     return SimPool(page, env_ids, device=device, status=status, world_size=world_size)

@@ -55,7 +55,7 @@ class Dispatcher:
 
     def __init__(self, crew: Crew) -> None:
         self.crew = crew
-        self.num_steps: int = crew.page.ppo.num_steps_per_env
+        self.num_steps: int = crew.page.train.steps
         self.replay = Replay(crew)
         self.requests: dict[int, deque[Request]] = {worker.index: deque() for worker in crew.workers}
         """What each worker owes, the oldest first."""

@@ -62,7 +62,7 @@ class SimPool:
         env_ids = torch.arange(page.env.num_envs) if env_ids is None else env_ids
         self.page = page
         self.num_envs = len(env_ids)
-        self.num_steps: int = page.ppo.num_steps_per_env
+        self.num_steps: int = page.train.steps
         if page.pool.mode == "async" and self.num_envs % page.pool.shard_size:
             raise PoolError(
                 f"pool.shard_size: {page.pool.shard_size}: async wants env.num_envs ({self.num_envs}) in equal shards"

@@ -21,12 +21,21 @@ def read_status(folder: Path) -> list[dict[str, Any]]:
     """Read what the pools of a run directory, one for each rank, have last written there.
 
     Raises:
-        PoolError: none has written anything.
+        PoolError: none has written anything, or something else has written over it.
     """
     found = sorted(folder.glob("pool*.json"))
     if not found:
         raise PoolError(f"{folder}: no pool has written its status here; pool.workers on the page makes one")
-    return [json.loads(path.read_text()) for path in found]
+    return [_read(path) for path in found]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        status = json.loads(path.read_text())
+        shown(status)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise PoolError(f"{path}: no status of a pool; remove it, and the next iteration writes another") from None
+    return status
 
 
 def shown(status: dict[str, Any]) -> str:

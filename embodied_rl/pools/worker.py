@@ -48,7 +48,7 @@ class SimWorker:
         self._doing = ("building", -1, time.time())
         env = make_vector(page, torch.from_numpy(np.array(env_ids)))
         wrap = identity if page.env.source else compiler(page, env.device)
-        steps, size = page.ppo.num_steps_per_env, page.pool.shard_size
+        steps, size = page.train.steps, page.pool.shard_size
         symmetry = page.ppo.symmetry != "none"
         self._collector = LocalCollector(
             env, steps, page.env.seed, symmetry=symmetry, compiler=wrap, chunk=size, interrupted=self._interrupted

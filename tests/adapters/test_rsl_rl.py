@@ -28,11 +28,12 @@ def page() -> Page:
     small = [
         "actor_hidden_dims=[32, 16]",
         "critic_hidden_dims=[24]",
-        "num_steps_per_env=8",
         "learning_rate=5e-4",
         "schedule=adaptive",
     ]
-    return load("go2_flat", ["env.compile=false", f"env.num_envs={ENVS}", *(f"ppo.{setting}" for setting in small)])
+    return load(
+        "go2_flat", ["env.compile=false", "train.steps=8", f"env.num_envs={ENVS}", *(f"ppo.{setting}" for setting in small)]
+    )
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_the_stock_runner_trains(trained: OnPolicyRunner, page: Page) -> None:
     assert saved(trained).is_file()
     assert trained.alg.learning_rate != page.ppo.learning_rate  # adapted to the KL
     normalizer = trained.alg.actor.obs_normalizer
-    assert normalizer.count == ITERATIONS * ENVS * page.ppo.num_steps_per_env  # pyright: ignore
+    assert normalizer.count == ITERATIONS * ENVS * page.train.steps  # pyright: ignore
     assert trained.alg.get_policy().output_std.isfinite().all()
 
 
@@ -96,8 +97,8 @@ def test_their_checkpoint_loads_in_our_learner(trained: OnPolicyRunner, env: Env
     with torch.inference_mode():
         assert torch.equal(actor.mlp(actor.obs_normalizer(obs["actor"])), their_actions(trained, obs))
         assert torch.equal(critic.mlp(critic.obs_normalizer(obs["critic"])), trained.alg.critic(obs))
-    assert learner.learning_rate == pytest.approx(trained.alg.learning_rate, rel=1e-6)  # a tensor here, float32
-    assert same_state(learner.optimizer.state_dict()["state"], trained.alg.optimizer.state_dict()["state"])
+    assert float(learner.steps.rate) == pytest.approx(trained.alg.learning_rate, rel=1e-6)  # a tensor here, float32
+    assert same_state(learner.steps.optimizer.state_dict()["state"], trained.alg.optimizer.state_dict()["state"])
 
 
 def test_their_policy_runs_in_ours(trained: OnPolicyRunner, env: Env, tmp_path: Path) -> None:
@@ -122,9 +123,9 @@ def test_our_checkpoint_loads_in_theirs(env: Env, tmp_path: Path) -> None:
     assert runner.current_learning_iteration == 1
     ours = trainer.learner
     assert isinstance(ours, PPO)
-    assert runner.alg.learning_rate == ours.learning_rate
-    assert same_state(runner.alg.optimizer.state_dict()["state"], ours.optimizer.state_dict()["state"])
-    steps = int(next(iter(ours.optimizer.state.values()))["step"])
+    assert runner.alg.learning_rate == float(ours.steps.rate)
+    assert same_state(runner.alg.optimizer.state_dict()["state"], ours.steps.optimizer.state_dict()["state"])
+    steps = int(next(iter(ours.steps.optimizer.state.values()))["step"])
     runner.learn(1)
     per_iteration = env.page.ppo.num_learning_epochs * env.page.ppo.num_mini_batches
     assert int(next(iter(runner.alg.optimizer.state.values()))["step"]) == steps + per_iteration
@@ -175,7 +176,7 @@ def test_the_configuration_is_the_pages_and_stays_so(page: Page, env: Env) -> No
 
 @pytest.mark.parametrize("symmetry", ["augmentation", "mirror_loss"])
 def test_symmetry_is_passed_on(symmetry: str, env: Env, page: Page) -> None:
-    mirrored = load("go2_flat", [f"ppo.symmetry={symmetry}", "ppo.mirror_loss_coeff=0.5", "ppo.num_steps_per_env=2"])
+    mirrored = load("go2_flat", [f"ppo.symmetry={symmetry}", "ppo.mirror_loss_coeff=0.5", "train.steps=2"])
     runner = OnPolicyRunner(RslRlEnv(env), runner_config(mirrored), None, "cpu")
     assert runner.alg.symmetry is not None
     assert runner.alg.symmetry.use_data_augmentation == (symmetry == "augmentation")

@@ -19,7 +19,7 @@ MODULES = {"native": "mujoco", "warp": "mujoco_warp", "mjx": "mujoco.mjx"}
 def tiny() -> list[str]:
     """What makes a page train in no time."""
     return [
-        *("env.compile=false", "env.num_envs=4", "physics.num_threads=1", "ppo.num_steps_per_env=4", "ppo.symmetry=none"),
+        *("env.compile=false", "env.num_envs=4", "physics.num_threads=1", "train.steps=4", "ppo.symmetry=none"),
         *("ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]", "ppo.num_learning_epochs=1", "ppo.num_mini_batches=2"),
     ]
 

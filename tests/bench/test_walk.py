@@ -56,7 +56,7 @@ def test_a_training_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "make_trainer", Walking)
     monkeypatch.setattr(runs, "load", lambda path: SimpleNamespace(policy=path.name))
     monkeypatch.setattr(runs, "evaluate_policy", figures)
-    result = bench_walk(load("go2_flat", ["ppo.max_iterations=40"]))
+    result = bench_walk(load("go2_flat", ["train.iterations=40"]))
     assert (result["env_steps_to_walk"], result["reference_lin_vel_error"]) == (1000, 0.18)
     assert 0 < result["seconds_to_start"] <= result["seconds_to_walk"]
     passes = [("model_20", SEEDS[0]), ("model_30", SEEDS[0]), ("model_20", SEEDS[1])]
@@ -65,7 +65,7 @@ def test_a_training_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_training_that_never_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "make_trainer", Trainer)
-    assert bench_walk(load("go2_flat", ["ppo.max_iterations=20"]))["seconds_to_walk"] == float("inf")
+    assert bench_walk(load("go2_flat", ["train.iterations=20"]))["seconds_to_walk"] == float("inf")
 
 
 def test_a_training_that_is_stopped_has_no_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -153,6 +153,15 @@ ADDED = {
         "ppo: {symmetry: mirror_loss}",
         "page.yaml:6: ppo.mirror_loss_coeff: 0.0 is not allowed with symmetry: mirror_loss; more than 0",
     ),
+    "a key of the loop among the learner's": (
+        "ppo: {max_iterations: 3}",
+        "page.yaml:6: ppo.max_iterations: is train.iterations now",
+    ),
+    "a learner of no name": (
+        "train: {learner: pop}",
+        "page.yaml:6: train.learner: \"pop\" is no learner; did you mean 'ppo'? "
+        "(ppo, or module:Class, like rsl_rl.algorithms:PPO)",
+    ),
     "mirror images of memories": (
         "ppo: {symmetry: augmentation, rnn_type: gru}",
         "page.yaml:6: ppo.symmetry: augmentation needs a policy without memory, of which nobody knows the mirror image; "

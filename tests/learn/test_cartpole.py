@@ -17,7 +17,6 @@ from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.vector_env import ActionSpace, Step
 
 SETTINGS = {
-    "num_steps_per_env": 32,
     "actor_hidden_dims": (64,),
     "critic_hidden_dims": (64,),
     "learning_rate": 3e-3,
@@ -99,7 +98,7 @@ def lengths(*, hidden: bool = False, iterations: int = 25, **changes: Any) -> li
     """Mean length of the episodes that ended, by iteration."""
     page = PPOSettings.model_validate(SETTINGS | changes)
     env = CartPole(64, hidden=hidden)
-    collector = LocalCollector(env, page.num_steps_per_env, seed=1)  # pyright: ignore[reportArgumentType]  it stands for one
+    collector = LocalCollector(env, 32, seed=1)  # pyright: ignore[reportArgumentType]  it stands for one
     torch.manual_seed(1)
     learner = PPO(env.obs, env.action_space, page, {}, seed=1)
     history = []

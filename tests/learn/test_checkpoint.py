@@ -22,7 +22,7 @@ from embodied_rl.learn.run import RunError
 
 SMALL = [
     *("env.compile=false", "env.num_envs=4", "physics.num_threads=1"),
-    *("ppo.num_steps_per_env=4", "ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]", "ppo.save_interval=1"),
+    *("train.steps=4", "ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]", "train.save_every=1"),
 ]
 
 
@@ -317,7 +317,7 @@ def test_the_best_by_name(run: Path) -> None:
 
 def test_a_future_that_was_given_up_does_not_come_back(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever goes on from the first checkpoint and is killed before the next one goes on from the first again."""
-    trainer = training.resume(str(run / "checkpoints" / "model_000001.pt"), "go2_flat", ["ppo.save_interval=10"])
+    trainer = training.resume(str(run / "checkpoints" / "model_000001.pt"), "go2_flat", ["train.save_every=10"])
     for _ in trainer.train(5):
         break
     assert training.resume(str(run), "go2_flat").iteration == 1

@@ -12,7 +12,7 @@ from embodied_rl import make_env, runs, training
 from embodied_rl.config import Page
 from embodied_rl.learn.run import Run
 
-SMALL = ["env.num_envs=64", "env.compile=false", "ppo.num_steps_per_env=8", "ppo.num_mini_batches=2", "ppo.save_interval=2"]
+SMALL = ["env.num_envs=64", "env.compile=false", "train.steps=8", "ppo.num_mini_batches=2", "train.save_every=2"]
 
 
 def page(*overrides: str) -> Page:
@@ -28,13 +28,13 @@ def test_captured_updates_are_the_eager_ones(tmp_path: Path) -> None:
             page(f"physics.graph={str(graph).lower()}"), Run.create(page(), tmp_path / str(graph))
         )
         learner = learners[graph] = trainer.learner
-        assert learner._captures is graph
+        assert learner.steps.captures is graph
         rollouts[graph] = trainer.collector.collect(learner.policy, 0)
     learners[True].load_state_dict(learners[False].state_dict())
     for iteration in range(2):  # the first captures, the second replays
         metrics = {graph: learner.update(rollouts[False], iteration) for graph, learner in learners.items()}
         assert metrics[True] == pytest.approx(metrics[False], rel=1e-3, abs=1e-5)
-    assert learners[True]._captures and len(learners[True]._graphs) >= 2
+    assert learners[True].steps.captures and len(learners[True].steps.graphs) >= 2
     for one, other in zip(learners[True].actor.parameters(), learners[False].actor.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
@@ -47,7 +47,7 @@ def test_a_run_and_its_resumption(tmp_path: Path, compiled: str, memory: str) ->
     given += ["ppo.symmetry=none"] if memory != "none" else []
     trainer: Any = training.start(page(*given), tmp_path / "run")
     metrics = list(trainer.train(4))
-    assert trainer.collector._env.captured and trainer.learner._captures
+    assert trainer.collector._env.captured and trainer.learner.steps.captures
     assert all(one["Loss/skipped"] == 0 and one["Physics/overflow"] == 0 for one in metrics)
     resumed: Any = training.resume(str(tmp_path / "run"), "go2_flat", device="cuda")
     assert resumed.iteration == 4

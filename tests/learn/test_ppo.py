@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from rsl_rl import algorithms
 from rsl_rl.models import MLPModel
 from torch import Tensor
 
 from embodied_rl.config import page as pages
 from embodied_rl.errors import UserError
-from embodied_rl.learn import ppo
+from embodied_rl.learn import gradient_steps, ppo
 from embodied_rl.learn.advantages import gae
 from embodied_rl.learn.models import normalized, standard_deviation
 from embodied_rl.learn.ppo import PPO
@@ -48,10 +47,12 @@ def settings(**changes: Any) -> pages.PPOSettings:
     return pages.PPOSettings.model_validate({"actor_hidden_dims": (16, 8), "critic_hidden_dims": (12,), **changes})
 
 
-def learner(page: pages.PPOSettings, seed: int = 3) -> PPO:
+def learner(page: pages.PPOSettings, seed: int = 3, **named: Any) -> PPO:
     """A learner whose normalizers have seen something."""
     torch.manual_seed(seed)
-    made = PPO({name: torch.zeros(ENVS, size) for name, size in SIZES.items()}, ActionSpace(ACTIONS), page, MIRRORS, seed)
+    made = PPO(
+        {name: torch.zeros(ENVS, size) for name, size in SIZES.items()}, ActionSpace(ACTIONS), page, MIRRORS, seed, **named
+    )
     for model, group in ((made.actor, "actor"), (made.critic, "critic")):
         if page.obs_normalization:
             model.obs_normalizer.update(2.0 + 3.0 * torch.randn(50, SIZES[group]))  # pyright: ignore
@@ -93,7 +94,7 @@ def perturbed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def theirs_from(start: dict, page: pages.PPOSettings, steps: int, envs: int) -> RslRlPPO:
     """rsl_rl's PPO with the weights `start`."""
     example = {name: torch.zeros(envs, size) for name, size in SIZES.items()}
-    theirs = RslRlPPO(algorithms.PPO, example, ActionSpace(ACTIONS), page, MIRRORS, steps)
+    theirs = RslRlPPO(example, ActionSpace(ACTIONS), page, MIRRORS, steps)
     theirs.actor.load_state_dict(start["actor_state_dict"])
     theirs.critic.load_state_dict(start["critic_state_dict"])
     return theirs
@@ -190,8 +191,8 @@ def updated(
     order = torch.randperm(steps * envs)
     theirs, losses, their_rates = rsl_rl(start, batch, page, order)
     ours._orders = lambda iteration: order.expand(page.num_learning_epochs, -1)  # pyright: ignore
-    rates, apply = [], ours._apply
-    ours._apply = lambda size: (apply(size), rates.append(ours.learning_rate))  # pyright: ignore
+    rates, apply = [], ours.steps.apply
+    ours.steps.apply = lambda size: (apply(size), rates.append(float(ours.steps.rate)))  # pyright: ignore
     metrics = ours.update(batch, iteration=0)
     return ours, theirs, start, [metrics, losses], [rates, their_rates]
 
@@ -260,9 +261,9 @@ def test_in_single_precision_an_update_is_nearly_that_of_rsl_rl(changes: dict[st
 )
 def test_the_learning_rate_keeps_the_kl_near_the_desired(kl: float, rate: float, expected: float) -> None:
     made = learner(settings(desired_kl=0.01, learning_rate=rate))
-    made._sums[0], made._sums[4] = 2.0, 2.0 * kl  # of two rows
-    made._apply(2)
-    assert made.learning_rate == float(made.optimizer.param_groups[0]["lr"]) == pytest.approx(expected)
+    made.steps.sums[0], made.steps.sums[4] = 2.0, 2.0 * kl  # of two rows
+    made.steps.apply(2)
+    assert float(made.steps.rate) == float(made.steps.optimizer.param_groups[0]["lr"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("per_mini_batch", [False, True])
@@ -376,8 +377,8 @@ def test_every_iteration_has_its_own_minibatches_and_every_epoch_where_the_page_
     def minibatches(*iterations: int, seed: int = 3) -> list[list[int]]:
         made, seen = learner(page, seed), []
         batch = drive(made.actor)
-        monkeypatch.setattr(made, "_gradients", lambda size: seen.append(made._rows[size].tolist()))
-        monkeypatch.setattr(made, "_apply", lambda size: None)
+        monkeypatch.setattr(made.steps, "gradients", lambda size: seen.append(made.steps.rows[size].tolist()))
+        monkeypatch.setattr(made.steps, "apply", lambda size: None)
         for iteration in iterations:
             made.update(batch, iteration)
         return seen
@@ -401,7 +402,7 @@ def test_a_learner_goes_on_from_its_state() -> None:
     for parameter in chain(second.actor.parameters(), second.critic.parameters()):
         parameter.data.zero_()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert second.learning_rate == first.learning_rate
+    assert float(second.steps.rate) == float(first.steps.rate)
     batch = drive(whole.actor, seed=1)
     assert whole.update(batch, 1) == second.update(batch, 1)
     assert all(torch.equal(value, weights(second)[name]) for name, value in weights(whole).items())
@@ -419,17 +420,17 @@ def test_observations_are_normalized_by_what_was_seen() -> None:
 
 
 def test_the_linear_schedule_ends_at_a_tenth():
-    page = settings(schedule="linear", learning_rate=1e-3, max_iterations=100, num_learning_epochs=1, num_mini_batches=1)
-    made = learner(page)
+    page = settings(schedule="linear", learning_rate=1e-3, num_learning_epochs=1, num_mini_batches=1)
+    made = learner(page, iterations=100)
     batch = drive(made.actor)
     for iteration, rate in ((0, 1e-3), (50, 5e-4), (99, 1e-4), (500, 1e-4)):
         assert made.update(batch, iteration)["Loss/learning_rate"] == pytest.approx(rate)
-        assert made.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+        assert made.steps.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def test_the_entropy_bonus_moves_to_its_end():
-    page = settings(entropy_coef=0.02, final_entropy_coef=0.0, max_iterations=100, num_learning_epochs=1, num_mini_batches=1)
-    made = learner(page)
+    page = settings(entropy_coef=0.02, final_entropy_coef=0.0, num_learning_epochs=1, num_mini_batches=1)
+    made = learner(page, iterations=100)
     batch = drive(made.actor)
     for iteration, coefficient in ((0, 0.02), (25, 0.015), (100, 0.0), (500, 0.0)):
         made.update(batch, iteration)
@@ -443,7 +444,7 @@ def test_a_minibatch_that_is_not_finite_is_skipped_and_counted() -> None:
     batch = drive(learner(page, seed=4).actor)
     metrics = control.update(batch, 0)
     assert metrics["Loss/skipped"] == 0.0
-    before, taken, apply = weights(made), [], made._apply
+    before, taken, apply = weights(made), [], made.steps.apply
     prepare = made._prepare
 
     def spoil(rollout: Rollout) -> Tensor:
@@ -456,9 +457,9 @@ def test_a_minibatch_that_is_not_finite_is_skipped_and_counted() -> None:
         start = weights(made)
         apply(size)
         moved = any(not torch.equal(value, start[name]) for name, value in weights(made).items())
-        taken.append((17 in made._rows[size].tolist(), moved))
+        taken.append((17 in made.steps.rows[size].tolist(), moved))
 
-    made._prepare, made._apply = spoil, watch  # pyright: ignore
+    made._prepare, made.steps.apply = spoil, watch  # pyright: ignore
     metrics = made.update(batch, 0)
     assert metrics["Loss/skipped"] == 2.0 and len(taken) == 8
     assert [spoiled for spoiled, _ in taken] == [not moved for _, moved in taken]
@@ -475,19 +476,22 @@ def test_beyond_the_kl_that_stops_nothing_more_is_learned() -> None:
     batch = drive(free.actor)
     kls: list[float] = []
     for made in (free, held):
-        apply = made._apply
-        made._apply = lambda size, made=made, apply=apply: (kls.append(float(made._sums[4] / made._sums[0])), apply(size))  # pyright: ignore
+        apply = made.steps.apply
+        made.steps.apply = lambda size, made=made, apply=apply: (
+            kls.append(float(made.steps.sums[4] / made.steps.sums[0])),
+            apply(size),
+        )  # pyright: ignore
     free.update(batch, 0)
     first = next(index for index, kl in enumerate(kls) if kl > limit)
     kls.clear()
     metrics = held.update(batch, 0)
     assert 0 < first < 11 and metrics["Loss/stopped"] == 12 - first
-    steps = {float(state["step"]) for state in held.optimizer.state.values()}
+    steps = {float(state["step"]) for state in held.steps.optimizer.state.values()}
     assert steps == {float(first)}
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ppo, "_PART", 10)  # 24 rows of a minibatch: three parts
+    monkeypatch.setattr(gradient_steps, "_PART", 10)  # 24 rows of a minibatch: three parts
     results = []
     for cores in (1, 3):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
@@ -503,7 +507,7 @@ def test_a_rollout_may_change_after_the_update_began() -> None:
     for spoils in (False, True):
         made = learner(settings())
         batch = drive(made.actor)
-        gradients = made._gradients
+        gradients = made.steps.gradients
 
         def spoil(size: int, batch: Rollout = batch, gradients: Any = gradients, spoils: bool = spoils) -> None:
             if spoils:
@@ -511,7 +515,7 @@ def test_a_rollout_may_change_after_the_update_began() -> None:
                     tensor.fill_(99.0)
             gradients(size)
 
-        made._gradients, made.page = spoil, made.page.model_copy(update={"obs_normalization": False})  # pyright: ignore
+        made.steps.gradients, made.page = spoil, made.page.model_copy(update={"obs_normalization": False})  # pyright: ignore
         made.update(batch, 0)
         updated.append(weights(made))
     assert all(torch.equal(value, updated[1][name]) for name, value in updated[0].items() if "mlp" in name)
@@ -536,18 +540,18 @@ def test_in_bfloat16_it_learns_nearly_the_same(symmetry: str) -> None:
 def test_torch_lets_an_update_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU stands for a GPU: torch looks at the optimizer's settings before a step, and refuses some during a capture."""
     made, elsewhere = learner(settings(**ONE_BATCH)), learner(settings(**ONE_BATCH))
-    made._captures = True
+    made.steps.captures = True
     made.load_state_dict(elsewhere.state_dict())  # of a CPU, say
     made.update(drive(made.actor), 0)
-    (rows,) = made._rows
+    (rows,) = made.steps.rows
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     # torch 2.13 asks these, which 2.11 does not
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda *_: SimpleNamespace(is_capturing=lambda: True))
     with pytest.raises(RuntimeError, match="capturable is False"):
-        elsewhere.optimizer.step()
-    for half in (made._gradients, made._apply):
+        elsewhere.steps.optimizer.step()
+    for half in (made.steps.gradients, made.steps.apply):
         half(rows)
 
 
@@ -562,14 +566,14 @@ def test_adam_is_capturable_where_an_update_is_captured(monkeypatch: pytest.Monk
     monkeypatch.setattr(ppo, "torch", Torch())
     obs = {name: torch.zeros(ENVS, size) for name, size in SIZES.items()}
     made = PPO(obs, ActionSpace(ACTIONS), settings(), MIRRORS, 3, graph=graph)
-    assert made._captures is graph and made.optimizer.param_groups[0]["capturable"] is graph
+    assert made.steps.captures is graph and made.steps.optimizer.param_groups[0]["capturable"] is graph
 
 
 def test_what_is_saved_is_of_no_device() -> None:
     """A CPU's Adam refuses to be capturable."""
     made = learner(settings(**ONE_BATCH))
-    (group,) = made.optimizer.param_groups
-    group["capturable"] = made._captures = True
+    (group,) = made.steps.optimizer.param_groups
+    group["capturable"] = made.steps.captures = True
     (saved,) = made.state_dict()["optimizer_state_dict"]["param_groups"]
     assert saved["capturable"] is False and group["capturable"] is True
 
@@ -580,8 +584,8 @@ def test_a_checkpoint_of_an_optimizer_that_is_not_fused(monkeypatch: pytest.Monk
     elsewhere.update(drive(elsewhere.actor), 0)
     state = copy.deepcopy(elsewhere.state_dict())
     state["optimizer_state_dict"]["param_groups"][0]["fused"] = None
-    given, load = [], made.optimizer.load_state_dict
-    monkeypatch.setattr(made.optimizer, "load_state_dict", lambda state: given.append(state) or load(state))
+    given, load = [], made.steps.optimizer.load_state_dict
+    monkeypatch.setattr(made.steps.optimizer, "load_state_dict", lambda state: given.append(state) or load(state))
     made.load_state_dict(state)
     assert given[0]["param_groups"][0]["fused"] is True
     rollout = drive(elsewhere.actor)
@@ -602,13 +606,13 @@ def test_an_update_is_the_same_whether_it_can_be_captured_or_not(
 
     monkeypatch.setattr("embodied_rl.cuda_graph.CudaGraph", graph)
     learners = [learner(settings(num_learning_epochs=2, num_mini_batches=2)) for _ in range(2)]
-    learners[1]._captures = True
+    learners[1].steps.captures = True
     for iteration in range(2):
         metrics = [made.update(drive(made.actor, iteration), iteration) for made in learners]
         assert metrics[0] == metrics[1]
     before, after = map(weights, learners)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert learners[1]._captures is works and len(learners[1]._graphs) == 2 * works
+    assert learners[1].steps.captures is works and len(learners[1].steps.graphs) == 2 * works
     assert [message.partition(";")[0] for message in caplog.messages] == (
         [] if works else ["physics.graph: the update cannot be captured here: why"]
     )

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from embodied_rl.learn.report import Report
 
 METRICS = {
     "Perf/total_fps": 51234.0,
+    "Perf/gradient_steps_per_second": 48.26,
     "Perf/share_physics": 0.6,
     "Perf/share_env": 0.2,
     "Perf/share_policy": 0.05,
@@ -24,12 +26,24 @@ METRICS = {
     "Loss/learning_rate": 3e-4,
     "Policy/mean_std": 0.77,
     "Train/env_steps": 1234567.0,
+    "Train/seconds": 81.4,
     "Train/mean_reward": 12.345,
+    "Train/mean_episode_length": 812.4,
     "Train/terminated": 0.25,
+    "Train/episodes": 1104.0,
+    "Episode_Reward/track": 9.5,
+    "Episode_Reward/pose": 0.5,
+    "Episode_Reward/gait": 11.25,
+    "Episode_Reward/alive": 2.0,
+    "Episode_Reward/slip": -0.5,
+    "Episode_Reward/unused": 0.0,
+    "Episode_Reward/termination": -12.0,
 }
+#: What there is not before an episode has ended.
+OF_EPISODES = ("Train/mean_reward", "Train/mean_episode_length", "Train/terminated", "Train/episodes", "Episode_Reward/")
 
 
-def shown(tmp_path: Path, metrics: dict[str, float], *, terminal: bool, **options: str) -> str:
+def shown(tmp_path: Path, metrics: dict[str, float], *, terminal: bool, **options: Any) -> str:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=100, color_system=None)
     with Report(tmp_path, 300, 0, console=console, **options) as report:  # pyright: ignore[reportArgumentType]
@@ -40,17 +54,49 @@ def shown(tmp_path: Path, metrics: dict[str, float], *, terminal: bool, **option
 def test_a_line_for_every_iteration(tmp_path: Path) -> None:
     line = shown(tmp_path, METRICS, terminal=False)
     assert line == (
-        "7/300  eta 1:02:05  51234 steps/s  reward 12.35  lin_vel_error 0.123  ang_vel_error 0.200  terminated 25 %  "
-        "physics 60 % env 20 % policy 5 % update 15 %\n"
+        "7/300  elapsed 1:21  eta 1:02:05  51234 steps/s  reward 12.35  lin_vel_error 0.123  ang_vel_error 0.200  "
+        "terminated 25 %  physics-bound 60 % (env 20, policy 5, update 15)\n"
     )
 
 
 def test_a_panel_on_a_terminal(tmp_path: Path) -> None:
-    panel = shown(tmp_path, METRICS, terminal=True)
-    for said in ("7 of 300", "eta 1:02:05", "1,234,567", "51,234 per second", "12.35", "25.0 %", "0.123", "physics 60 %"):
+    panel = shown(tmp_path, METRICS, terminal=True, panel=lambda metrics: f"kl {metrics['Loss/kl']:.4f}")
+    for said in (
+        *("7 of 300   elapsed 1:21   eta 1:02:05", "1,234,567   51,234 per second", "48.3 per second", "0.123"),
+        *("reward 12.35   terminated 25.0 %   length 812 steps", "means of the latest 1,104 episodes"),
+        "physics-bound 60 % (env 20, policy 5, update 15)",
+    ):
         assert said in panel
-    for said in ("kl 0.0123", "rate 3.0e-04", "std 0.77"):
-        assert said in panel
+    assert "kl 0.0123" in panel  # the learner's own words
+
+
+def test_the_panel_names_the_three_largest_rewards_and_penalties(tmp_path: Path) -> None:
+    rows = [row.split() for row in shown(tmp_path, METRICS, terminal=True).splitlines()]
+    terms = [(row[-2], row[-3]) for row in rows if len(row) > 3 and row[-3][0] in "+-"]
+    assert terms == [("gait", "+11.25"), ("track", "+9.50"), ("alive", "+2.00"), ("termination", "-12.00"), ("slip", "-0.50")]
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [
+        ({"rollout": 0.8, "update": 0.2}, "rollout-bound 80 % (update 20)"),
+        ({"wait": 0.1, "update": 0.9}, "update-bound 90 % (pool 10)"),
+        ({"wait": 0.7, "update": 0.3}, "pool-bound 70 % (update 30)"),
+        (
+            {"physics": 0.3, "env": -0.001, "policy": 0.0, "slowest": 0.1, "transfer": 0.4, "update": 0.2},
+            "transfer-bound 40 % (physics 30, env 0, policy 0, stragglers 10, update 20)",
+        ),
+        ({"physics": 0.3, "update": 0.2, "waiting": 0.5}, "ranks-bound 50 % (physics 30, update 20)"),
+    ],
+    ids=["graph", "pool", "slow pool", "lockstep pool", "ranks"],
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_verdict_on_the_time_however_it_is_split(
+    tmp_path: Path, shares: dict[str, float], verdict: str, terminal: bool
+) -> None:
+    metrics = {name: value for name, value in METRICS.items() if "share_" not in name}
+    metrics |= {f"Perf/share_{name}": share for name, share in shares.items()}
+    assert verdict in shown(tmp_path, metrics, terminal=terminal)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -60,9 +106,11 @@ def test_ends_have_the_word_of_the_task(tmp_path: Path, terminal: bool) -> None:
 
 
 def test_before_an_episode_has_ended(tmp_path: Path) -> None:
-    metrics = {name: value for name, value in METRICS.items() if name not in ("Train/mean_reward", "Train/terminated")}
-    for terminal in (False, True):
-        assert "7" in shown(tmp_path, metrics, terminal=terminal)
+    metrics = {name: value for name, value in METRICS.items() if not name.startswith(OF_EPISODES)}
+    assert "  reward -  " in shown(tmp_path, metrics, terminal=False)
+    assert "  terminated -  " in shown(tmp_path, metrics, terminal=False)
+    panel = shown(tmp_path, metrics, terminal=True)
+    assert "reward -   terminated -   length -" in panel and "latest" not in panel
 
 
 def recorded(path: Path) -> list[int]:

@@ -17,18 +17,36 @@ from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import SEEDS
+from embodied_rl.learn.guards import UnstableError
 from embodied_rl.learn.report import Report
-from embodied_rl.learn.rollout import Rollout
-from embodied_rl.learn.train import Trainer, UnstableError
+from embodied_rl.learn.rollout import LocalCollector, Rollout
+from embodied_rl.learn.train import Trainer
 
 ENVS = 16
 SMALL = [
     *("env.compile=false", f"env.num_envs={ENVS}", "env.episode_s=0.5", "physics.num_threads=1"),
-    *("ppo.num_steps_per_env=8", "ppo.actor_hidden_dims=[16]", "ppo.critic_hidden_dims=[16]", "ppo.save_interval=4"),
+    *("train.steps=8", "ppo.actor_hidden_dims=[16]", "ppo.critic_hidden_dims=[16]", "train.save_every=4"),
     *("ppo.num_learning_epochs=2", "ppo.num_mini_batches=2"),
 ]
 #: Metrics of the clock.
 CLOCK = ("Perf/", "Train/seconds")
+
+
+#: A learner that learns nothing.
+LAZY = """
+from embodied_rl.learn.ppo import PPO
+
+
+class Lazy(PPO):
+    def update(self, rollout, iteration):
+        return {"Loss/laziness": 1.0}
+
+    def skipped(self, metrics):
+        return 0.0
+
+    def panel(self, metrics):
+        return "lazy"
+"""
 
 
 def page(*overrides: str) -> Page:
@@ -42,7 +60,7 @@ def train(trainer: Trainer, iterations: int, report: Report | None = None) -> li
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
-    models = (trainer.learner.actor, trainer.learner.critic)
+    models = trainer.learner.networks.values()
     return [value.clone() for model in models for value in model.state_dict().values()]
 
 
@@ -138,15 +156,17 @@ def test_curricula_move_between_rollouts_by_what_the_last_one_came_to(tmp_path: 
     trainer.collector.collect = collected  # pyright: ignore[reportAttributeAccessIssue]
     history = train(trainer, 8)
     assert [iteration for iteration, _ in told(trainer)] == list(range(9)) and told(trainer)[0][1] == {}
-    expected, grown = torch.tensor([-1.0, 1.0]), 0
+    expected, grown, rewards, episodes = torch.tensor([-1.0, 1.0]), 0, 0.0, 0.0
     for iteration, (weight, velocities) in enumerate(seen):
         assert weight.item() == pytest.approx(min(max((iteration - 2) / 16, 0.0), 1.0))
         statistics = told(trainer)[iteration][1]
         if statistics and statistics["reward/total"] > 0.02 * statistics["episodes"]:
             expected, grown = expected * 1.1, grown + 1
         assert torch.equal(velocities, expected)
+        # an iteration's own sums, of which the metrics are the latest hundred episodes'
         if statistics.get("episodes"):
-            assert statistics["reward/total"] / statistics["episodes"] == history[iteration - 1]["Train/mean_reward"]
+            rewards, episodes = rewards + statistics["reward/total"], episodes + statistics["episodes"]
+            assert rewards / episodes == history[iteration - 1]["Train/mean_reward"]
     assert 0 < grown < 8
 
 
@@ -197,7 +217,7 @@ def test_what_a_recurrent_policy_remembers_outlives_the_process(tmp_path: Path, 
     assert equal(*states)
     assert states[0]["policy.memory.0"].abs().max() > 0.0
     run = runs.load(tmp_path / "whole")
-    obs = torch.randn(3, run.actor.obs_dim)
+    obs = torch.randn(3, run.policy.policy.obs_size)
     first, second = run.policy(obs), run.policy(obs)
     assert not torch.equal(first, second)  # it remembers the first
     run.policy.forget(torch.tensor([True, False, False]))
@@ -206,14 +226,14 @@ def test_what_a_recurrent_policy_remembers_outlives_the_process(tmp_path: Path, 
 
 
 def test_rsl_rls_learner_is_one_line_away(tmp_path: Path) -> None:
-    stock = page("ppo.class_name=rsl_rl.algorithms:PPO", "ppo.symmetry=augmentation")
+    stock = page("train.learner=rsl_rl.algorithms:PPO", "ppo.symmetry=augmentation")
     trainer = training.start(stock, tmp_path / "run")
     before = weights(trainer)
     (metrics,) = list(trainer.train(1))
     assert metrics["Loss/value"] > 0.0 and not same(before, weights(trainer))
     resumed = training.resume(str(tmp_path / "run"), "go2_flat")
     assert same(weights(resumed), weights(trainer))
-    own = training.resume(str(tmp_path / "run"), "go2_flat", ["ppo.class_name=embodied_rl.learn.ppo:PPO"])
+    own = training.resume(str(tmp_path / "run"), "go2_flat", ["train.learner=ppo"])
     assert same(weights(own), weights(trainer))
     list(own.train(2))
 
@@ -227,12 +247,31 @@ def test_rsl_rls_learner_is_one_line_away(tmp_path: Path) -> None:
 )
 def test_a_learner_that_is_not_there(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(UserError) as raised:
-        training.start(page(f"ppo.class_name={name}"), tmp_path / "run")
-    assert str(raised.value) == f"ppo.class_name: {name}: {reason}; write module:Class, like rsl_rl.algorithms:PPO"
+        training.start(page(f"train.learner={name}"), tmp_path / "run")
+    assert str(raised.value) == f"train.learner: {name}: {reason}; write ppo, or module:Class, like rsl_rl.algorithms:PPO"
+
+
+def test_what_is_no_learner(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^train.learner: collections:OrderedDict: is no learner: it has no make, load_policy and"
+    ):
+        training.start(page("train.learner=collections:OrderedDict"), tmp_path / "run")
+
+
+def test_a_learner_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that a page names by module trains, resumes, and answers as any other."""
+    (tmp_path / "lazy.py").write_text(LAZY)
+    monkeypatch.syspath_prepend(tmp_path)
+    trainer = training.start(page("train.learner=lazy:Lazy"), tmp_path / "run")
+    (metrics,) = train(trainer, 1)
+    assert metrics["Loss/laziness"] == 1.0 and trainer.learner.panel(metrics) == "lazy"
+    assert training.resume(str(tmp_path / "run"), "go2_flat").iteration == 1
+    obs = trainer.collector.observe()
+    assert torch.equal(runs.load(tmp_path / "run").policy(obs), trainer.learner.policy(obs["actor"])[0].mode)
 
 
 def test_too_many_minibatches_that_are_not_finite_end_the_run_with_what_they_were_of(tmp_path: Path) -> None:
-    trainer = training.start(page("ppo.max_skipped=0.4"), tmp_path / "run")
+    trainer = training.start(page("train.max_skipped=0.4"), tmp_path / "run")
     train(trainer, 1)
     collect = trainer.collector.collect
 
@@ -243,7 +282,7 @@ def test_too_many_minibatches_that_are_not_finite_end_the_run_with_what_they_wer
 
     trainer.collector.collect = spoiled  # pyright: ignore[reportAttributeAccessIssue]
     before = weights(trainer)
-    with pytest.raises(UnstableError, match=r"^4 minibatches of iteration 2 .*ppo.max_skipped \(40%\).*iteration_000002.pt; try"):
+    with pytest.raises(UnstableError, match=r"^100% of .* 2's updates .*train.max_skipped \(40%\).*iteration_000002.pt; try"):
         train(trainer, 2)
     networks = [value for value in weights(trainer) if value.is_floating_point()]
     assert all(value.isfinite().all() for value in networks) and len(before) == len(weights(trainer))
@@ -339,13 +378,13 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path: Path, number: signal.Si
 def test_a_second_ctrl_c_ends_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def iterate(trainer: Trainer) -> None:
+    def collect(*_: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         print("once")
         signal.raise_signal(signal.SIGINT)
         print("twice")
 
-    monkeypatch.setattr(Trainer, "_iterate", iterate)
+    monkeypatch.setattr(LocalCollector, "collect", collect)
     before = signal.getsignal(signal.SIGINT)
     assert cli.main(["train", "go2_flat", *SMALL, "--run-dir", str(tmp_path / "run")]) == 130
     out, err = capsys.readouterr()
@@ -369,8 +408,8 @@ def test_tensorboard_has_the_names_of_rsl_rl_and_more(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     expected = {
         *("Loss/value", "Loss/surrogate", "Loss/entropy", "Loss/learning_rate", "Policy/mean_std"),
-        *("Perf/total_fps", "Perf/collection_time", "Perf/learning_time"),
-        *("Train/mean_reward", "Train/mean_episode_length"),
+        *("Perf/total_fps", "Perf/gradient_steps_per_second", "Perf/collection_time", "Perf/learning_time"),
+        *("Train/mean_reward", "Train/mean_episode_length", "Train/terminated", "Train/episodes"),
         *("Loss/kl", "Loss/clip_fraction", "Loss/explained_variance", "Loss/grad_norm", "Physics/unstable"),
         *(f"Episode_Reward/{name}" for name in trainer.page.rewards),
         *(f"Episode_Termination/{name}" for name in trainer.page.terminations),
@@ -466,7 +505,7 @@ def test_fewer_robots_are_the_first_ones(tmp_path: Path, caplog: pytest.LogCaptu
 def test_a_run_goes_on_without_room_for_checkpoints_until_it_needs_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer, fsync, full = training.start(page("ppo.save_interval=2"), tmp_path / "run"), os.fsync, False
+    trainer, fsync, full = training.start(page("train.save_every=2"), tmp_path / "run"), os.fsync, False
 
     def sync(handle: int) -> None:
         if full:
@@ -513,8 +552,8 @@ def test_the_seeds_of_evaluation_are_refused(tmp_path: Path) -> None:
 
 def test_networks_that_are_lost_end_the_run_unsaved(tmp_path: Path) -> None:
     trainer = training.start(page(), tmp_path / "run")
-    with pytest.raises(UnstableError, match=r"4 minibatches of iteration 4 had a loss or gradient that is not finite"):
+    with pytest.raises(UnstableError, match=r"of iteration 4's updates had a loss or gradient that is not finite"):
         for _ in trainer.train(10):
             if trainer.iteration == 3:
-                next(trainer.learner.critic.parameters()).data.fill_(float("nan"))
+                next(trainer.learner.networks["critic"].parameters()).data.fill_(float("nan"))
     assert names(tmp_path / "run") == []

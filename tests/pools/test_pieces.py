@@ -93,9 +93,7 @@ def test_fragments_come_in_any_order_and_any_cut() -> None:
 
 def test_a_cut_is_bootstrapped_and_nothing_is_learned_beyond_it() -> None:
     """A fragment of 2 of 4 steps: the learner's returns are those of a rollout of 2 steps, by its own arithmetic."""
-    page = PPOSettings.model_validate(
-        {"num_steps_per_env": 4, "actor_hidden_dims": (4,), "critic_hidden_dims": (4,), "gamma": 0.9, "lam": 0.8}
-    )
+    page = PPOSettings.model_validate({"actor_hidden_dims": (4,), "critic_hidden_dims": (4,), "gamma": 0.9, "lam": 0.8})
     cut = fragment(4, 1, 5, done=2)
     cut["arrays"]["truncated"][:] = False
     cut["arrays"]["final_rows"], cut["arrays"]["final_obs:actor"] = np.zeros((0, 2), int), np.zeros((0, 3), np.float32)
@@ -161,7 +159,7 @@ def test_the_odds_of_what_another_policy_did() -> None:
 
 def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
     """The advantages that the surrogate sees are those of V-trace, normalized, times the ratio."""
-    page = PPOSettings.model_validate({"num_steps_per_env": 4, "actor_hidden_dims": (4,), "critic_hidden_dims": (4,)})
+    page = PPOSettings.model_validate({"actor_hidden_dims": (4,), "critic_hidden_dims": (4,)})
     whole = fragment(4, 2, 3)
     assembly = Assembly(4, 2, ["actor"], torch.device("cpu"))
     assembly.write(whole, slice(0, 2))
@@ -182,7 +180,7 @@ def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
     ("overrides", "said"),
     [
         (["pool.mode=overlap", "ppo.rnn_type=gru"], 'pool.mode: "overlap" is not there for recurrent policies'),
-        (["pool.mode=async", "ppo.class_name=rsl_rl.algorithms:PPO"], "which weighs stale actions"),
+        (["pool.mode=async", "train.learner=rsl_rl.algorithms:PPO"], "which weighs stale actions"),
         (["pool.inference=central", "pool.on_crash=mask"], "pool.on_crash: 'mask' is not there with inference: central"),
         (["physics.engine=mjx"], "a pool needs engine: native"),
         (["env.source=gymnasium:Ant-v5"], "not allowed with env.source"),

@@ -45,7 +45,7 @@ SETTINGS = {
 ENVS, SHARD, STEPS = 32, 8, 10
 SMALL = [
     *("env.compile=false", f"env.num_envs={ENVS}", "env.episode_s=0.3", "physics.num_threads=1", f"pool.shard_size={SHARD}"),
-    *(f"ppo.num_steps_per_env={STEPS}", "pool.timeout_s=60.0", "pool.workers=2", "pool.spares=0", "ppo.init_std=0.5"),
+    *(f"train.steps={STEPS}", "pool.timeout_s=60.0", "pool.workers=2", "pool.spares=0", "ppo.init_std=0.5"),
 ]
 #: An environment that does as a file says when it is asked to step, once.
 TRAPPED = """
@@ -127,7 +127,7 @@ def policy(task: Page, seed: int = 3) -> Policy:
 def local(task: Page) -> LocalCollector:
     """What collects the same in this process."""
     env = make_vector(task, torch.arange(task.env.num_envs))
-    return LocalCollector(env, task.ppo.num_steps_per_env, task.env.seed, chunk=task.pool.shard_size)
+    return LocalCollector(env, task.train.steps, task.env.seed, chunk=task.pool.shard_size)
 
 
 def tensors(rollout: Rollout) -> dict[str, torch.Tensor]:
@@ -487,7 +487,8 @@ def trapped(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
             json.dumps(
                 {
                     "env": {"source": "python:trapped:make", "source_options": options, "num_envs": 8},
-                    "ppo": {"num_steps_per_env": 20, "gamma": 0.9},
+                    "train": {"steps": 20},
+                    "ppo": {"gamma": 0.9},
                     "physics": {"max_unstable": 1.0},
                     "pool": {"workers": 2, "shard_size": 4, "spares": 0},
                 }

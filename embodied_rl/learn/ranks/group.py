@@ -51,7 +51,7 @@ class Group:
         """Sum the tensor over all ranks, in place; the same bits on every rank."""
 
     def gather(self, value: T) -> list[T]:
-        """What every rank gives, by rank."""
+        """Collect what every rank gives, by rank."""
         return [value]
 
     def table(self, numbers: list[float]) -> Tensor:
@@ -59,7 +59,7 @@ class Group:
         return torch.tensor(self.gather(numbers), dtype=torch.float64)
 
     def broadcast(self, value: T) -> T:
-        """What rank 0 gives, on every rank."""
+        """Hand what rank 0 gives to every rank."""
         return value
 
     def lead(self, function: Callable[[], T]) -> T:
@@ -81,7 +81,7 @@ class Group:
         raise NotImplementedError("a group of one has nobody to send to")
 
     def receive(self, rank: int) -> Any:
-        """What a rank sends."""
+        """Wait for what a rank sends."""
         raise NotImplementedError("a group of one has nobody to receive from")
 
     def waited(self) -> float:
@@ -89,7 +89,7 @@ class Group:
         return 0.0
 
     def settle(self) -> None:
-        """The first iteration is over: from now on a rank that takes longer than `timeout_s` is taken for hung."""
+        """Note that the first iteration is over: from now on a rank that takes longer than `timeout_s` is taken for hung."""
 
     def close(self) -> None:
         """Leave the group; for those who are done, not for those who fail."""
@@ -239,7 +239,7 @@ _joined: Ranks | None = None
 
 
 def join(settings: DistributedSettings, device: Callable[[int], torch.device]) -> Group:
-    """The group that this process belongs to: torchrun's, or its own where nobody started others.
+    """Join the group that this process belongs to: torchrun's, or its own where nobody started others.
 
     Args:
         settings: the page's `distributed` section.
@@ -278,7 +278,7 @@ def launchers(group: Group) -> list[str]:
 
 
 def fingerprint(state: Any) -> str:
-    """A hash of all tensors in nested dicts and lists, to the last bit."""
+    """Hash all tensors in nested dicts and lists, to the last bit."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:

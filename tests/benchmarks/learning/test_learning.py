@@ -56,9 +56,9 @@ def test_the_policy_that_is_evaluated_is_the_last_one(monkeypatch: pytest.Monkey
     overrides = [
         "env.num_envs=4",
         "env.compile=false",
-        "ppo.num_steps_per_env=4",
+        "train.steps=4",
         "ppo.num_mini_batches=1",
-        "ppo.save_interval=2",
+        "train.save_every=2",
     ]
     result = learning.train("go2_flat", [*overrides, *learning.EQUAL], seed=1, steps=3 * 16)
     assert loaded[0].iteration == 3 and result["evaluation"]["policy"] is loaded[0].policy

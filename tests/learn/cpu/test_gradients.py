@@ -59,16 +59,16 @@ def prepared(made: PPO, steps: int, envs: int) -> PPO:
 
 def both(made: PPO, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The bucket by `perceptron.cpp`, and by torch in double precision."""
-    made._rows[len(rows)] = rows
+    made.steps.rows[len(rows)] = rows
     assert made._fused is not None and made._old_std is not None
-    made._gradients(len(rows))
-    found, made._bucket = made._bucket.clone().double(), made._bucket.double()
+    made.steps.gradients(len(rows))
+    found, made.steps.bucket = made.steps.bucket.clone().double(), made.steps.bucket.double()
     made.actor.double()
     made.critic.double()
     made._batch.table, made._old_std = made._batch.table.double(), made._old_std.double()
     made._fused, made._advantage_scale = None, made._advantage_scale.double()
-    made._gradients(len(rows))
-    return found, made._bucket
+    made.steps.gradients(len(rows))
+    return found, made.steps.bucket
 
 
 @pytest.mark.parametrize("symmetry", ["none", "augmentation"])
@@ -100,7 +100,7 @@ def check(rows: int, rounding: float = 1e-6, **changes: Any) -> None:
     if rows > 1:
         assert 0.05 < sums["clip_fraction"] / sums["rows"] < 0.95  # on both sides of the clip
     start = 0
-    for parameter in made._parameters:
+    for parameter in made.steps.parameters:
         one, other = (bucket[start : start + parameter.numel()] for bucket in (found, exact))
         assert float((one - other).norm()) <= 2e-5 * float(other.norm()) + rounding
         start += parameter.numel()

@@ -20,13 +20,14 @@ from embodied_rl.config import Page, load
 from embodied_rl.config.page import PPOSettings
 from embodied_rl.errors import UserError
 from embodied_rl.learn.checkpoint import CheckpointError
+from embodied_rl.learn.guards import UnstableError
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.ranks import meeting
 from embodied_rl.learn.ranks.group import Group, fingerprint, join, launchers, reports
 from embodied_rl.learn.ranks.share import env_ids, learning_rate_factor, num_envs_scope, rank_device
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.run import Run
-from embodied_rl.learn.train import Trainer, UnstableError
+from embodied_rl.learn.train import Trainer
 from embodied_rl.vector_env import ActionSpace
 
 Ranks = Callable[[int, Callable[[Group], Any]], list[Any]]
@@ -53,7 +54,7 @@ def double_precision() -> Iterator[None]:
 def learner(page: PPOSettings, envs: int, group: Group | None = None) -> PPO:
     obs = {name: torch.zeros(envs, size) for name, size in SIZES.items()}
     mirrors = {name: (index, sign.to(torch.get_default_dtype())) for name, (index, sign) in MIRRORS.items()}
-    return PPO(obs, ActionSpace(ACTIONS), page, mirrors, seed=3, reduce=(group or Group()).sum)
+    return PPO(obs, ActionSpace(ACTIONS), page, mirrors, seed=3, iterations=4, reduce=(group or Group()).sum)
 
 
 @torch.no_grad()
@@ -95,9 +96,9 @@ def columns(whole: Rollout, robots: list[int]) -> Rollout:
 
 def watched(made: PPO, orders: Tensor) -> list[Tensor]:
     """The gradient and the sums of every minibatch of the update to come, which takes rows in the given orders."""
-    buckets, apply = [], made._apply
+    buckets, apply = [], made.steps.apply
     made._orders = lambda iteration: orders  # pyright: ignore
-    made._apply = lambda size: (buckets.append(made._bucket.clone()), apply(size))  # pyright: ignore
+    made.steps.apply = lambda size: (buckets.append(made.steps.bucket.clone()), apply(size))  # pyright: ignore
     return buckets
 
 
@@ -118,9 +119,7 @@ def test_ranks_learn_what_one_process_learns_from_all_their_samples(
 ) -> None:
     """Gradients, weights, normalizers, learning rate and metrics, over two iterations of 12 minibatches, to 1e-10."""
     sizes = {"actor_hidden_dims": (16, 8), "critic_hidden_dims": (12,), "entropy_coef": 0.02}
-    page = PPOSettings.model_validate(
-        sizes | {"num_learning_epochs": EPOCHS, "num_mini_batches": MINIBATCHES, "max_iterations": 4} | changes
-    )
+    page = PPOSettings.model_validate(sizes | {"num_learning_epochs": EPOCHS, "num_mini_batches": MINIBATCHES} | changes)
     torch.manual_seed(0)
     one = learner(page, ENVS)
     start = copy.deepcopy(one.state_dict())
@@ -185,7 +184,7 @@ def test_a_rank_with_fewer_rows_than_minibatches_makes_as_many_steps(ranks: Rank
 
 SMALL = [
     *("env.compile=false", "env.num_envs=5", "env.episode_s=0.5", "physics.num_threads=1", "distributed.num_envs_scope=global"),
-    *("ppo.num_steps_per_env=8", "ppo.actor_hidden_dims=[16]", "ppo.critic_hidden_dims=[16]", "ppo.save_interval=2"),
+    *("train.steps=8", "ppo.actor_hidden_dims=[16]", "ppo.critic_hidden_dims=[16]", "train.save_every=2"),
     *("ppo.num_learning_epochs=2", "ppo.num_mini_batches=2"),
 ]
 
@@ -282,20 +281,20 @@ def test_metrics_are_sums_over_counts(ranks: Ranks, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", [1, 3])
 def test_any_number_of_ranks_goes_on_from_what_two_saved(ranks: Ranks, tmp_path: Path, after: int) -> None:
-    def save(group: Group) -> tuple[str, dict[int, str]]:
+    def save(group: Group) -> tuple[str, dict[int, str], dict[str, Any]]:
         made = trainer(group, tmp_path / "run")
         list(made.train(3))
-        return fingerprint(made.learner.state_dict()), robots(made)
+        return fingerprint(made.learner.state_dict()), robots(made), made.metrics.state_dict()
 
-    (learned, some), (_, others) = ranks(2, save)
+    (learned, some, counted), (_, others, _) = ranks(2, save)
 
-    def go_on(group: Group) -> tuple[str, dict[int, str], int, int]:
+    def go_on(group: Group) -> tuple[str, dict[int, str], int, dict[str, Any]]:
         made = trainer(group, tmp_path / "run")
-        return fingerprint(made.learner.state_dict()), robots(made), made.iteration, made.env_steps
+        return fingerprint(made.learner.state_dict()), robots(made), made.iteration, made.metrics.state_dict()
 
     found: dict[int, str] = {}
-    for state, mine, iteration, env_steps in ranks(after, go_on):
-        assert (state, iteration, env_steps) == (learned, 3, 3 * 8 * 5)
+    for state, mine, iteration, metrics in ranks(after, go_on):
+        assert (state, iteration, metrics) == (learned, 3, counted) and metrics["env_steps"] == 3 * 8 * 5
         found |= mine
     assert found == some | others
 
@@ -479,7 +478,7 @@ def test_a_rank_whose_networks_went_their_own_way_is_named_and_nothing_is_saved(
         with pytest.raises(UnstableError) as caught:
             for _ in made.train(4):
                 if group.rank == 2 and made.iteration == 3:  # one bit, after the checkpoint of iteration 2
-                    next(made.learner.actor.parameters()).data.flatten().view(torch.int32)[0] ^= 1
+                    next(made.learner.networks["actor"].parameters()).data.flatten().view(torch.int32)[0] ^= 1
         return str(caught.value)
 
     (line,) = set(ranks(3, train))
@@ -585,11 +584,11 @@ def test_without_torchrun_there_is_one_process_and_nothing_is_set_up(monkeypatch
 def test_stock_rsl_rl_learns_in_one_process_only(ranks: Ranks, tmp_path: Path) -> None:
     def build(group: Group) -> str:
         with pytest.raises(UserError) as caught:
-            trainer(group, tmp_path / "run", "ppo.class_name=rsl_rl.algorithms:PPO")
+            trainer(group, tmp_path / "run", "train.learner=rsl_rl.algorithms:PPO")
         return str(caught.value)
 
     (line,) = set(ranks(2, build))
-    assert line == "ppo.class_name: rsl_rl.algorithms:PPO: it trains in one process; leave the key out, or torchrun"
+    assert line == "train.learner: rsl_rl.algorithms:PPO: it trains in one process; leave the key out, or torchrun"
 
 
 def test_an_attempt_does_not_meet_the_dead_of_the_one_before() -> None:

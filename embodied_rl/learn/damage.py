@@ -1,0 +1,288 @@
+"""What a checkpoint cannot mean: values that no training leaves behind, found by name before anything is taken up.
+
+`find_damage` knows no page: a file must be sound by itself, its optimizer's moments shaped as its weights are.  `find_misfit`
+compares it with the networks that are to take it up.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NETWORKS = ("actor_state_dict", "critic_state_dict")
+#: Of all that is saved; a network's are fewer.
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
+_DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
+#: Tensors that count something; all other integers are a module's own business.
+_COUNT = re.compile(r"(^|[._])(count|num_batches_tracked)$")
+_WEIGHT = re.compile(r"(^|\.)((weight|bias)(_\w+)?|(log_)?std_param|_?(running_)?(mean|var|std))$")
+_NOT_NEGATIVE = re.compile(r"(^|[._])(var|std|count|num_batches_tracked|step|exp_avg_sq|max_exp_avg_sq)$")
+_POSITIVE = re.compile(r"(^|\.)std_param$")
+#: What a module remembers, and no optimizer moves.
+_BUFFER = re.compile(r"(^|\.)_?(running_)?(mean|var|std|count|num_batches_tracked)$")
+#: Numbers of the optimizer: the least, whether it may be reached, and what may not be.
+_RATES = {"lr": (0.0, False, math.inf), "eps": (0.0, True, math.inf), "weight_decay": (0.0, True, math.inf)}
+#: What a run has counted; a run in which no episode has ended knows no reward.
+_COUNTERS = ("env_steps", "seconds", "episodes")
+_SHARD = {"name": str, "sha256": str, "first": int, "count": int}
+
+
+def find_damage(state: dict) -> str:
+    """Say the first thing that a checkpoint's content cannot mean, as `tensor: what is wrong`; empty where all is well."""
+    try:
+        return next(_faults(state), "")
+    except RecursionError:
+        return "nested without end"
+
+
+def find_misfit(networks: Mapping[str, nn.Module], state: dict) -> tuple[str, bool]:
+    """Say where a checkpoint's weights are not of these networks, and whether that is damage and not another page.
+
+    It is damage where the optimizer remembers these very networks, or where one of them lies in another one's place.
+
+    Args:
+        networks: by name; `actor` is compared with `actor_state_dict`.
+        state: one in which `find_damage` finds nothing.
+
+    Returns:
+        What differs first, empty where nothing does; and whether the file is damaged.
+    """
+    known = {f"{name}_state_dict": network for name, network in networks.items()}
+    moments = _moments(state["optimizer_state_dict"])
+    parameters = [parameter.shape for network in networks.values() for parameter in network.parameters()]
+    remembered = bool(moments) and moments == dict(enumerate(parameters))
+    for place, network in known.items():
+        if not isinstance(given := state.get(place), dict):
+            continue
+        if fault := _difference(place, given, network.state_dict()):
+            other = next((name for name, one in known.items() if one is not network and fits(given, one)), None)
+            return (f"{place} is what {other} should be: {fault}", True) if other else (fault, remembered)
+        for name, wanted in network.state_dict().items():
+            if given[name].is_floating_point() != wanted.is_floating_point():
+                return f"{place}.{name}: {_kind(given[name])}, and not {_kind(wanted)}", True
+    for index, shape in moments.items():
+        if index < len(parameters) == len(moments) and shape != parameters[index]:
+            found = f"optimizer_state_dict.state.{index}: moments of shape {tuple(shape)}"
+            return f"{found}, its parameter's is {tuple(parameters[index])}", True
+    return "", False
+
+
+def fits(given: dict, network: nn.Module) -> bool:
+    """Whether a network can take up these weights."""
+    return not _difference("", given, network.state_dict())
+
+
+def _difference(place: str, given: dict, wanted: dict[str, Tensor]) -> str:
+    """Say the first name or shape that is not the wanted one."""
+    for name in [*wanted, *given]:
+        if name not in given:
+            return f"{place}.{name} is missing"
+        if name not in wanted:
+            return f"{place}.{name} is not one of the page's"
+        if given[name].shape != wanted[name].shape:
+            return f"{place}.{name}: shape {tuple(given[name].shape)}, the page's is {tuple(wanted[name].shape)}"
+    return ""
+
+
+def _faults(state: dict) -> Iterator[str]:
+    yield from _tensor_faults("", state)
+    for place in _NETWORKS:
+        yield from _network_faults(place, state[place])
+    yield from _optimizer_faults(state["optimizer_state_dict"])
+    yield from _order_faults(state)
+    yield from _counter_faults(state)
+    yield from _shard_faults(state.get("shards"))
+    if state.get("curricula") is not None:
+        yield from _curriculum_faults(state["curricula"])
+
+
+def _tensor_faults(name: str, value: Any) -> Iterator[str]:
+    """Look at every tensor, wherever it lies."""
+    if isinstance(value, dict | list | tuple):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensor_faults(f"{name}.{key}" if name else str(key), one)
+    elif isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
+            yield f"{name}: no plain tensor"
+        # a file of a kilobyte may speak of terabytes
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            yield f"{name}: shape {tuple(value.shape)}, and the file holds {value.untyped_storage().nbytes()} bytes of it"
+        elif value.dtype not in _DTYPES:
+            yield f"{name}: {_kind(value)}"
+        elif value.is_floating_point() and (odd := int((~value.isfinite()).sum())):
+            yield f"{name}: {odd} of {value.numel()} values not finite"
+        elif _NOT_NEGATIVE.search(name) and value.dtype != torch.bool and bool((value < 0).any()):
+            yield f"{name}: {_least(value)}, and no number below 0 is possible"
+        elif _POSITIVE.search(name) and bool((value <= 0).any()):
+            yield f"{name}: {_least(value)}, and only numbers above 0 are possible"
+
+
+def _network_faults(place: str, weights: dict) -> Iterator[str]:
+    """Look at the kinds of a network's tensors."""
+    kinds: dict[torch.dtype, str] = {}
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            yield f"{place}.{name}: {type(value).__name__}, and no tensor"
+        elif _COUNT.search(name):
+            if value.is_floating_point() or value.dtype == torch.bool:
+                yield f"{place}.{name}: {_kind(value)}, and it counts"
+        elif _WEIGHT.search(name):
+            if value.dtype not in (torch.float32, torch.float64):
+                yield f"{place}.{name}: {_kind(value)}; float32 is possible, or float64 throughout"
+            kinds.setdefault(value.dtype, name)
+    if len(kinds) > 1:
+        (first, one), (second, another) = list(kinds.items())[:2]
+        yield f"{place}.{another}: {_kind(second)}, and {one} is {_kind(first)}"
+
+
+def _optimizer_faults(optimizer: dict) -> Iterator[str]:
+    """Look at rates and moments, as torch's optimizers have them."""
+    groups, state = optimizer.get("param_groups", []), optimizer.get("state", {})
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        yield "optimizer_state_dict.param_groups: no list of groups"
+        return
+    if not isinstance(state, dict) or not all(isinstance(one, dict) for one in state.values()):
+        yield "optimizer_state_dict.state: no moments by parameter"
+        return
+    for index, group in enumerate(groups):
+        place = f"optimizer_state_dict.param_groups.{index}"
+        given = {name: group[name] for name in _RATES if name in group}
+        bounds = {name: _RATES[name] for name in given}
+        if "betas" in group:
+            betas = group["betas"]
+            if not isinstance(betas, list | tuple) or len(betas) != 2:
+                yield f"{place}.betas: {_shown(betas)}, and no two numbers"
+                return
+            given |= {f"betas.{i}": beta for i, beta in enumerate(betas)}
+            bounds |= dict.fromkeys(("betas.0", "betas.1"), (0.0, True, 1.0))
+        for name, value in given.items():
+            least, reached, most = bounds[name]
+            number = _number(value)
+            if number is None or not least <= number < most or (number == least and not reached):
+                allowed = f"{'from' if reached else 'above'} {least:g} and below {most:g}"
+                yield f"{place}.{name}: {_shown(value)}, and only numbers {allowed} are possible"
+        if not isinstance(group.get("params", []), list):
+            yield f"{place}.params: {_shown(group['params'])}, and no list"
+    for index, moments in state.items():
+        place = f"optimizer_state_dict.state.{index}"
+        if "step" in moments and ((step := _number(moments["step"])) is None or step < 0):
+            yield f"{place}.step: {_shown(moments['step'])}, and no number below 0 is possible"
+        large = {name: value for name, value in moments.items() if name.startswith(("exp_avg", "max_exp_avg"))}
+        for name, value in large.items():
+            if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
+                yield f"{place}.{name}: {_shown(value)}; a tensor of float32 is possible"
+            elif value.shape != (first := next(iter(large.values()))).shape:
+                yield f"{place}.{name}: shape {tuple(value.shape)}, and {next(iter(large))} is {tuple(first.shape)}"
+
+
+def _order_faults(state: dict) -> Iterator[str]:
+    """Compare moments with weights, in rsl_rl's order: those of the actor, those of the critic."""
+    weights = {f"{place}.{name}": value for place in _NETWORKS for name, value in state[place].items()}
+    names = [name for name in weights if not _BUFFER.search(name)]
+    moments = _moments(state["optimizer_state_dict"])
+    # an optimizer that moves more than the two networks has its own order
+    if sorted(moments) != list(range(len(names))):
+        return
+    unlike = [index for index, name in enumerate(names) if weights[name].shape != moments[index]]
+    # parameters of a module itself come before those of its parts, and in what order is its own business
+    if unlike and _per_network(state, moments) is not None:
+        name, index = names[unlike[0]], unlike[0]
+        yield f"{name}: shape {tuple(weights[name].shape)}, and its moments in the optimizer are {tuple(moments[index])}"
+
+
+def _per_network(state: dict, moments: dict[int, torch.Size]) -> str | None:
+    """Name the network whose weights have other shapes than its moments, in whatever order; None where there is none."""
+    first = 0
+    for place in _NETWORKS:
+        own = [value.shape for name, value in state[place].items() if not _BUFFER.search(name)]
+        if sorted(own) != sorted(moments[first + index] for index in range(len(own))):
+            return place
+        first += len(own)
+    return None
+
+
+def _moments(optimizer: dict) -> dict[int, torch.Size]:
+    """Shapes of what an optimizer remembers of each parameter, by its number; nothing of what is not torch's Adam's."""
+    found = {}
+    for index, moments in (optimizer.get("state") or {}).items():
+        if isinstance(index, int) and isinstance(average := moments.get("exp_avg"), Tensor):
+            found[index] = average.shape
+    return found
+
+
+def _counter_faults(state: dict) -> Iterator[str]:
+    if isinstance(state["iter"], bool) or state["iter"] < 0:
+        yield f"iter: {_shown(state['iter'])}, and no number below 0 is possible"
+    infos = state.get("infos")
+    if infos is None:  # as rsl_rl's runner saves it
+        return
+    if not isinstance(infos, dict):
+        yield f"infos: {type(infos).__name__}, and no names with values"
+        return
+    for name in _COUNTERS:
+        if name in infos and ((number := _number(infos[name])) is None or number < 0):
+            yield f"infos.{name}: {_shown(infos[name])}, and only a number from 0 up is possible"
+    if "mean_reward" in infos:
+        reward = infos["mean_reward"]
+        if _number(reward) is None and not (isinstance(reward, float) and math.isnan(reward)):
+            yield f"infos.mean_reward: {_shown(reward)}, and only a number is possible"
+
+
+def _shard_faults(shards: Any) -> Iterator[str]:
+    if shards is None:
+        return
+    if not isinstance(shards, list):
+        yield f"shards: {type(shards).__name__}, and no list"
+        return
+    for index, shard in enumerate(shards):
+        odd = [
+            name
+            for name, kind in _SHARD.items()
+            if not isinstance(shard, dict)
+            or type(shard.get(name)) is not kind
+            or (kind is int and shard[name] < (1 if name == "count" else 0))
+        ]
+        if odd:
+            given = shard.get(odd[0]) if isinstance(shard, dict) else shard
+            yield f"shards.{index}.{odd[0]}: {_shown(given)}, and {'text' if _SHARD[odd[0]] is str else 'a count'} is needed"
+
+
+def _curriculum_faults(curricula: Any) -> Iterator[str]:
+    if not isinstance(curricula, dict) or not all(isinstance(moved, dict) for moved in curricula.values()):
+        yield "curricula: no numbers by curriculum"
+        return
+    numbers = chain.from_iterable(((term, *one) for one in moved.items()) for term, moved in curricula.items())
+    yield from (f"curricula.{term}.{path}: {_shown(v)}, and no tensor" for term, path, v in numbers if not isinstance(v, Tensor))
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number, bare or in a tensor of one; None of anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1 and value.dtype != torch.bool and not value.is_complex():
+        value = value.item()
+    try:
+        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        good = False
+    return float(value) if good else None
+
+
+def _least(value: Tensor) -> str:
+    return f"{value.min().item():g}"
+
+
+def _kind(value: Tensor | torch.dtype) -> str:
+    return str(value.dtype if isinstance(value, Tensor) else value).removeprefix("torch.")
+
+
+def _shown(value: Any) -> str:
+    """Write a value so that it takes part of a line."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return f"{_kind(value)} of shape {tuple(value.shape)}"
+    text = repr(value.item() if isinstance(value, Tensor) else value).replace("\n", " ")
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,191 @@
+"""Gradient steps on minibatches: where a learner's arithmetic happens.
+
+A step has two halves.  The first leaves the gradient of this process's rows, and sums beside it, in one flat bucket: in parts on
+threads of our own on the CPU, at once on a GPU.  Between the two the bucket is summed over all processes.  The second clips,
+asks the learner what follows from the means, and lets the optimizer step.  On a GPU each half is one CUDA graph.  Nothing is read
+on the host, and no branch depends on data.
+
+Legend: B rows of a minibatch, S sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from embodied_rl.cuda_graph import try_to_capture
+from embodied_rl.learn.advantages import Reduce
+from embodied_rl.learn.cpu.team import Team
+
+R = TypeVar("R")
+
+#: Rows of the parts that threads share on the CPU: enough to hide what a part costs beside its arithmetic.
+_PART = 1536
+
+
+class GradientSteps:
+    """Adam on the networks of a learner, whose gradients are clipped each by itself.
+
+    Args:
+        networks: what learns.
+        loss: of rows, int64 (B,): their summed loss, and the sums (S,), of which the first is how many rows count.
+        sums: the sums' names.
+        judge: looks at the means over all processes' rows, (S,), before each step, and may set `rate`; bool (): where it holds,
+            this step and the others of the iteration are left out.
+        learning_rate: at the start.
+        max_grad_norm: of each network.
+        one_pass: fills the bucket from rows in one pass, if it can; whether it did.
+        device: where it computes.
+        reduce: sums a tensor over all processes, in place.
+        compiler: wraps the small arithmetic between gradient and optimizer, `torch.compile` on a GPU, or the identity.
+        graph: replay both halves from CUDA graphs, on a GPU.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        loss: Callable[[Tensor], tuple[Tensor, Tensor]],
+        sums: tuple[str, ...],
+        judge: Callable[[Tensor], Tensor | None],
+        learning_rate: float,
+        max_grad_norm: float,
+        one_pass: Callable[[Tensor, Tensor], bool],
+        *,
+        device: torch.device,
+        reduce: Reduce,
+        compiler: Callable,
+        graph: bool,
+    ) -> None:
+        self._loss, self._judge, self._one_pass, self._reduce = loss, judge, one_pass, reduce
+        self._device, self._max_grad_norm = device, max_grad_norm
+        self.team = Team() if device.type == "cpu" else None
+        """Threads that share rows on the CPU."""
+        self.parameters = parameters = list(chain(*(network.parameters() for network in networks)))
+        sizes, where = [parameter.numel() for parameter in parameters], parameters[0].device
+        self._sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
+        self.bucket = torch.zeros(sum(sizes) + len(sums), device=where)
+        """The gradient, and behind it the sums."""
+        self._gradient, self.sums = self.bucket[: sum(sizes)], self.bucket[sum(sizes) :]
+        for parameter, part in zip(parameters, self._gradient.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)  # what the optimizer reads
+        self.rate = torch.tensor(learning_rate, device=where)
+        """The learning rate."""
+        self.captures = graph and device.type == "cuda"
+        # capturable: torch refuses to capture a step otherwise, though a fused one reads nothing on the host
+        self.optimizer = torch.optim.Adam(parameters, lr=self.rate, fused=True, capturable=self.captures)
+        # a minibatch's first step is no part of a graph, as torch would warn
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
+        # 1: the optimizer leaves everything as it is
+        self.optimizer.found_inf = self._found_inf = torch.zeros((), dtype=torch.float32, device=where)  # pyright: ignore[reportAttributeAccessIssue]
+        self._stopped, self._one = torch.zeros((), dtype=torch.bool, device=where), torch.ones(1, device=where)
+        self.totals_names = ("minibatches", *sums[1:], "grad_norm", "skipped", "stopped")
+        self.totals = torch.zeros(len(self.totals_names), device=where)
+        """Of an iteration: how many minibatches were applied, sums of their means, how many were skipped and stopped."""
+        self._weigh = compiler(self._weigh)
+        self.graphs: dict[tuple[str, int], Callable[[], None]] = {}
+        self.rows: dict[int, Tensor] = {}
+        """The rows that a minibatch of each size takes; graphs read them by address."""
+
+    def begin(self) -> None:
+        """Count a new iteration."""
+        self.totals.zero_()
+        self._stopped.zero_()
+
+    def take(self, rows: Tensor) -> None:
+        """Take a step on these rows, int64 (B,)."""
+        size = len(rows)
+        if size not in self.rows:
+            self.rows[size] = torch.empty_like(rows)
+        self.rows[size].copy_(rows)
+        self._run(self.gradients, size)
+        self._reduce(self.bucket)
+        self._run(self.apply, size)
+
+    def gradients(self, size: int) -> None:
+        """Take the first half: the gradient and the sums of this process's rows, into the bucket."""
+        rows = self.rows[size]
+        if not self._one_pass(rows, self.bucket):
+            torch.sum(torch.stack(self.share(self._part, rows)), dim=0, out=self.bucket)
+
+    @torch.no_grad()
+    def apply(self, size: int) -> None:
+        """Take the second half: a step of the optimizer with the sums of all processes, unless something is off."""
+        self._weigh()
+        self.optimizer.step()
+
+    def share(self, function: Callable[[Tensor], R], rows: Tensor) -> list[R]:
+        """Results of parts of the rows, computed side by side on the CPU."""
+        if self.team is None:
+            return [function(rows)]
+        # as many parts on every machine, whatever its cores: results are the same
+        return self.team.map(function, rows.tensor_split(math.ceil(max(len(rows), 1) / _PART)))
+
+    def forget_graphs(self) -> None:
+        """Capture anew: tensors that the graphs read have moved."""
+        self.graphs.clear()
+
+    def state_dict(self) -> dict:
+        """Return the optimizer's state; the learning rate is a plain number there, and nothing is of one device."""
+        state = self.optimizer.state_dict()
+        groups = [group | {"lr": float(self.rate), "capturable": False} for group in state["param_groups"]]
+        return state | {"param_groups": groups}
+
+    def load_state_dict(self, state: dict, rate: float | None) -> None:
+        """Take up what `state_dict` gave, or the state of an Adam that was not fused; `rate` stands for the one in it."""
+        (group,) = state["param_groups"]
+        # said beforehand: a fused optimizer's counts of steps lie on the device, where those of others do not
+        own = {"fused": True, "foreach": None, "capturable": self.captures}
+        self.optimizer.load_state_dict(state | {"param_groups": [group | own]})
+        (group,) = self.optimizer.param_groups
+        self.rate.fill_(float(group["lr"]) if rate is None else rate)
+        group["lr"] = self.rate
+        self.forget_graphs()  # they hold the addresses of the state before
+
+    def _part(self, rows: Tensor) -> Tensor:
+        """Gradient and sums of these rows, flat."""
+        loss, sums = self._loss(rows)
+        gradient = torch.autograd.grad(loss, self.parameters)
+        return torch.cat((*(part.flatten() for part in gradient), sums))
+
+    def _weigh(self) -> None:
+        """Make means of the sums, clip them, and decide whether the step is taken."""
+        share = 1.0 / self.sums[0].clamp(min=1.0)
+        means, networks = self.sums * share, self._gradient.split(self._sizes)
+        norms = torch.stack([sums.norm() for sums in networks]) * share
+        factors = (self._max_grad_norm / (norms + 1e-6)).clamp(max=1.0) * share
+        for sums, factor in zip(networks, factors, strict=True):
+            sums.mul_(factor)
+        stop = self._judge(means)
+        if stop is not None:
+            self._stopped.logical_or_(stop)
+        skipped = ~(means.sum() + norms.sum()).isfinite()
+        self._found_inf.copy_(skipped | self._stopped)
+        counted = torch.where(skipped, 0.0, torch.cat((self._one, means[1:], norms[:1])))
+        self.totals.add_(torch.cat((counted, torch.stack((skipped, self._stopped)).to(counted.dtype))))
+
+    def _run(self, half: Callable[[int], None], size: int) -> None:
+        """One half on minibatches of that size: from its CUDA graph from the second time on, when all it needs is there."""
+        key = (half.__name__, size)
+        if not self.captures:
+            half(size)
+        elif key not in self.graphs:
+            half(size)
+            self.graphs[key] = partial(self._capture, key, half)
+        else:
+            self.graphs[key]()
+
+    def _capture(self, key: tuple[str, int], half: Callable[[int], None]) -> None:
+        function = partial(half, key[1])
+        graph = try_to_capture(function, self._device, what="the update")
+        if graph is None:
+            self.captures = False
+            self.graphs.clear()
+        else:
+            self.graphs[key] = graph
+        (graph or function)()

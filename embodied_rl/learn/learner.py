@@ -1,0 +1,106 @@
+"""Who learns: what the trainer asks of a learner, and which one a page names."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self
+
+import torch
+from torch import nn
+
+from embodied_rl.config.page import Page
+from embodied_rl.errors import UserError
+from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.ranks.group import Group
+from embodied_rl.learn.rollout import Collector, Rollout
+
+#: Shipped learners, by the name that a page has for them.
+LEARNERS = {"ppo": "embodied_rl.learn.ppo:PPO"}
+
+
+class Learner(Protocol):
+    """Improves a policy on rollouts."""
+
+    policy: Policy
+    networks: Mapping[str, nn.Module]
+    """All that it learns, by name."""
+    gradient_steps: int
+    """How many an update takes."""
+    critic_group: str
+    """The observation group that the values are of."""
+
+    @classmethod
+    def make(
+        cls, page: Page, collector: Collector, device: torch.device, *, group: Group, compiler: Callable = lambda f: f
+    ) -> Self:
+        """Make the page's learner, for what the collector gives, on its own or as one of a group's.
+
+        Raises:
+            UserError: it cannot learn the page.
+        """
+        ...
+
+    @classmethod
+    def load_policy(cls, page: Page, state: dict, device: torch.device | str) -> Policy:
+        """Make the policy of what `state_dict` gave, without an environment: the sizes stand in the state itself.
+
+        Raises:
+            KeyError, RuntimeError: it is not the one that the page describes.
+        """
+        ...
+
+    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        """Learn from a rollout; the metrics, by TensorBoard name."""
+        ...
+
+    def skipped(self, metrics: dict[str, float]) -> float:
+        """Say which share of an update's steps was left out because a loss or gradient was not finite."""
+        ...
+
+    def panel(self, metrics: dict[str, float]) -> str:
+        """Say in a line what there is to watch in the metrics of an update."""
+        ...
+
+    def state_dict(self) -> dict:
+        """Return all that it knows, in rsl_rl's layout; an Adam's moments are the actor's, then the critic's."""
+        ...
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up what `state_dict` gave; RuntimeError where the networks have other shapes."""
+        ...
+
+
+def learner_class(page: Page) -> type[Learner]:
+    """Import the class that a page's `train.learner` names.
+
+    Raises:
+        UserError: there is none of that name, or it is no learner.
+    """
+    given = page.train.learner
+    module, _, attribute = LEARNERS.get(given, given).partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"train.learner: {given}: {error}; write ppo, or module:Class, like rsl_rl.algorithms:PPO") from None
+    if not all(hasattr(found, name) for name in ("make", "load_policy", "update")):
+        from embodied_rl.learn.rsl_rl_ppo import adapted
+
+        if (found := adapted(found)) is None:
+            raise UserError(
+                f"train.learner: {given}: is no learner: it has no make, load_policy and update "
+                "(embodied_rl.learn.learner.Learner), and is no PPO of rsl_rl's"
+            )
+    return found
+
+
+def make_learner(
+    page: Page, collector: Collector, device: torch.device, group: Group | None = None, *, compiler: Callable = lambda f: f
+) -> Learner:
+    """Make the page's learner, for what the collector gives; its networks begin as the page's seed has it.
+
+    Raises:
+        UserError: `train.learner` is none, or cannot learn the page.
+    """
+    torch.manual_seed(page.env.seed)
+    return learner_class(page).make(page, collector, device, group=group or Group(), compiler=compiler)
