@@ -257,7 +257,7 @@ def wait_for(condition: Callable[[], bool], what: str, job: Job | None = None, p
 
 def done_iterations(text: str) -> list[int]:
     """What a log says was done, in its order."""
-    return [int(found) for found in re.findall(r"^(\d+)/\d+  eta ", text, flags=re.MULTILINE)]
+    return [int(found) for found in re.findall(r"^(\d+)/\d+  elapsed ", text, flags=re.MULTILINE)]
 
 
 def train_arguments(*more: str) -> list[str]:

@@ -95,6 +95,14 @@ def standard_deviation(actor: MLPModel) -> Tensor:
     return torch.exp(distribution.log_std_param.clamp(*distribution.log_std_range))
 
 
+@torch.no_grad()
+def hold_deviation(actor: MLPModel) -> None:
+    """Bring a standard deviation that the optimizer has taken below its least value back to it, from where it can grow again."""
+    distribution = actor.distribution
+    if isinstance(distribution, GaussianDistribution) and distribution.std_type == "scalar":
+        distribution.std_param.clamp_(*distribution.std_range)
+
+
 def normalized(model: MLPModel, obs: Tensor) -> Tensor:
     """Show an observation of the model's group as its network sees it."""
     return model.obs_normalizer(obs)

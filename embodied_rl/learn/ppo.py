@@ -23,7 +23,7 @@ from embodied_rl.learn.cpu.gradients import Gradients, Terms, fused_gradients
 from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.learn.gradient_steps import GradientSteps
-from embodied_rl.learn.models import build_actor, build_critic, load_actor, policy_of, standard_deviation
+from embodied_rl.learn.models import build_actor, build_critic, hold_deviation, load_actor, policy_of, standard_deviation
 from embodied_rl.learn.normalizer import learn_statistics
 from embodied_rl.learn.policy import Policy, unroll
 from embodied_rl.learn.ranks.group import Group
@@ -122,6 +122,7 @@ class PPO:
         self.steps.begin()
         for rows in self._minibatches(iteration):
             self.steps.take(rows)
+        hold_deviation(self.actor)
         if self.page.obs_normalization:
             weight = rollout.valid.to(rollout.rewards.dtype)
             for model, group in ((self.actor, "actor"), (self.critic, self.critic_group)):

@@ -578,6 +578,18 @@ def test_what_is_saved_is_of_no_device() -> None:
     assert saved["capturable"] is False and group["capturable"] is True
 
 
+def test_a_deviation_below_its_least_value_comes_back() -> None:
+    """What is saved is a policy, and one that can explore again; below it the gradient would be zero for ever."""
+    made = learner(settings(**ONE_BATCH))
+    batch = drive(made.actor)
+    distribution: Any = made.actor.distribution
+    parameter = distribution.std_param
+    parameter.data[1] = -0.5
+    made.update(batch, 0)
+    assert parameter[1].item() == pytest.approx(distribution.std_range[0]) and bool((parameter > 0.0).all())
+    assert bool((parameter[[0, 2, 3]] > 0.5).all())
+
+
 def test_a_checkpoint_of_an_optimizer_that_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch puts the counts of steps where a fused optimizer needs them only if it knows beforehand that it is one."""
     made, elsewhere = learner(settings(**ONE_BATCH)), learner(settings(**ONE_BATCH))
