@@ -138,7 +138,7 @@ def test_ranks_learn_what_one_process_learns_from_all_their_samples(
 
     def train(group: Group) -> tuple[list[Tensor], list[dict[str, float]], dict]:
         mine = made[group.rank]
-        mine._reduce = group.sum
+        mine._reduce = mine.steps._reduce = group.sum
         mine.load_state_dict(copy.deepcopy(start))
         buckets = watched(mine, own[group.rank])
         metrics = [mine.update(parts[iteration][group.rank], iteration) for iteration in range(2)]
@@ -169,7 +169,7 @@ def test_a_rank_with_fewer_rows_than_minibatches_makes_as_many_steps(ranks: Rank
     parts = [columns(rollout(0, made[0]), robots) for robots in ([1], [0, 2, 3, 4, 5])]
 
     def train(group: Group) -> tuple[dict[str, float], dict]:
-        made[group.rank]._reduce = group.sum
+        made[group.rank]._reduce = made[group.rank].steps._reduce = group.sum
         return made[group.rank].update(parts[group.rank], 0), made[group.rank].state_dict()
 
     (metrics, state), (others_metrics, others_state) = ranks(2, train)
