@@ -36,6 +36,8 @@ SOURCES = {
     "envpool": "Go1JoystickFlatTerrain-v1",
     "python": "my_module:make",
 }
+#: Learners by the name that a page has for them, with their classes.
+LEARNERS = {"ppo": "embodied_rl.learn.ppo:PPO"}
 #: What a page with `env.source` has no say in: its environments bring it along.
 ROBOT_SECTIONS = ("terms", "task", "robot", "scene", "terrain", *SECTIONS, "score")
 #: What such a page may say of the physics.
@@ -153,9 +155,8 @@ class TrainSettings(Model):
     @classmethod
     def is_a_learner(cls, learner: Any) -> Any:
         """Check that it is one of ours, or names a class."""
-        ours = ("ppo",)
-        if isinstance(learner, str) and learner not in ours and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", learner):
-            near = did_you_mean(learner, ours)
+        if isinstance(learner, str) and learner not in LEARNERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", learner):
+            near = did_you_mean(learner, LEARNERS)
             raise refuse(f"{shown(learner)} is no learner{near} (ppo, or module:Class, like rsl_rl.algorithms:PPO)")
         return learner
 

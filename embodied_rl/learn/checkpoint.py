@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.errors import UserError
-from embodied_rl.learn.damage import find_damage
+from embodied_rl.learn.damage import find_damage, is_stretched
 from embodied_rl.learn.ranks.group import Group
 
 log = logging.getLogger("embodied_rl")
@@ -385,7 +385,7 @@ def _robots(file: Path, content: Any, count: int) -> dict[str, Tensor]:
         rows = value.shape[0] if isinstance(value, Tensor) and value.dim() else 0
         if rows != count:
             raise damaged(file, f"envs.{name}: {rows} robots, and its checkpoint says {count}")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        if is_stretched(value):
             raise damaged(file, f"envs.{name}: shape {tuple(value.shape)}, and the file holds less")
     return envs
 

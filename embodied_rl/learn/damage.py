@@ -73,6 +73,11 @@ def find_misfit(networks: Mapping[str, nn.Module], state: dict) -> tuple[str, bo
     return "", False
 
 
+def is_stretched(value: Tensor) -> bool:
+    """Whether a tensor speaks of more bytes than were saved of it."""
+    return value.numel() * value.element_size() > value.untyped_storage().nbytes()
+
+
 def fits(given: dict, network: nn.Module) -> bool:
     """Whether a network can take up these weights."""
     return not _difference("", given, network.state_dict())
@@ -111,7 +116,7 @@ def _tensor_faults(name: str, value: Any) -> Iterator[str]:
         if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
             yield f"{name}: no plain tensor"
         # a file of a kilobyte may speak of terabytes
-        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        elif is_stretched(value):
             yield f"{name}: shape {tuple(value.shape)}, and the file holds {value.untyped_storage().nbytes()} bytes of it"
         elif value.dtype not in _DTYPES:
             yield f"{name}: {_kind(value)}"
@@ -191,20 +196,20 @@ def _order_faults(state: dict) -> Iterator[str]:
         return
     unlike = [index for index, name in enumerate(names) if weights[name].shape != moments[index]]
     # parameters of a module itself come before those of its parts, and in what order is its own business
-    if unlike and _per_network(state, moments) is not None:
+    if unlike and _has_other_shapes(state, moments):
         name, index = names[unlike[0]], unlike[0]
         yield f"{name}: shape {tuple(weights[name].shape)}, and its moments in the optimizer are {tuple(moments[index])}"
 
 
-def _per_network(state: dict, moments: dict[int, torch.Size]) -> str | None:
-    """Name the network whose weights have other shapes than its moments, in whatever order; None where there is none."""
+def _has_other_shapes(state: dict, moments: dict[int, torch.Size]) -> bool:
+    """Whether the weights of a network have other shapes than its moments, in whatever order."""
     first = 0
     for place in _NETWORKS:
         own = [value.shape for name, value in state[place].items() if not _BUFFER.search(name)]
         if sorted(own) != sorted(moments[first + index] for index in range(len(own))):
-            return place
+            return True
         first += len(own)
-    return None
+    return False
 
 
 def _moments(optimizer: dict) -> dict[int, torch.Size]:

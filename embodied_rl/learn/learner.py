@@ -9,14 +9,11 @@ from typing import Any, Protocol, Self
 import torch
 from torch import nn
 
-from embodied_rl.config.page import Page
+from embodied_rl.config.page import LEARNERS, Page
 from embodied_rl.errors import UserError
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Collector, Rollout
-
-#: Shipped learners, by the name that a page has for them.
-LEARNERS = {"ppo": "embodied_rl.learn.ppo:PPO"}
 
 
 class Learner(Protocol):
