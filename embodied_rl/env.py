@@ -19,13 +19,15 @@ from torch import Tensor
 from embodied_rl import random
 from embodied_rl.config.page import Page
 from embodied_rl.cuda_graph import WARMUP, try_to_capture
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.fields import ModelFields
 from embodied_rl.mdp.moment import Draw, Episode, Moment
 from embodied_rl.mdp.part import PartState
+from embodied_rl.mdp.quarantine import Quarantine, names_of
 from embodied_rl.mdp.state import Memory, check_same_parts, where
-from embodied_rl.mdp.totals import Totals
+from embodied_rl.mdp.totals import Totals, total_names
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import ActionSpace, Step
@@ -71,7 +73,7 @@ class Env:
         for mode in ("startup", "iteration"):
             self._randomize(mode, 0)
         self.reset()
-        terms.check_shapes(self._moment(Draw()))
+        terms.check(self._moment(Draw()), physics, self._registered())
         self._outcome, self._observe = compiler(self._outcome), compiler(self._observe)
         if self.captured:  # launches count there; on the CPU compiling it takes longer than it ever saves
             self._act = compiler(self._act)
@@ -103,11 +105,14 @@ class Env:
         2. Physics.  Rows that blow up are handed out as reset states, flagged `unstable`, so that nothing that is not finite
            reaches a term.
         3. Outcome, one compiled function: memory is updated; terminations and rewards judge the state that the actions led to;
-           totals; the critic looks once more before a reset hides that state; commands and reset events for the rows that are
+           the critic looks once more before a reset hides that state; totals; commands and reset events for the rows that are
            done, interval events for those that go on.
         4. One masked write into the engine.
         5. Look, one compiled function: memory settles, and the observations are those of the state that the next actions
            will meet.
+
+        A row to which a term, or the policy, gives a number that is not finite is treated as one that blew up: the step that
+        led there is not valid, the number goes nowhere, and a new episode begins.
         """
         controls = self._act(actions)
         started = time.perf_counter()
@@ -128,44 +133,55 @@ class Env:
 
     def _outcome(self) -> None:
         """All that follows from the state that the physics led to."""
-        self.episode.age.add_(1)
-        self.episode.episode_length.add_(1)
+        episode = self.episode
+        episode.age.add_(1)
+        episode.episode_length.add_(1)
         moment = self._moment(self._draw("step"))
         for update in self.terms.updates:
             update(moment)
-        ends = self._end(moment)
-        self._reward(moment)
-        self._count(moment, ends)
+        lost = self.physics.unstable | episode.lost | self.quarantine.look("actions", episode.actions)
+        ends = self._end(moment, lost)
+        errors = self._errors(moment)
+        lost = lost | self.quarantine.look("errors", errors)
         for group in self.groups:
             if group.name in self.final_obs:
-                self.final_obs[group.name].copy_(group.compute(moment, noisy=False, fresh=None))
+                last = group.compute(moment, noisy=False, fresh=None)
+                odd = self.quarantine.take(f"observations.{group.name}", last, self.final_obs[group.name])
+                lost = lost | (odd & episode.truncated)  # who is bootstrapped from it
+        lost = lost | self._reward(moment, lost)
+        episode.valid.copy_(~lost)
+        episode.terminated.logical_or_(lost)
+        episode.truncated.logical_and_(~lost)
+        episode.done.logical_or_(lost)
+        self._count(ends, torch.where(lost[:, None], 0.0, errors))
         self._restart(moment)
 
-    def _end(self, moment: Moment) -> list[Tensor]:
+    def _end(self, moment: Moment, lost: Tensor) -> list[Tensor]:
         """Which episodes end, and how; the answer of each termination, bool (N,)."""
-        episode, unstable = self.episode, self.physics.unstable
+        episode = self.episode
         ends = [(t.function.time_out, t.function(moment, **t.params)) for t in self.terms.terminations]
-        terminated = unstable.clone()
-        truncated = torch.zeros_like(unstable)
+        terminated = lost.clone()
+        truncated = torch.zeros_like(lost)
         for time_out, end in ends:
             terminated, truncated = (terminated, truncated | end) if time_out else (terminated | end, truncated)
         truncated = truncated & ~terminated
-        moment.terminated = terminated & ~unstable
+        moment.terminated = terminated & ~lost
         episode.terminated.copy_(terminated)
         episode.truncated.copy_(truncated)
-        episode.valid.copy_(~unstable)
         episode.done.copy_(terminated | truncated)
         return [end for _, end in ends]
 
-    def _reward(self, moment: Moment) -> None:
-        """weights . terms (x step_dt), at least `reward_floor`, + the terms that no floor hides."""
+    def _reward(self, moment: Moment, lost: Tensor) -> Tensor:
+        """weights . terms (x step_dt), at least `reward_floor`, + the terms that no floor hides; rows where they are not finite.
+
+        Rows that are lost get none.
+        """
         episode, settings = self.episode, self.page.env
-        alive = (~self.physics.unstable).float()
         scale = self.step_dt if settings.reward_scale_dt else 1.0
-        floored = unfloored = torch.zeros_like(alive)
+        floored = unfloored = torch.zeros_like(episode.reward)
         columns = []
         for term in self.terms.rewards:
-            value = term.function(moment, **term.params) * self.params[f"rewards.{term.name}.weight"] * (scale * alive)
+            value = term.function(moment, **term.params) * self.params[f"rewards.{term.name}.weight"] * scale
             columns.append(value)
             if term.function.floored:
                 floored = floored + value
@@ -173,25 +189,26 @@ class Env:
                 unfloored = unfloored + value
         if settings.reward_floor is not None:
             floored = floored.clamp(min=settings.reward_floor)
-        episode.reward.copy_(floored + unfloored)
-        episode.reward_terms.copy_(torch.stack((*columns, episode.reward), dim=-1))
+        table = torch.stack((*columns, floored + unfloored), dim=-1)
+        odd = self.quarantine.look("rewards", table, ~lost)
+        episode.reward_terms.copy_(where(lost | odd, torch.zeros_like(table), table))
+        episode.reward.copy_(episode.reward_terms[:, -1])
         episode.episode_rewards.add_(episode.reward_terms)
+        return odd
 
-    def _count(self, moment: Moment, ends: list[Tensor]) -> None:
+    def _count(self, ends: list[Tensor], errors: Tensor) -> None:
         """Add this step to the iteration's totals, which are read once an iteration."""
         episode, done = self.episode, self.episode.done
         ended = done.float()
         columns = [
             torch.ones_like(ended),
-            self.physics.unstable.float(),
+            (~episode.valid).float(),
             ended,
             episode.terminated.float(),
             episode.episode_length * ended,
         ]
         columns += [(end & done).float() for end in ends]
-        for command in self.terms.commands.values():
-            columns += command.errors(moment).values()
-        self._totals.add(torch.cat((torch.stack(columns, dim=-1), episode.episode_rewards * ended[:, None]), dim=-1))
+        self._totals.add(torch.cat((torch.stack(columns, dim=-1), errors, episode.episode_rewards * ended[:, None]), dim=-1))
 
     def _restart(self, moment: Moment) -> None:
         """Begin episodes where one ended: memory, commands, reset events; interval events for the others."""
@@ -199,17 +216,24 @@ class Env:
         self.memory.begin(done)
         for resample in terms.resamples:
             resample(moment, done)
-        fresh = self.fields.draft("reset", self.robot.default_qpos.expand_as(physics.qpos), torch.zeros_like(physics.qvel))
+        pose = self.robot.default_qpos.expand_as(physics.qpos)
+        fresh = self.fields.draft("reset", pose, torch.zeros_like(physics.qvel))
+        lost = torch.zeros_like(done)
         for term in terms.events["reset"]:
             term.function(moment, fresh, **term.params)
+            lost = lost | self.quarantine.look(f"events.{term.name}", self.fields.drawn_in("reset", fresh), done)
         going = Draft(physics.qpos, physics.qvel, self.fields.values)
         touched = done
         for term in terms.events["interval"]:
-            touched = touched | term.function(moment, going, **term.params)
+            changed = term.function(moment, going, **term.params)
+            lost = lost | self.quarantine.look(f"events.{term.name}", self.fields.drawn_in("interval", going), changed & ~done)
+            touched = touched | changed
         self._touched.copy_(touched)
-        self._draft.qpos.copy_(where(done, fresh.qpos, going.qpos))
-        self._draft.qvel.copy_(where(done, fresh.qvel, going.qvel))
-        self.fields.take(done, fresh, going)
+        # what cannot be is not written: those rows stand in the default pose, and end with the next step
+        self.episode.lost.copy_(lost)
+        self._draft.qpos.copy_(where(lost, pose, where(done, fresh.qpos, going.qpos)))
+        self._draft.qvel.copy_(where(lost, torch.zeros_like(fresh.qvel), where(done, fresh.qvel, going.qvel)))
+        self.fields.take(done, lost, fresh, going)
 
     def _write(self) -> None:
         """Write the draft into the engine: finished rows start anew, pushed rows go on as they were pushed."""
@@ -225,8 +249,18 @@ class Env:
         moment = self._moment(self._draw("observe"))
         for settle in self.terms.settles:
             settle(moment)
+        episode = self.episode
+        lost = episode.lost
+        for name, command in self.terms.commands.items():
+            lost = lost | self.quarantine.look(f"commands.{name}", command.command)
         for group in self.groups:
-            self.obs[group.name].copy_(group.compute(moment, noisy=True, fresh=self.episode.done))
+            values = group.compute(moment, noisy=True, fresh=episode.done)
+            lost = lost | self.quarantine.take(f"observations.{group.name}", values, self.obs[group.name])
+        episode.lost.copy_(lost)
+        # a step to where nothing can be seen led nowhere; the episode of a row that is done had ended before
+        cut = lost & ~episode.done
+        episode.valid.logical_and_(~cut)
+        episode.terminated.logical_or_(cut)
         return moment.draw.used
 
     def reset(self) -> dict[str, Tensor]:
@@ -276,7 +310,7 @@ class Env:
         self.physics.capturable = graph is not None
         self.restore(rows, state)
         self._totals.load(totals)
-        self.physics.drain_unstable()  # those steps happen again, and report then
+        self.drain_unstable()  # those steps happen again, and report then
         self.physics.drain_overflow()
         return graph or function
 
@@ -288,6 +322,11 @@ class Env:
     def controls(self) -> Tensor:
         """Make what the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
         return self.terms.actions.controls(self._moment(Draw()))
+
+    def _errors(self, moment: Moment) -> Tensor:
+        """Find how far the robots are from what they are asked for, (N, errors of all commands)."""
+        columns = [error for command in self.terms.commands.values() for error in command.errors(moment).values()]
+        return torch.stack(columns, dim=-1) if columns else self._zeros(0)
 
     def _allocate(self) -> None:
         """Every mutable tensor of the environment."""
@@ -305,11 +344,10 @@ class Env:
                 self.memory.add(term.path, term)
         self.obs = {group.name: self._zeros(group.size) for group in self.groups}
         self.final_obs = {name: self._zeros(self.obs[name].shape[1]) for name in self.page.env.final_obs_groups}
-        names = ["steps", "unstable", "episodes", "terminated", "episode_length"]
-        names += [f"termination/{term.name}" for term in terms.terminations]
-        names += [f"error/{name}" for c in terms.commands.values() for name in c.errors(self._moment(Draw()))]
-        names += [*(f"reward/{term.name}" for term in terms.rewards), "reward/total"]
-        self._totals = Totals(names, self.device)
+        errors = [name for command in terms.commands.values() for name in command.errors(self._moment(Draw()))]
+        drawn = {mode: self.fields.num_drawn(mode) for mode in terms.events}
+        self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, errors, drawn))
+        self._totals = Totals(total_names(terms, errors), self.device)
 
     def _randomize(self, mode: str, step: int) -> None:
         """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""
@@ -318,12 +356,17 @@ class Env:
         counted = Draw(self._zeros(1).expand(-1, _MOST_NUMBERS))
         self._drafted(mode, counted)
         key = random.stream_key(self.page.env.seed, mode, self.device)
-        self.fields.write_all(mode, self._drafted(mode, Draw(random.uniform(key, self.env_ids, step, counted.used))))
+        draft = self._drafted(mode, Draw(random.uniform(key, self.env_ids, step, counted.used)))
+        if notes := self.quarantine.drain():
+            robot = int(self.env_ids[notes[0]["row"]])
+            raise UserError(f"{self.page.name}: {notes[0]['error']}, for robot {robot}")
+        self.fields.write_all(mode, draft)
 
     def _drafted(self, mode: str, draw: Draw) -> Draft:
         draft, moment = self.fields.draft(mode, self.physics.qpos, self.physics.qvel), self._moment(draw)
         for term in self.terms.events[mode]:
             term.function(moment, draft, **term.params)
+            self.quarantine.look(f"events.{term.name}", self.fields.drawn_in(mode, draft))
         return draft
 
     def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None:
@@ -344,8 +387,8 @@ class Env:
         return totals | {f"overflow/{setting}": float(rows) for setting, rows in self.physics.drain_overflow().items()}
 
     def drain_unstable(self) -> list[dict]:
-        """Hand out what is known of simulations that blew up since the last call: see `Physics.drain_unstable`."""
-        return self.physics.drain_unstable()
+        """Hand out what is known of robots lost since the last call: see `Physics.drain_unstable` and `Quarantine.drain`."""
+        return self.physics.drain_unstable() + self.quarantine.drain()
 
     def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
         """All that the rows' future depends on, exact on the same engine; rows int64 (R,), every tensor (R, ...)."""

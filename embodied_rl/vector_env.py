@@ -9,6 +9,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+#: An observation or a reward beyond this is none, as a coordinate is in MuJoCo (mjMAXVAL): sums of its squares are float32's.
+LARGEST = 1e10
+
 
 class ActionSpace(NamedTuple):
     """What an action is."""
@@ -34,7 +37,7 @@ class Step:
     final_obs: dict[str, Tensor]
     """The last observation of the episode, for `env.final_obs_groups`, (N, O); meaningful where truncated."""
     valid: Tensor
-    """Bool (N,): False where the simulation blew up and the transition means nothing."""
+    """Bool (N,): False where the transition means nothing: the simulation blew up, or a number was not finite or too large."""
 
 
 Obs = dict[str, Tensor]
@@ -91,7 +94,10 @@ class VectorEnv(Protocol):
         ...
 
     def drain_unstable(self) -> list[dict]:
-        """Tell what is known of environments that failed since the last call: `row`, `error`, and what replays them."""
+        """Tell what is known of environments that failed since the last call: `row`, `error`, and what replays them.
+
+        Where it was a number that a term of the page gave, its name is `place`.
+        """
         ...
 
     def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:

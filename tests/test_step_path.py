@@ -24,6 +24,7 @@ from embodied_rl.config import config_names, load
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.env import Env
 from embodied_rl.learn.run import Run
+from embodied_rl.mdp.quarantine import Quarantine
 from embodied_rl.mdp.randomize import randomize
 from embodied_rl.physics.tensors import TensorPhysics
 from embodied_rl.robot import load_robot
@@ -289,7 +290,8 @@ class MetaPhysics(TensorPhysics):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page[0] + (" and more" if page[1] else ""))
 def test_a_step_needs_no_data_and_mixes_no_devices(page: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     shipped, overrides = page
-    for owner, name in ((TensorPhysics, "set_const"), (randomize, "_check")):  # on the host by design, when it is built
+    # on the host by design, when it is built
+    for owner, name in ((TensorPhysics, "set_const"), (randomize, "_check"), (Quarantine, "drain")):
         monkeypatch.setattr(owner, name, lambda *_: None)
     monkeypatch.setattr(make_env, "_engine", lambda page, scene, *_: MetaPhysics(scene, ROWS, page.physics.decimation))
     with torch.no_grad():

@@ -190,7 +190,9 @@ class PPOSettings(Model):
     activation: Literal[
         "elu", "selu", "relu", "crelu", "lrelu", "tanh", "sigmoid", "softplus", "gelu", "swish", "mish", "identity"
     ] = "elu"
-    init_std: Positive = Field(default=1.0, description="standard deviation of the actions at the start")
+    init_std: Annotated[float, Ge(1e-6), Le(1e6)] = Field(
+        default=1.0, description="standard deviation of the actions at the start"
+    )
     std_type: Literal["scalar", "log"] = "scalar"
     obs_normalization: bool = True
     rnn_type: Literal["none", "gru", "lstm"] = Field(default="none", description="a recurrent network before the actor's MLP")

@@ -35,7 +35,7 @@ from embodied_rl.learn.ranks.group import Group
 log = logging.getLogger("embodied_rl")
 
 #: Of the robots' state in a checkpoint, raised when its parts get other names or meanings.
-FORMAT = 2
+FORMAT = 3
 #: Most parts of a file, and bytes of the list of what is in them: of thousands of layers and ranks, and quickly gone through.
 _MAX_PARTS, _MAX_LIST = 20_000, 2 << 20
 _KEYS = {"actor_state_dict": dict, "critic_state_dict": dict, "optimizer_state_dict": dict, "iter": int}

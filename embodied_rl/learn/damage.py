@@ -24,6 +24,8 @@ _COUNT = re.compile(r"(^|[._])(count|num_batches_tracked)$")
 _WEIGHT = re.compile(r"(^|\.)((weight|bias)(_\w+)?|(log_)?std_param|_?(running_)?(mean|var|std))$")
 _NOT_NEGATIVE = re.compile(r"(^|[._])(var|std|count|num_batches_tracked|step|exp_avg_sq|max_exp_avg_sq)$")
 _POSITIVE = re.compile(r"(^|\.)std_param$")
+#: A weight beyond this is a lost one: float32 has no square of it.
+LARGEST_WEIGHT = 1e18
 #: What a module remembers, and no optimizer moves.
 _BUFFER = re.compile(r"(^|\.)_?(running_)?(mean|var|std|count|num_batches_tracked)$")
 #: Numbers of the optimizer: the least, whether it may be reached, and what may not be.
@@ -141,6 +143,8 @@ def _network_faults(place: str, weights: dict) -> Iterator[str]:
             if value.dtype not in (torch.float32, torch.float64):
                 yield f"{place}.{name}: {_kind(value)}; float32 is possible, or float64 throughout"
             kinds.setdefault(value.dtype, name)
+            if value.numel() and (largest := float(value.abs().max())) > LARGEST_WEIGHT:
+                yield f"{place}.{name}: {largest:.3g}, and nothing beyond {LARGEST_WEIGHT:.0e} is possible"
     if len(kinds) > 1:
         (first, one), (second, another) = list(kinds.items())[:2]
         yield f"{place}.{another}: {_kind(second)}, and {one} is {_kind(first)}"

@@ -15,6 +15,7 @@ import torch
 
 from embodied_rl.config import Page
 from embodied_rl.errors import UserError
+from embodied_rl.learn.damage import LARGEST_WEIGHT
 from embodied_rl.learn.learner import Learner
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Collector, Rollout
@@ -43,6 +44,8 @@ class Guards:
 
     def __init__(self, page: Page, run: Run, group: Group, env_ids: range, num_envs: int) -> None:
         self._page, self._run, self._group, self._env_ids, self._num_envs = page, run, group, env_ids, num_envs
+        self._held: list[dict] = []
+        self._named: set[str] = set()
 
     def check(self, iteration: int, collector: Collector, learner: Learner, rollout: Rollout, metrics: dict[str, float]) -> None:
         """Look at an iteration: its robots first, then what was learned from them.
@@ -62,13 +65,16 @@ class Guards:
             raise error
 
     def _check_robots(self, iteration: int, collector: Collector, totals: dict[str, float]) -> None:
-        dumps = [dump | {"row": self._env_ids[int(dump["row"])]} for dump in collector.drain_unstable()]
-        if self._group.size > 1:  # rank 0 writes them
-            dumps = [*chain(*self._group.gather(dumps))] if totals["unstable"] else []
+        self._held += [dump | {"row": self._env_ids[int(dump["row"])]} for dump in collector.drain_unstable()]
+        dumps: list[dict] = []
+        if totals["unstable"]:  # what was noted in a rollout's last step is counted in the next one
+            dumps, self._held = [*chain(*self._group.gather(self._held))], []
+        odd = [dump for dump in dumps if "place" in dump]  # of a number that is not finite its name is all
         for dump in dumps if self._group.rank == 0 else []:
-            path = self._run.path / "unstable" / f"iteration_{iteration:06d}_row_{dump['row']}.npz"
-            with _if_there_is_room(path) as file:
-                np.savez_compressed(file, **dump)  # pyright: ignore[reportArgumentType]
+            if "place" not in dump:
+                path = self._run.path / "unstable" / f"iteration_{iteration:06d}_row_{dump['row']}.npz"
+                with _if_there_is_room(path) as file:
+                    np.savez_compressed(file, **dump)  # pyright: ignore[reportArgumentType]
         page = self._page.physics
         for name, rows in totals.items():
             kind, _, setting = name.partition("/")
@@ -78,12 +84,21 @@ class Guards:
                     f"more than physics.max_overflow ({page.max_overflow:.0%}) allows, and contacts were lost; raise {setting}"
                 )
         unstable, limit = totals["unstable"], page.max_unstable
+        if unstable > limit * self._num_envs and odd:
+            raise UnstableError(
+                f"{_sentence(odd[0])}; {unstable:.0f} times in iteration {iteration} a robot had such a number or blew up, of "
+                f"{self._num_envs} robots, more than physics.max_unstable ({limit:.0%}) allows; mend what gives it"
+            )
         if unstable > limit * self._num_envs:
             raise UnstableError(
                 f"{unstable:.0f} of {self._num_envs} robots blew up in iteration {iteration}, more than "
                 f"physics.max_unstable ({limit:.0%}) allows; their last states lie in {self._run.path / 'unstable'}; try a "
                 "smaller physics.dt, more physics.iterations, or softer gains"
             )
+        for dump in odd:
+            if dump["place"] not in self._named:
+                self._named.add(dump["place"])
+                log.warning("%s; the robot begins anew, and is counted in Physics/unstable", _sentence(dump))
 
     def _check_updates(self, iteration: int, learner: Learner, rollout: Rollout, metrics: dict[str, float]) -> None:
         limit, skipped = self._page.train.max_skipped, learner.skipped(metrics)
@@ -101,8 +116,13 @@ class Guards:
             "ppo.learning_rate, or look for a reward or observation that explodes"
         )
         parameters = chain(*(network.parameters() for network in learner.networks.values()))
-        error.worth_saving = all(bool(parameter.isfinite().all()) for parameter in parameters)
+        error.worth_saving = all(bool((parameter.abs() <= LARGEST_WEIGHT).all()) for parameter in parameters)
         raise error
+
+
+def _sentence(dump: dict) -> str:
+    """Say which number of which robot was not finite, and when."""
+    return f"{dump['error']}, in step {dump['step']} of robot {dump['row']}"
 
 
 @contextmanager

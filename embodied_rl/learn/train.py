@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embodied_rl.config import Page
 from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints, damaged
-from embodied_rl.learn.damage import find_misfit
+from embodied_rl.learn.damage import find_damage, find_misfit
 from embodied_rl.learn.guards import Guards, UnstableError
 from embodied_rl.learn.learner import Learner
 from embodied_rl.learn.metrics import Metrics
@@ -126,11 +126,14 @@ class Trainer:
 
         Raises:
             CheckpointError: it cannot be written; those before are untouched.
-            UnstableError: the ranks' networks or curricula are not the same any more.
+            UnstableError: it would be damaged, or the ranks' networks or curricula are not the same any more.
         """
         self._compare()
         learner = self.learner.state_dict() | {"iter": self.iteration, "infos": self.metrics.state_dict()}
         learner["curricula"] = self.curricula.state_dict()
+        if fault := find_damage(learner):
+            last = f"the last checkpoint, of iteration {self._saved or 0}"
+            raise UnstableError(f"after iteration {self.iteration}, not saved: {fault}; go on from {last}")
         path = self.checkpoints.save(learner, self.collector.snapshot(), self.env_ids.start, self.metrics.mean_reward())
         self._saved = self.iteration
         return path

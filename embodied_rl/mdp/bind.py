@@ -29,6 +29,7 @@ from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.term import Action
 from embodied_rl.mdp.trackers import TRACKERS
+from embodied_rl.physics.protocol import Physics
 from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import RobotSpec, load_robot
 from embodied_rl.scene import NEEDS, Scene
@@ -114,23 +115,39 @@ class Terms:
             for group, terms in self._observations.items()
         ]
 
-    def check_shapes(self, moment: Moment) -> None:
-        """Call every reward and termination once, so that a wrong shape is named here and not broadcast.
+    def check(self, moment: Moment, physics: Physics, tensors: dict[str, Tensor]) -> None:
+        """Call every term that returns something once, so that what it does wrong is named here.
+
+        Args:
+            moment: of all environments.
+            physics: its simulations.
+            tensors: what else terms see, and may not change where it is not their own memory, by name.
 
         Raises:
-            UserError: a term returns something else than a number, or a flag, per robot.
+            UserError: a reward or a termination returns something else than a number, or a flag, per robot, or a term writes
+                into what it is given.
         """
         moment.terminated = moment.episode.terminated
-        for section, terms, wanted in (
-            ("rewards", self.rewards, torch.float32),
-            ("terminations", self.terminations, torch.bool),
-        ):
+        names = ("qpos", "qvel", "frame_pos", "frame_lin_vel", "frame_quat", "joint_torque", "unstable")
+        tensors = tensors | {f"physics.{name}": getattr(physics, name) for name in names} | physics.sensors
+        sections: list[tuple[str, list[BoundTerm], torch.dtype | None]]
+        sections = [(f"observations.{group}", terms, None) for group, terms in self._observations.items()]
+        sections += [("rewards", self.rewards, torch.float32), ("terminations", self.terminations, torch.bool)]
+        for section, terms, wanted in sections:
             for term in terms:
+                # torch counts what is written into each tensor, by whichever view
+                versions = {name: tensor._version for name, tensor in tensors.items()}
                 value = term.function(moment, **term.params)
+                own = f"{section}.{term.name}"
+                for name, tensor in tensors.items():
+                    if tensor._version != versions[name] and not name.startswith(f"{own}."):
+                        raise UserError(f"{own}: the term writes into {name}; what it is given is not its own: change a clone()")
+                if wanted is None:
+                    continue
                 if value.shape != (moment.num_envs,) or value.dtype != wanted:
                     got = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
                     kind = str(wanted).removeprefix("torch.")
-                    raise UserError(f"{section}.{term.name}: a term returns {kind} ({moment.num_envs},), got {got}")
+                    raise UserError(f"{own}: a term returns {kind} ({moment.num_envs},), got {got}")
 
     def set_numbers(self, numbers: dict[str, Tensor]) -> None:
         """Set numbers of the page, by dotted path, in place.

@@ -118,10 +118,23 @@ class ModelFields:
             draft.set_columns(name, columns, numbers.expand(len(qpos), -1))
         return draft
 
-    def take(self, done: Tensor, fresh: Draft, going: Draft) -> None:
-        """Take what is drawn while episodes go on: from `fresh` in the rows that are done (N,), from `going` in the others."""
+    def num_drawn(self, mode: str) -> int:
+        """Count the numbers of a robot that `drawn_in` gives."""
+        model = self._physics.model
+        return model.nq + model.nv + sum(len(columns) for columns, _ in self._drawn[mode].values())
+
+    def drawn_in(self, mode: str, draft: Draft) -> Tensor:
+        """Lay side by side what a mode's events may have set in a draft: qpos, qvel, the fields' columns; (N, K)."""
+        drawn = [draft.columns(name, columns) for name, (columns, _) in self._drawn[mode].items()]
+        return torch.cat((draft.qpos, draft.qvel, *drawn), dim=-1)
+
+    def take(self, done: Tensor, lost: Tensor, fresh: Draft, going: Draft) -> None:
+        """Take what is drawn while episodes go on: from `fresh` in the rows that are done (N,), from `going` in the others.
+
+        In the rows that are lost (N,) nothing changes.
+        """
         for name in self._often:
-            self.values[name].copy_(where(done, fresh.model[name], going.model[name]))
+            self.values[name].copy_(where(lost, self.values[name], where(done, fresh.model[name], going.model[name])))
 
     def write(self, mask: Tensor) -> None:
         """Tell the engine what `take` took, in the rows of the mask (N,)."""

@@ -71,7 +71,9 @@ class Episode:
     done: Tensor
     """Either; rows that stand in a new episode, bool (N,)."""
     valid: Tensor
-    """Rows whose last step means something: their simulation did not blow up, bool (N,)."""
+    """Rows whose last step means something: their simulation did not blow up, all their numbers are finite, bool (N,)."""
+    lost: Tensor
+    """Rows in a state, or before an observation, that is not finite: they end with the next step, bool (N,)."""
 
     def __init__(self, actions: int, rewards: int) -> None:
         whole, flag = torch.int64, State(dtype=torch.bool, fresh="keep")
@@ -83,7 +85,7 @@ class Episode:
             "reward": State(fresh="keep"),
             "reward_terms": State((rewards + 1,), fresh="keep"),
             "episode_rewards": State((rewards + 1,)),
-            **dict.fromkeys(("terminated", "truncated", "done", "valid"), flag),
+            **dict.fromkeys(("terminated", "truncated", "done", "valid", "lost"), flag),
         }
 
 

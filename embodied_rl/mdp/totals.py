@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from embodied_rl.mdp.bind import Terms
 
 
 class Totals:
@@ -35,3 +40,16 @@ class Totals:
     def load(self, saved: Tensor) -> None:
         """Set the sums to what `save` gave."""
         self._sums.copy_(saved)
+
+
+def total_names(terms: Terms, errors: list[str]) -> list[str]:
+    """Name the columns of a step of `Env`: what is counted of it, and of the episodes that it ends.
+
+    Args:
+        terms: the page's.
+        errors: what commands tell of how far robots are from them.
+    """
+    names = ["steps", "unstable", "episodes", "terminated", "episode_length"]
+    names += [f"termination/{term.name}" for term in terms.terminations]
+    names += [f"error/{name}" for name in errors]
+    return [*names, *(f"reward/{term.name}" for term in terms.rewards), "reward/total"]

@@ -22,7 +22,7 @@ from embodied_rl import random
 from embodied_rl.config import Page
 from embodied_rl.errors import install_hint
 from embodied_rl.sources.batch import Batch, SourceError
-from embodied_rl.vector_env import Step
+from embodied_rl.vector_env import LARGEST, Step
 
 log = logging.getLogger("embodied_rl")
 
@@ -37,8 +37,8 @@ _DUMPS = 8
 class SourceEnv:
     """N environments of a page with `env.source`.
 
-    A row whose step raises, or whose observation or reward is not finite, ends there: terminated, not valid, reward 0, counted
-    as `unstable`, and it begins a new episode.
+    A row whose step raises, or whose observation or reward is not finite or beyond `LARGEST`, ends there: terminated, not
+    valid, reward 0, counted as `unstable`, and it begins a new episode.
 
     Args:
         page: the task.
@@ -88,9 +88,9 @@ class SourceEnv:
         b["age"] += 1
         bad = np.zeros(self.num_envs, bool)
         bad[list(outcome.errors)] = True
-        bad |= ~np.isfinite(outcome.rewards)
+        bad |= ~(np.abs(outcome.rewards) <= LARGEST)  # NaN fails every comparison
         for value in outcome.obs.values():
-            bad |= ~np.isfinite(value).all(1)
+            bad |= ~(np.abs(value) <= LARGEST).all(1)
         terminated, truncated = outcome.terminated | bad, outcome.truncated & ~bad
         rewards = torch.from_numpy(np.where(bad, 0.0, outcome.rewards).astype(np.float32))
         b["valid"].copy_(torch.from_numpy(~bad))
@@ -188,9 +188,10 @@ class SourceEnv:
         self.buffers["episode_begin"][index] = self.buffers["age"][index]
         self.buffers["episode_reward"][index] = 0.0
         for name, value in self._first(rows).items():
-            if not np.isfinite(value).all():
-                row = int(rows[np.flatnonzero(~np.isfinite(value).all(1))[0]])
-                raise SourceError(f"{self._named(row)}: its first observation is not finite")
+            odd = ~(np.abs(value) <= LARGEST).all(1)
+            if odd.any():
+                row = int(rows[np.flatnonzero(odd)[0]])
+                raise SourceError(f"{self._named(row)}: its first observation is not finite, or beyond {LARGEST:.0e}")
             self.obs[name][index] = torch.from_numpy(value)
 
     def _first(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -237,7 +238,7 @@ class SourceEnv:
             again = ages[row] - self._last_failure[row] < _GOOD_STEPS
             self._failures[row] = self._failures[row] + 1 if again else 1
             self._last_failure[row] = ages[row]
-            error = errors.get(row, "the observation or the reward is not finite")
+            error = errors.get(row, f"the observation or the reward is not finite, or beyond {LARGEST:.0e}")
             if len(self._dumps) < _DUMPS:
                 tape = self._tape[row, : lengths[row]].copy()
                 dump = {"row": row, "env_id": int(self.env_ids[row]), "seed": int(seeds[row]), "error": error, "actions": tape}

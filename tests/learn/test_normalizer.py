@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from rsl_rl.modules import EmpiricalNormalization
 
@@ -78,3 +79,26 @@ def test_nothing_is_learned_from_nothing() -> None:
     assert (
         int(normalizer.count) == 0 and torch.equal(normalizer.mean, torch.zeros(4)) and torch.equal(normalizer.std, torch.ones(4))
     )
+
+
+def test_rows_without_weight_may_hold_anything() -> None:
+    (obs,) = batches(1)
+    weight = torch.ones(6, 50)
+    weight[2, :10] = 0.0
+    for odd in (float("nan"), float("inf"), 3e38):
+        spoiled, without = EmpiricalNormalization(4), EmpiricalNormalization(4)
+        learn_statistics(spoiled, torch.where(weight[..., None] > 0, obs, odd), weight)
+        learn_statistics(without, obs, weight)
+        assert all(torch.equal(a, b) for a, b in zip(spoiled.buffers(), without.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), 1e30])
+def test_a_batch_whose_sums_are_not_finite_is_left_out(odd: float) -> None:
+    """1e30 is finite, and its square is not."""
+    normalizer, expected = EmpiricalNormalization(4), EmpiricalNormalization(4)
+    first, second = batches(2)
+    for one in (normalizer, expected):
+        learn_statistics(one, first, torch.ones(6, 50))
+    second[3, 7, 1] = odd
+    learn_statistics(normalizer, second, torch.ones(6, 50))
+    assert all(torch.equal(a, b) for a, b in zip(normalizer.buffers(), expected.buffers(), strict=True))
