@@ -47,8 +47,8 @@ $(ENGINES): $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cuda,mjx,ray]"
 	@touch $@
 
-train: $(STAMP)  ## train go2_flat
-	$(BIN)/embodied-rl train go2_flat $(ARGS)
+train: $(STAMP)  ## train go2_flat until it walks
+	$(BIN)/embodied-rl train go2_flat train.stop_when=passed $(ARGS)
 
 test: $(ENGINES)  ## the tests that take seconds
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)

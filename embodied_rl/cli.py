@@ -177,13 +177,13 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
     from embodied_rl.mdp.score import failures_of
 
     total = trainer.page.train.iterations if iterations is None else iterations
-    path, group, logger = trainer.run.path, trainer.group, trainer.page.train.logger
+    path, group, logger, start = trainer.run.path, trainer.group, trainer.page.train.logger, trainer.iteration
     speaks = group.rank == 0
     if speaks:
         ranks = f" on {group.size} ranks" if group.size > 1 else ""
         print(f"{trainer.page.name}: {trainer.num_envs} robots{ranks}, {total} iterations, in {path}", flush=True)
     words = failures_of(trainer.page), trainer.learner.panel
-    with Report(path, total, trainer.iteration, logger, *words) if speaks else nullcontext() as report:
+    with Report(path, total, start, logger, *words) if speaks else nullcontext() as report:
         for _ in trainer.train(total, report):
             pass
     group.close()
@@ -192,6 +192,10 @@ def _run(trainer: Trainer, iterations: int | None) -> int:
         print(f"stopped after {trainer.iteration} iterations; go on with: embodied-rl train {page} --resume {path}")
     elif speaks:
         done = f"done: {trainer.env_steps:,} steps in {trainer.seconds:.0f} s"
+        if passed := trainer.passed:
+            done = f"{passed.sentence}: passed after {passed.env_steps:,} steps, {passed.seconds:.0f} s"
+        elif trainer.page.train.stop_when == "passed" and trainer.iteration > start:
+            done += "; it has not passed"
         if trainer.page.env.source:  # another's environment, which we can neither measure nor draw
             print(f"{done}; the policy: embodied_rl.load({str(path)!r}).policy")
         else:

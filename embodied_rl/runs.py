@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from embodied_rl.config import Page, override
+from embodied_rl.env import Env
 from embodied_rl.export import export
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import SEEDS, evaluate, evaluation_page
@@ -29,14 +31,53 @@ def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = 
     Raises:
         UserError: the page has no task to be judged by.
     """
-    score = score_of(page)
-    # one episode of a small batch: compiling the step would take longer than it saves
-    settings = override(evaluation_page(page, seed, reference=reference), ["env.compile=false"])
-    env = make(settings, measure=score.needs)
+    evaluations = Evaluations(page)
     try:
-        return evaluate(env, policy, score)
+        return evaluations(policy, seed=seed, reference=reference)
     finally:
-        env.close()
+        evaluations.close()
+
+
+class Evaluations:
+    """Evaluations of policies of one page, one after the other: environments are built once, and each time begin as then.
+
+    Args:
+        page: the page that the policies are trained on.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._made: dict[tuple[int, bool], tuple[Env, dict[str, Tensor]]] = {}
+
+    def __call__(self, policy: Callable[[Obs], Tensor], *, seed: int, reference: bool) -> dict[str, float]:
+        """Measure a policy: the figures of `embodied_rl.learn.evaluate.evaluate`.
+
+        Raises:
+            UserError: the page has no task to be judged by, or is none of its family.
+        """
+        score = score_of(self._page)
+        if (made := self._made.get((seed, reference))) is None:
+            # few episodes of a small batch: compiling the step would take longer than it saves
+            settings = override(evaluation_page(self._page, seed, reference=reference), ["env.compile=false"])
+            env = make(settings, measure=score.needs)
+            made = self._made[seed, reference] = env, env.snapshot(_rows(env))
+        env, beginning = made
+        with torch.inference_mode():
+            env.restore(_rows(env), beginning)
+        try:
+            return evaluate(env, policy, score)
+        finally:
+            env.drain_unstable()  # nobody asks what blew up
+
+    def close(self) -> None:
+        """Free the environments."""
+        for env, _ in self._made.values():
+            env.close()
+        self._made.clear()
+
+
+def _rows(env: Env) -> Tensor:
+    return torch.arange(env.num_envs, device=env.device)
 
 
 def export_run(run: str | Path, output: Path | None = None) -> Path:

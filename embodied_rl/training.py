@@ -1,4 +1,4 @@
-"""From a page to a trainer, from a run to its policy."""
+"""From a page to a trainer, and how a run goes on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.cpu.team import cores
 from embodied_rl.learn.evaluate import FIRST_SEED
+from embodied_rl.learn.examiner import Examiner
 from embodied_rl.learn.learner import Learner, make_learner
 from embodied_rl.learn.ranks.group import Group, join, launchers
 from embodied_rl.learn.ranks.share import env_ids, learning_rate_factor, num_envs_scope, rank_device
@@ -24,6 +25,7 @@ from embodied_rl.learn.run import Run, RunError, find_run, runs_of
 from embodied_rl.learn.train import Trainer
 from embodied_rl.make_env import compiler, device_of, identity, make_vector, resolve
 from embodied_rl.mdp.curricula import Curricula
+from embodied_rl.runs import Evaluations
 
 log = logging.getLogger("embodied_rl")
 
@@ -184,7 +186,14 @@ def make_trainer(page: Page, run: Run, group: Group | None = None) -> Trainer:
     collector, learner = group.together(lambda: _make_parts(page, group, run))
     if group.size > 1:  # equal machines begin with equal networks, others do not
         learner.load_state_dict(checkpoint.unpack(group.lead(lambda: checkpoint.pack(learner.state_dict()))))
-    return Trainer(page, collector, learner, curricula, run, group)
+    return Trainer(page, collector, learner, curricula, run, group, group.together(lambda: _make_examiner(page, group)))
+
+
+def _make_examiner(page: Page, group: Group) -> Examiner | None:
+    """Make who evaluates the policy on the way, where the page wants it."""
+    if page.train.evaluate_every is None and page.train.stop_when == "end":
+        return None
+    return Examiner(page, group, Evaluations(page))
 
 
 def _make_curricula(page: Page) -> Curricula:

@@ -196,6 +196,27 @@ def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str],
     assert capsys.readouterr().out == "policy.onnx\n" and (here / "policy.onnx").is_file()
 
 
+@pytest.mark.parametrize("falls", [0.0, 0.5])
+def test_training_until_it_walks(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, falls: float
+) -> None:
+    from embodied_rl import training
+
+    figures = {"fall_rate": falls, "lin_vel_error": 0.1, "ang_vel_error": 0.1}
+    monkeypatch.setattr(training, "Evaluations", lambda page: lambda policy, *, seed, reference: dict(figures))
+    arguments = ["train", "go2_flat", *SMALL, "train.stop_when=passed", "train.evaluate_every=2", "--iterations", "6"]
+    assert cli.main([*arguments, "--run-dir", "run"]) == 0
+    *_, last, _ = capsys.readouterr().out.splitlines()
+    told = "; next: embodied-rl eval run"
+    if falls:
+        assert last.startswith("done: 192 steps in ") and last.endswith(f"; it has not passed{told}")
+        # nothing to do, and so nothing that could pass
+        assert cli.main(["train", "go2_flat", "--resume", "run", "--iterations", "6"]) == 0
+        assert "has not passed" not in capsys.readouterr().out
+    else:
+        assert last.startswith("it walks: passed after 64 steps, ") and last.endswith(f" s{told}")
+
+
 def test_a_page_of_ones_own_is_resumed_as_the_line_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its name is not that of its file, and no page of that name ships."""
     (here / "mine.yaml").write_text("extends: go2_flat\nname: my_walk\n")

@@ -39,7 +39,8 @@ LAYERS = (
     ("learn", "view"),
     ("adapters",),
     ("pools", "export"),
-    ("training", "runs"),
+    ("runs",),
+    ("training",),
     ("bench",),
     ("embodied_rl",),
     ("cli",),
@@ -132,6 +133,7 @@ def test_imports_point_down(module: str) -> None:
         ("embodied_rl.rotations", "from embodied_rl import make"),
         ("embodied_rl.paths", "from . import random"),
         ("embodied_rl.training", "import embodied_rl.cli"),
+        ("embodied_rl.runs", "import embodied_rl.training"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str) -> None:

@@ -146,7 +146,16 @@ class TrainSettings(Model):
     iterations: Count = Field(default=300, description="rollouts, and updates on them, that a training takes")
     steps: Count = Field(default=24, description="control steps of each robot in a rollout")
     save_every: Count = Field(default=50, description="iterations between checkpoints")
-    keep_checkpoints: Count = Field(default=5, description="how many of the last ones are kept, beside the one of best reward")
+    keep_checkpoints: Count = Field(default=5, description="how many of the last ones are kept, beside the best one")
+    evaluate_every: Count | None = Field(
+        default=None,
+        description="iterations between evaluations, which the best checkpoint goes by; null: none, or, with stop_when: passed, "
+        "10, near the score's limits alone",
+    )
+    stop_when: Literal["end", "passed"] = Field(
+        default="end",
+        description="passed: the training ends once two evaluations in a row passed, and the first's policy did on other seeds",
+    )
     max_skipped: Fraction = Field(default=0.1, description="the run stops when more of an iteration's updates are not finite")
     logger: Literal["tensorboard", "wandb"] = Field(default="tensorboard", description="wandb mirrors the TensorBoard events")
     device: Device = Field(default="auto", description="where the learner computes; auto: where the robots are; of a pool, a GPU")

@@ -127,9 +127,20 @@ class _Checker:
         if parts["ppo"] and parts["ppo"].symmetry != "none":
             self.problem(("ppo", "symmetry"), f"{shown(parts['ppo'].symmetry)} needs a robot with a mirror; take symmetry: none")
         self.check_pool(parts)
+        self.check_evaluation(parts)
         if self.problems or head is None:
             raise ConfigError(self.problems)
         return Page(**head.model_dump(), **parts)
+
+    def check_evaluation(self, parts: Mapping[str, Any]) -> None:
+        """Check that a policy which is to be evaluated can be judged."""
+        if parts["train"] is None or self.value.get("task") is not None:
+            return
+        advice = "env.source has none; leave it out" if self.has_source() else "write task: NAME, or leave it out"
+        for key in ("evaluate_every", "stop_when"):
+            value = getattr(parts["train"], key)
+            if value != type(parts["train"]).model_fields[key].default:
+                self.problem(("train", key), f"{shown(value)} needs a task family, by whose score the policy is judged; {advice}")
 
     def check_pool(self, parts: Mapping[str, Any]) -> None:
         """Check what the pool's mode needs of the rest of the page."""
@@ -297,6 +308,7 @@ class _Checker:
                 if getattr(env, key) != type(env).model_fields[key].default:
                     self.problem(("env", key), "only allowed with env.source; leave it out")
         self.check_pool(parts)
+        self.check_evaluation(parts)
 
     def check_groups(self, groups: dict[str, Any], final: tuple[str, ...]) -> None:
         """Check that the policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""

@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,9 +99,22 @@ def damaged(path: Path, fault: str) -> DamagedError:
     )
 
 
-def mean_reward(state: dict) -> float:
-    """Mean reward of the episodes before a checkpoint that was read; NaN where it knows none."""
-    return float((state.get("infos") or {}).get("mean_reward", math.nan))
+class Merit(NamedTuple):
+    """What makes one checkpoint better than another: the larger tuple."""
+
+    evaluated: bool
+    passed: bool
+    value: float
+    """The score's margin where it was evaluated, else the mean reward of the episodes before it; -inf where none had ended."""
+
+
+def merit(state: dict) -> Merit:
+    """Say how good a checkpoint is: by its evaluation, and where it has none, by its reward."""
+    infos = state.get("infos") or {}
+    if (score := infos.get("score")) is not None:
+        return Merit(True, score["passed"], float(score["margin"]))
+    reward = float(infos.get("mean_reward", math.nan))
+    return Merit(False, False, -math.inf if math.isnan(reward) else reward)
 
 
 def pack(state: dict) -> bytes:
@@ -180,13 +193,13 @@ class Checkpoints:
     Args:
         folder: where they lie; ranks that do not see rank 0's send it their part.
         group: the processes that train.
-        keep: how many of the last ones are kept, beside the one of best reward.
+        keep: how many of the last ones are kept, beside the best one.
     """
 
     def __init__(self, folder: Path, group: Group, keep: int = 5) -> None:
         self.folder, self._group, self._keep = folder, group, keep
         self._visible = self._is_visible()
-        self._rewards: dict[int, float] = {}
+        self._merits: dict[int, Merit] = {}
 
     def path(self, iteration: int) -> Path:
         """Where the checkpoint after so many iterations lies."""
@@ -207,7 +220,7 @@ class Checkpoints:
             learner: its state in rsl_rl's layout, with `iter` and `infos`; rank 0's is written.
             envs: this rank's robots, each (N, ...).
             first: the global id of the first of them.
-            mean_reward: of the episodes since the checkpoint before; the best one's is kept longest.
+            mean_reward: of the episodes since the checkpoint before.
 
         Raises:
             CheckpointError: it cannot be written; those before are untouched.
@@ -301,16 +314,13 @@ class Checkpoints:
     def _commit(self, path: Path, state: dict) -> None:
         """Write what stands for the whole, and only then let go of older ones."""
         save(path, state)
-        self._rewards[int(state["iter"])] = float(state["infos"]["mean_reward"])
-        # no number where no episode has ended
-        best = max(
-            self._rewards, key=lambda iteration: (-math.inf if math.isnan(r := self._rewards[iteration]) else r, iteration)
-        )
-        for iteration in sorted(self._rewards)[: -self._keep]:
+        self._merits[int(state["iter"])] = merit(state)
+        best = max(self._merits, key=lambda iteration: (self._merits[iteration], iteration))
+        for iteration in sorted(self._merits)[: -self._keep]:
             if iteration != best:
                 with suppress(OSError):
                     self.path(iteration).unlink(missing_ok=True)  # first: what is left is no checkpoint
-                    del self._rewards[iteration]
+                    del self._merits[iteration]
                     self._discard(iteration)
 
     def _discard(self, iteration: int) -> None:
@@ -337,7 +347,7 @@ class Checkpoints:
                 with suppress(CheckpointError):
                     state = read(path)
                     if "shards" in state:  # a stranger's file is not ours to remove
-                        self._rewards[of] = mean_reward(state)
+                        self._merits[of] = merit(state)
 
     def _set_aside(self, path: Path, iteration: int) -> None:
         """Move a checkpoint, and its shards, to where none is looked for."""

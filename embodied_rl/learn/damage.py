@@ -31,7 +31,7 @@ _BUFFER = re.compile(r"(^|\.)_?(running_)?(mean|var|std|count|num_batches_tracke
 #: Numbers of the optimizer: the least, whether it may be reached, and what may not be.
 _RATES = {"lr": (0.0, False, math.inf), "eps": (0.0, True, math.inf), "weight_decay": (0.0, True, math.inf)}
 #: What a run has counted; a run in which no episode has ended knows no reward.
-_COUNTERS = ("env_steps", "seconds", "episodes")
+_COUNTERS = ("env_steps", "seconds", "episodes", "candidate")
 _SHARD = {"name": str, "sha256": str, "first": int, "count": int}
 
 
@@ -241,6 +241,22 @@ def _counter_faults(state: dict) -> Iterator[str]:
         reward = infos["mean_reward"]
         if _number(reward) is None and not (isinstance(reward, float) and math.isnan(reward)):
             yield f"infos.mean_reward: {_shown(reward)}, and only a number is possible"
+    if "score" in infos:
+        yield from _score_faults(infos["score"])
+
+
+def _score_faults(score: Any) -> Iterator[str]:
+    if not isinstance(score, dict) or score.keys() != {"figures", "margin", "passed"} or not isinstance(score["figures"], dict):
+        yield f"infos.score: {_shown(score)}, and figures by name, margin and passed are needed"
+        return
+    for name, value in score["figures"].items():  # one of nothing that was seen is not finite
+        if not isinstance(name, str) or not isinstance(value, float):
+            yield f"infos.score.figures.{name}: {_shown(value)}, and only a number is possible"
+    margin = score["margin"]
+    if not isinstance(margin, float) or not margin < math.inf:
+        yield f"infos.score.margin: {_shown(margin)}, and only a number is possible"
+    if not isinstance(score["passed"], bool):
+        yield f"infos.score.passed: {_shown(score['passed'])}, and only True and False are possible"
 
 
 def _shard_faults(shards: Any) -> Iterator[str]:

@@ -21,6 +21,8 @@ from embodied_rl.mdp.score import Score, score_of
 FIRST_SEED = 2**31
 SEEDS = (FIRST_SEED + 1, FIRST_SEED + 2, FIRST_SEED + 3)
 EPISODES = 256
+#: Steps between two looks at whether any robot is still going: a GPU must be waited for.
+_LOOK_EVERY = {"cpu": 1, "cuda": 50}
 
 
 def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
@@ -61,7 +63,7 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
 @torch.inference_mode()
 @one_thread()
 def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor], score: Score) -> dict[str, float]:
-    """Run one episode in every environment.
+    """Run one episode in every environment; over when the last one is.
 
     Args:
         env: built from an `evaluation_page`, measuring what the score needs.
@@ -76,8 +78,11 @@ def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor], score: Sco
     going = torch.ones_like(steps, dtype=torch.bool)
     failed = torch.zeros_like(going)
     rewards = torch.zeros(env.buffers["reward_terms"].shape[1], device=env.device)
+    look_every = _LOOK_EVERY[going.device.type]
+    if isinstance(policy, Player):
+        policy = Player(policy.policy)  # what it remembers is of other episodes
     score.begin(env)
-    for _ in range(env.max_episode_length):
+    for step in range(1, env.max_episode_length + 1):
         result = env.step(policy(env.obs))
         done = result.terminated | result.truncated
         if isinstance(policy, Player):
@@ -87,6 +92,8 @@ def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor], score: Sco
         failed |= going & result.terminated
         going &= ~done
         score.step(env, going)
+        if step % look_every == 0 and not going.any():
+            break
     names = [*(f"reward/{term.name}" for term in env.terms.rewards), "reward/total"]
     seconds = float(steps.sum()) * env.step_dt
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,8 @@ class Report:
             _mirror_to_wandb(path)
         self._path, self._iterations, self._failures, self._learner = path, iterations, failures, panel
         self._writer: Any = None
-        self._lost = False
+        self._lost, self._score = False, ""
+        self._moved: dict[logging.StreamHandler, Any] = {}
         self._excepthook = threading.excepthook
         self._open(start + 1)
         self._console = console or Console()
@@ -61,12 +63,21 @@ class Report:
     def __enter__(self) -> Report:
         threading.excepthook = self._on_thread_error
         if self._live:
+            at_terminal, before = sys.stderr.isatty(), sys.stderr
             self._live.__enter__()
+            # the panel has the terminal to itself: what is logged goes above it, by way of what it put in stderr's place
+            for handler in logging.getLogger().handlers:
+                if at_terminal and isinstance(handler, logging.StreamHandler) and handler.stream is before:
+                    handler.setStream(sys.stderr)
+                    self._moved[handler] = before
         return self
 
     def __exit__(self, *error: object) -> None:
         self._close()
         threading.excepthook = self._excepthook
+        for handler, before in self._moved.items():
+            handler.setStream(before)
+        self._moved.clear()
         if self._live:
             self._live.__exit__(None, None, None)
 
@@ -78,6 +89,10 @@ class Report:
                     self._writer.add_scalar(name, value, iteration)
         except OSError as error:
             self._lose(error)
+        if figures := {name.removeprefix("Score/"): value for name, value in metrics.items() if name.startswith("Score/")}:
+            said = "passed" if figures.pop("passed") else "not passed"
+            said = f"after iteration {iteration}: {said}, margin {figures.pop('margin'):+.3f}"
+            self._score = "\n".join([said, *(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())])
         try:
             if self._live:
                 self._live.update(self._panel(iteration, metrics, seconds_left))
@@ -151,6 +166,8 @@ class Report:
         for name, value in m.items():
             if name.startswith("Metrics/"):
                 table.add_row(name.removeprefix("Metrics/").replace("_", " "), f"{value:.3f}")
+        if self._score:
+            table.add_row("score", self._score)
         table.add_row("learner", self._learner(m))
         table.add_row("time", _verdict(m))
         return table

@@ -119,23 +119,23 @@ class Run:
         return sorted(numbers, key=lambda path: (numbers[path], path.name), reverse=True)
 
     def best_checkpoint(self) -> Path:
-        """Find the one before which episodes brought the most reward.
+        """Find the one whose evaluation came out best, or, where none was evaluated, before which episodes brought most reward.
 
         Raises:
             RunError: there is none that knows.
         """
-        rewards: dict[Path, float] = {}
+        merits: dict[Path, checkpoint.Merit] = {}
         for path in self.newest_checkpoints():
             try:
-                reward = checkpoint.mean_reward(checkpoint.read(path))
+                merit = checkpoint.merit(checkpoint.read(path))
             except checkpoint.CheckpointError as error:
                 log.warning("%s", error)
                 continue
-            if not math.isnan(reward):
-                rewards[path] = reward
-        if not rewards:
-            raise RunError(f"{self.path}/best: no checkpoint yet that knows its reward")
-        return max(rewards, key=lambda path: rewards[path])
+            if merit.evaluated or math.isfinite(merit.value):
+                merits[path] = merit
+        if not merits:
+            raise RunError(f"{self.path}/best: no checkpoint yet that knows its reward or was evaluated")
+        return max(merits, key=lambda path: merits[path])
 
     def lock(self, seconds: float = _LOCK_S) -> None:
         """Keep other processes from training in this directory, as long as this object lives.

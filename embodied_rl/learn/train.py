@@ -13,14 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints, damaged
+from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints, damaged, merit, read
 from embodied_rl.learn.damage import find_damage, find_misfit
+from embodied_rl.learn.examiner import Examiner, Passed
 from embodied_rl.learn.guards import Guards, UnstableError
 from embodied_rl.learn.learner import Learner
 from embodied_rl.learn.metrics import Metrics
 from embodied_rl.learn.ranks.group import Group, fingerprint
 from embodied_rl.learn.report import Report
-from embodied_rl.learn.rollout import Collector
+from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.learn.run import Run
 from embodied_rl.mdp.curricula import Curricula
 
@@ -37,11 +38,20 @@ class Trainer:
         curricula: move numbers of the page between rollouts; where they stand, the first one begins.
         run: where everything is written, by rank 0.
         group: the processes that train.
+        examiner: evaluates the policy on the way, where the page wants it.
     """
 
     def __init__(
-        self, page: Page, collector: Collector, learner: Learner, curricula: Curricula, run: Run, group: Group | None = None
+        self,
+        page: Page,
+        collector: Collector,
+        learner: Learner,
+        curricula: Curricula,
+        run: Run,
+        group: Group | None = None,
+        examiner: Examiner | None = None,
     ) -> None:
+        self.examiner = examiner
         self.page, self.collector, self.learner, self.curricula, self.run = page, collector, learner, curricula, run
         self.group = group or Group()
         self.iteration = 0
@@ -60,8 +70,9 @@ class Trainer:
     def train(self, iterations: int, report: Report | None = None) -> Generator[dict[str, float]]:
         """Go on until `iterations` in all are done; yields the metrics of each.
 
-        The consumer may stop early; Ctrl-C and SIGTERM, to any rank, stop all after the iteration at hand.  A checkpoint is
-        written every `train.save_every` iterations and at the end; where there is no room for it, the run goes on.
+        The consumer may stop early; Ctrl-C and SIGTERM, to any rank, stop all after the iteration at hand, and so does having
+        passed.  A checkpoint is written every `train.save_every` iterations, after each evaluation, and at the end; where there
+        is no room for it, the run goes on.
 
         Raises:
             UnstableError: too many robots blew up.
@@ -70,7 +81,7 @@ class Trainer:
         with _stop_on_signals(self):
             self.checkpoints.begin(self.iteration)
             self.group.lead(self.run.note_launchers)
-            while self.iteration < iterations and not self._agree_to_stop():
+            while self.iteration < iterations and not self.passed and not self._agree_to_stop():
                 self.group.waited()
                 started = time.perf_counter()
                 rollout = self.collector.collect(self.learner.policy, self.iteration, self.curricula.numbers)
@@ -82,15 +93,11 @@ class Trainer:
                 metrics |= self.metrics.of(rollout, collected - started, learned - collected, steps)
                 self.curricula.advance(rollout.totals, self.iteration)
                 self.group.settle()
-                try:
-                    self.guards.check(self.iteration, self.collector, self.learner, rollout, metrics)
-                except UnstableError as error:
-                    if error.worth_saving:
-                        self.save()
-                    raise
+                self._guard(rollout, metrics)
+                evaluated = self._examine(metrics)
                 if report:
                     report.show(self.iteration, metrics, (iterations - self.iteration) * metrics["Perf/iteration_time"])
-                if self.iteration % self.page.train.save_every == 0 and self.iteration < iterations:
+                if evaluated or (self.iteration % self.page.train.save_every == 0 and self.iteration < iterations):
                     self._try_to_save(report)
                 yield metrics
             if self._saved != self.iteration:
@@ -109,6 +116,11 @@ class Trainer:
         return self.metrics.seconds
 
     @property
+    def passed(self) -> Passed | None:
+        """The policy that it has passed with, where it stops for that."""
+        return self.examiner.passed if self.examiner else None
+
+    @property
     def stopped(self) -> bool:
         """Whether a signal, or a call of `stop`, has stopped it."""
         return self._stop
@@ -121,6 +133,22 @@ class Trainer:
         self._stop = bool(self.group.table([float(self._asked)]).any())
         return self._stop
 
+    def _guard(self, rollout: Rollout, metrics: dict[str, float]) -> None:
+        """End an iteration that went wrong, with a checkpoint where one is worth it."""
+        try:
+            self.guards.check(self.iteration, self.collector, self.learner, rollout, metrics)
+        except UnstableError as error:
+            if error.worth_saving:
+                self.save()
+            raise
+
+    def _examine(self, metrics: dict[str, float]) -> bool:
+        """Evaluate the policy where its time has come, and put what it came to among the metrics; whether it was evaluated."""
+        if self.examiner is None or not self.examiner.due(self.iteration, metrics):
+            return False
+        metrics |= self.examiner.examine(self.iteration, self.learner, metrics)
+        return True
+
     def save(self) -> Path:
         """Write a checkpoint of everything that the run's future depends on.
 
@@ -129,7 +157,8 @@ class Trainer:
             UnstableError: it would be damaged, or the ranks' networks or curricula are not the same any more.
         """
         self._compare()
-        learner = self.learner.state_dict() | {"iter": self.iteration, "infos": self.metrics.state_dict()}
+        infos = self.metrics.state_dict() | (self.examiner.infos(self.iteration) if self.examiner else {})
+        learner = self.learner.state_dict() | {"iter": self.iteration, "infos": infos}
         learner["curricula"] = self.curricula.state_dict()
         if fault := find_damage(learner):
             last = f"the last checkpoint, of iteration {self._saved or 0}"
@@ -192,9 +221,22 @@ class Trainer:
         self.group.together(lambda: self._restore(path, parts))
         self.iteration = self._saved = int(state["iter"])
         self.metrics.load_state_dict(state.get("infos") or {})
+        self._resume_examiner(path, state)
         missing = self.num_envs - int(self.group.table([float(found)]).sum())
         if missing and self.group.rank == 0:
             log.warning("%s: holds no state of %d of %d robots; they start fresh", path, missing, self.num_envs)
+
+    def _resume_examiner(self, path: Path, state: dict) -> None:
+        """Let the examiner go on counting passes, and say so where they had been enough."""
+        infos = state.get("infos") or {}
+        if self.examiner is None or self.page.train.stop_when != "passed":
+            return
+        try:
+            self.examiner.resume(infos, lambda iteration: read(self.checkpoints.path(iteration)))
+        except CheckpointError as error:
+            log.warning("%s; two evaluations in a row have to pass from here on", error)
+        if merit(state).passed and "candidate" not in infos and self.group.rank == 0:
+            log.info("%s: its policy has passed; the run goes on until two evaluations in a row pass again", path)
 
     def _restore(self, path: Path, parts: list[tuple[int, dict[str, Tensor]]]) -> None:
         """Put saved robots in their places; the others stay as they are."""

@@ -1,31 +1,38 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from embodied_rl import runs, training
+from embodied_rl import training
 from embodied_rl.bench.walk import bench_walk
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
-from embodied_rl.learn.evaluate import SEEDS
+from embodied_rl.learn.examiner import Passed
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.run import Run
 
 
 class Trainer:
-    """Yields metrics far from walking until it is told to stop."""
+    """Does three iterations of a hundredth of a second, and takes half a second beside each; the second has passed."""
 
-    def __init__(self, page: Page, run: Run, group: Group) -> None:
-        self.iteration, self.stopped, self.group = 0, False, group
+    passes, stops = True, False
+
+    def __init__(self, page: Page, run: Run, group: Group, *_: Any) -> None:
+        assert page.train.stop_when == "passed"
+        self.iteration, self.stopped, self.group, self.examiner = 0, self.stops, group, SimpleNamespace(seconds=0.0)
+        self.passed = Passed(2, 1000, 0.02, "it walks", {"reference_lin_vel_error": 0.18}) if self.passes else None
 
     def train(self, iterations: int) -> Iterator[dict[str, float]]:
-        for self.iteration in range(1, iterations + 1):
-            yield {"Metrics/lin_vel_error": 1.0, "Metrics/ang_vel_error": 1.0}
-            if self.stopped:
-                return
+        for self.iteration in (1, 2, 3):
+            time.sleep(0.01)
+            paused = time.perf_counter()
+            time.sleep(0.5)
+            self.examiner.seconds += time.perf_counter() - paused
+            yield {}
 
 
 def test_a_page_without_a_task_is_refused_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,45 +42,21 @@ def test_a_page_without_a_task_is_refused_before_it_trains(monkeypatch: pytest.M
 
 
 def test_a_training_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluated once its metrics come near; the first of two passes in a row counts, if unseen seeds confirm it."""
-
-    class Walking(Trainer):
-        env_steps = 1000
-
-        def train(self, iterations: int) -> Iterator[dict[str, float]]:
-            for self.iteration in range(1, iterations + 1):
-                yield dict.fromkeys(("Metrics/lin_vel_error", "Metrics/ang_vel_error"), 1.0 if self.iteration < 20 else 0.2)
-
-        def save(self) -> Path:
-            return Path(f"model_{self.iteration}")
-
-    asked = []
-
-    def figures(page: Page, policy: str, *, seed: int, reference: bool = False) -> dict[str, float]:
-        asked.append((policy, seed, reference))
-        return {"fall_rate": 0.0, "lin_vel_error": 0.18 if reference else 0.1, "ang_vel_error": 0.1}
-
-    monkeypatch.setattr(training, "make_trainer", Walking)
-    monkeypatch.setattr(runs, "load", lambda path: SimpleNamespace(policy=path.name))
-    monkeypatch.setattr(runs, "evaluate_policy", figures)
-    result = bench_walk(load("go2_flat", ["train.iterations=40"]))
+    """The policy that has passed counts, by the clock of its iteration, without evaluations."""
+    monkeypatch.setattr(training, "make_trainer", Trainer)
+    result = bench_walk(load("go2_flat"))
+    assert list(result) == ["seconds_to_walk", "env_steps_to_walk", "seconds_to_start", "reference_lin_vel_error"]
     assert (result["env_steps_to_walk"], result["reference_lin_vel_error"]) == (1000, 0.18)
-    assert 0 < result["seconds_to_start"] <= result["seconds_to_walk"]
-    passes = [("model_20", SEEDS[0]), ("model_30", SEEDS[0]), ("model_20", SEEDS[1])]
-    assert asked == [(*one, reference) for one in passes for reference in (False, True)]
+    assert 0.01 <= result["seconds_to_start"] < result["seconds_to_walk"] < 0.5
 
 
 def test_a_training_that_never_walks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "make_trainer", Trainer)
-    assert bench_walk(load("go2_flat", ["train.iterations=20"]))["seconds_to_walk"] == float("inf")
+    monkeypatch.setattr(training, "make_trainer", type("Falling", (Trainer,), {"passes": False}))
+    result = bench_walk(load("go2_flat"))
+    assert result["seconds_to_walk"] == result["env_steps_to_walk"] == float("inf") and result["seconds_to_start"] < 0.5
 
 
-def test_a_training_that_is_stopped_has_no_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Stopped(Trainer):
-        def train(self, iterations: int) -> Iterator[dict[str, float]]:
-            self.stopped = True
-            return super().train(iterations)
-
-    monkeypatch.setattr(training, "make_trainer", Stopped)
-    with pytest.raises(UserError, match="stopped after 1 iterations, before it passed"):
+def test_a_training_that_is_stopped_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "make_trainer", type("Stopped", (Trainer,), {"passes": False, "stops": True}))
+    with pytest.raises(UserError, match="stopped after 3 iterations, before it passed"):
         bench_walk(load("go2_flat"))

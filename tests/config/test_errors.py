@@ -128,6 +128,16 @@ ADDED = {
         "rewards: {aliv: null, alive: {weight: 1}}",
         "page.yaml:6: rewards.aliv: null, but there is no inherited term to remove",
     ),
+    "evaluations of a page without a task": (
+        "train: {evaluate_every: 10}",
+        "page.yaml:6: train.evaluate_every: 10 needs a task family, by whose score the policy is judged; "
+        "write task: NAME, or leave it out",
+    ),
+    "passing without a task": (
+        "train: {stop_when: passed}",
+        'page.yaml:6: train.stop_when: "passed" needs a task family, by whose score the policy is judged; '
+        "write task: NAME, or leave it out",
+    ),
     "planned engine": (
         "physics: {engine: isaacgym}",
         'page.yaml:6: physics.engine: "isaacgym" is planned; what works now: native (MuJoCo on all CPU cores), '

@@ -18,7 +18,7 @@ from embodied_rl.config import load
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints
 from embodied_rl.learn.ranks.group import Group
-from embodied_rl.learn.run import RunError
+from embodied_rl.learn.run import Run, RunError
 
 SMALL = [
     *("env.compile=false", "env.num_envs=4", "physics.num_threads=1"),
@@ -311,8 +311,33 @@ def test_the_best_by_name(run: Path) -> None:
     (run / "checkpoints" / "model_000002.pt").write_bytes(b"")
     assert runs.load(f"{run}/best").iteration == 1
     (run / "checkpoints" / "model_000001.pt").unlink()
-    with pytest.raises(RunError, match=r"/best: no checkpoint yet that knows its reward$"):
+    with pytest.raises(RunError, match=r"/best: no checkpoint yet that knows its reward or was evaluated$"):
         runs.load(run / "best")
+
+
+def score(margin: float, *, passed: bool) -> dict:
+    return {"score": {"figures": {"fall_rate": 0.0}, "margin": margin, "passed": passed}}
+
+
+#: From the worst to the best.
+MERITS = [
+    *({}, {"mean_reward": 1.0}, {"mean_reward": 9.0}),
+    *(score(-float("inf"), passed=False), score(0.3, passed=False), score(0.1, passed=True), score(0.2, passed=True)),
+]
+
+
+def test_the_best_is_by_score_where_there_is_one(tmp_path: Path) -> None:
+    """A passed one before one of a larger margin, and any before one of a mere reward; by name, and by what is kept."""
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, Group(), keep=1)
+    checkpoints.begin(0)
+    for iteration, infos in enumerate([*MERITS, *reversed(MERITS)], 1):
+        reward = infos.get("mean_reward", float("nan"))
+        checkpoints.save(state() | {"iter": iteration, "infos": infos}, {"state": torch.zeros(3, 1)}, 0, reward)
+        best = min(iteration, 8)  # of two equals the later one
+        assert {path.name for path in folder.glob("model_*")} == {f"model_{of:06d}.pt" for of in (best, iteration)}
+        if iteration > 1:
+            assert Run(tmp_path).best_checkpoint() == checkpoints.path(best)
 
 
 def test_a_future_that_was_given_up_does_not_come_back(run: Path, caplog: pytest.LogCaptureFixture) -> None:

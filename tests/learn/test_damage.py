@@ -85,6 +85,11 @@ def at(*path: Any, value: Any) -> Callable[[dict], None]:
     return lambda state: put(state, *path, value=value)
 
 
+def score(**changes: Any) -> Callable[[dict], None]:
+    """Gives it an evaluation that came out so."""
+    return at("infos", value=lambda infos: infos | {"score": {"figures": {}, "margin": 0.5, "passed": True} | changes})
+
+
 def endless(state: dict) -> None:
     state["infos"]["loop"] = loop = []
     loop.append(loop)
@@ -146,6 +151,13 @@ DAMAGE = {
     "steps huge": (at("infos", "env_steps", value=10**400), "infos.env_steps: 1000"),
     "seconds": (at("infos", "seconds", value=NAN), "infos.seconds: nan, and only a number from 0 up is possible"),
     "reward": (at("infos", "mean_reward", value=None), "infos.mean_reward: None, and only a number is possible"),
+    "score": (at("infos", "score", value={"margin": 1.0}), "infos.score: {'margin': 1.0}, and figures by name, margin and"),
+    "candidate": (at("infos", "candidate", value="x"), "infos.candidate: 'x', and only a number from 0 up is possible"),
+    "score text": (at("infos", "score", value="good"), "infos.score: 'good', and figures by name, margin and passed are needed"),
+    "score's figure": (score(figures={"fall_rate": "low"}), "infos.score.figures.fall_rate: 'low', and only a number"),
+    "score's margin": (score(margin=NAN), "infos.score.margin: nan, and only a number is possible"),
+    "score's margins": (score(margin=torch.ones(2)), "infos.score.margin: float32 of shape (2,), and only a number"),
+    "score's verdict": (score(passed=1.0), "infos.score.passed: 1.0, and only True and False are possible"),
     "endless": (endless, "nested without end"),
     "shards text": (at("shards", value="envs_000003_0_of_1.pt"), "shards: str, and no list"),
     "shards empty": (at("shards", value=[{}]), "shards.0.name: None, and text is needed"),
@@ -166,6 +178,10 @@ def test_what_training_saves_is_sound(saved: dict) -> None:
             if value.is_floating_point():
                 exact[place][name] = value.double()
     assert find_damage(exact) == ""
+    for figures, margin in (({"fall_rate": 0.5}, -49.0), ({"speed": NAN}, -INF)):
+        scored = copy.deepcopy(saved)
+        score(figures=figures, margin=margin)(scored)
+        assert find_damage(scored) == ""
     still = copy.deepcopy(saved)  # an observation that never changes
     for name in (VAR, "obs_normalizer._std"):
         put(still, ACTOR, name, value=one(0.0))

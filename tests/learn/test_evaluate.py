@@ -138,6 +138,38 @@ def test_the_score_sees_which_rows_are_in_their_first_episode() -> None:
     assert score.going == [[True] * 4] * 29 + [[False, False, True, True]] * 50 + [[False] * 4]
 
 
+def test_it_ends_with_the_last_robot(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the figures that looking on to the end gives."""
+    page = override(page, ["score.episode_s=4.0"])
+    found, steps = [], []
+
+    def sway(obs: dict[str, Tensor]) -> Tensor:
+        steps[-1] += 1
+        return 3.0 * torch.sin(40.0 * obs["actor"][:, :12])
+
+    for look_every in (1, 7, 1000):
+        monkeypatch.setitem(protocol._LOOK_EVERY, "cpu", look_every)
+        steps.append(0)
+        found.append(runs.evaluate_policy(page, sway))
+    assert found[0] == found[1] == found[2] and found[0]["fall_rate"] == 1.0
+    assert steps[0] < steps[2] == 200 and steps[1] == -(-steps[0] // 7) * 7
+
+
+def test_environments_begin_anew_to_the_bit(page: Page) -> None:
+    """One evaluation after the other, of policies that end differently, is each of them in environments of its own."""
+    page = override(page, ["score.episode_s=1.0"])
+    sway = lambda obs: 3.0 * torch.sin(40.0 * obs["actor"][:, :12])  # noqa: E731
+    again = runs.Evaluations(page)
+    for reference in (False, True):
+        for policy in (sway, stand, sway):
+            score = score_of(page)
+            settings = evaluation_page(page, SEEDS[1], reference=reference)
+            env = make_env.make(settings, ["env.compile=false"], measure=score.needs)
+            assert again(policy, seed=SEEDS[1], reference=reference) == evaluate(env, policy, score)
+            env.close()
+    again.close()
+
+
 def test_a_robot_that_blows_up_has_fallen(page: Page) -> None:
     page = override(page, ["score.episode_s=0.2"])
     score = score_of(page)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -68,6 +70,39 @@ def test_a_panel_on_a_terminal(tmp_path: Path) -> None:
     ):
         assert said in panel
     assert "kl 0.0123" in panel  # the learner's own words
+
+
+def test_the_panel_keeps_the_latest_evaluation(tmp_path: Path) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=100, color_system=None)
+    score = {"fall_rate": 0.004, "reference_fall_rate": 0.02, "margin": -0.125, "passed": 0.0}
+    with Report(tmp_path, 300, 0, console=console) as report:
+        report.show(6, METRICS, 1.0)
+        assert report._score == ""
+        report.show(7, METRICS | {f"Score/{name}": value for name, value in score.items()}, 1.0)
+        report.show(8, METRICS, 1.0)
+    panel = text.getvalue().rpartition("8 of 300")[2]
+    assert "after iteration 7: not passed, margin -0.125" in panel
+    assert "fall rate 0.004" in panel and "reference fall rate 0.020" in panel
+
+
+def test_what_is_logged_goes_above_the_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        isatty = lambda self: True  # noqa: E731
+
+    errors, text = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    handler, log = logging.StreamHandler(), logging.getLogger()
+    log.addHandler(handler)
+    try:
+        console = Console(file=text, force_terminal=True, width=100, color_system=None)
+        with Report(tmp_path, 300, 0, console=console) as report:
+            report.show(7, METRICS, 1.0)
+            log.warning("it was said")
+        log.warning("and after that")
+    finally:
+        log.removeHandler(handler)
+    assert "it was said" in text.getvalue() and errors.getvalue() == "and after that\n"
 
 
 def test_the_panel_names_the_three_largest_rewards_and_penalties(tmp_path: Path) -> None:

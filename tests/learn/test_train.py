@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from embodied_rl import cli, runs, training
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
+from embodied_rl.learn import evaluate as protocol
 from embodied_rl.learn.evaluate import SEEDS
 from embodied_rl.learn.guards import UnstableError
+from embodied_rl.learn.policy import Player
 from embodied_rl.learn.report import Report
 from embodied_rl.learn.rollout import LocalCollector, Rollout
 from embodied_rl.learn.train import Trainer
@@ -306,6 +309,110 @@ def test_a_seed_makes_a_run_and_the_number_of_threads_does_not(tmp_path: Path) -
 def test_checkpoints_at_the_interval_and_at_the_end(tmp_path: Path) -> None:
     train(training.start(page(), tmp_path / "run"), 10)
     assert names(tmp_path / "run") == ["model_000004.pt", "model_000008.pt", "model_000010.pt"]
+
+
+#: An evaluation of a moment, which everybody passes.
+EASY = [
+    *(
+        "train.stop_when=passed",
+        "train.evaluate_every=1",
+        "score.episode_s=0.2",
+        "score.unscored_s=0.0",
+        "score.fall_rate=1.0",
+        "score.lin_vel_error=99.0",
+    ),
+    *("score.ang_vel_error=99.0", "score.reference_fall_rate=1.0", "score.reference_lin_vel_error=99.0"),
+]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [[], ["ppo.rnn_type=gru", "ppo.symmetry=none"], ["train.learner=rsl_rl.algorithms:PPO"]],
+    ids=["ppo", "gru", "rsl_rl"],
+)
+def test_evaluations_leave_no_trace_in_a_training_and_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, other: list[str]
+) -> None:
+    """In both physics and on other seeds; networks, robots and metrics are those of a training without, to the last bit."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(protocol, "EPISODES", 2)
+    alone = training.start(page(*other), tmp_path / "alone")
+    history = train(alone, 2)
+    threads = torch.get_num_threads()
+    evaluated = training.start(page(*other, *EASY), tmp_path / "evaluated")
+    found = train(evaluated, 9)
+    assert torch.get_num_threads() == threads and evaluated.iteration == 2 and not evaluated.stopped
+    assert evaluated.passed is not None and evaluated.passed.iteration == 1
+    scores = [{name: one.pop(name) for name in list(one) if name.startswith("Score/")} for one in found]
+    assert found == history and same(weights(alone), weights(evaluated))
+    assert equal(alone.collector.snapshot(), evaluated.collector.snapshot())
+    assert scores[0]["Score/passed"] == 1.0 and "Score/reference_ang_vel_error" in scores[0] and scores[0] != scores[1]
+    assert names(tmp_path / "evaluated") == ["model_000001.pt", "model_000002.pt"]
+    kept = [checkpoint.read(evaluated.run.checkpoint(iteration))["infos"]["score"] for iteration in (1, 2)]
+    figures = [{f"Score/{name}": value for name, value in score["figures"].items()} for score in kept]
+    found = [figures | {"Score/margin": s["margin"], "Score/passed": 1.0} for figures, s in zip(figures, kept, strict=True)]
+    assert found == scores
+    # who goes on wants more
+    caplog.clear()
+    resumed = training.resume(str(tmp_path / "evaluated"), "go2_flat")
+    said = "its policy has passed; the run goes on until two evaluations in a row pass again"
+    assert caplog.messages == [f"{evaluated.run.checkpoint(2)}: {said}"]
+    train(resumed, 9)
+    assert resumed.iteration == 4
+    further = training.resume(str(tmp_path / "evaluated"), "go2_flat", ["train.stop_when=end"])
+    train(further, 6)
+    assert further.iteration == 6
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_half_a_training_until_it_passes_and_the_rest_are_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kept: bool
+) -> None:
+    """A policy that has passed once is not forgotten, as long as its checkpoint is there."""
+    asked = []
+
+    def measure(policy: Player, *, seed: int, reference: bool) -> dict[str, float]:
+        (weight, *_) = policy.policy.network.parameters()
+        asked.append((weight.detach().sum().item(), seed, reference))
+        return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 0.0)
+
+    monkeypatch.setattr(training, "Evaluations", lambda page: measure)
+    task = page("train.stop_when=passed", "train.evaluate_every=2")
+    whole = training.start(task, tmp_path / "whole")
+    train(whole, 9)
+    once = list(asked)
+    half = training.start(task, tmp_path / "half")
+    for _ in half.train(9):
+        if half.iteration == 3:
+            half.stop()
+    assert half.passed is None
+    if not kept:
+        half.run.checkpoint(2).unlink()
+    second = training.resume(str(tmp_path / "half"), "go2_flat")
+    train(second, 9)
+    assert whole.passed is not None and second.passed is not None
+    if kept:
+        assert asked == 2 * once and second.iteration == 4 and not caplog.messages
+        assert second.passed._replace(seconds=0.0) == whole.passed._replace(seconds=0.0)
+        assert second.passed.seconds < half.seconds
+    else:
+        assert (second.iteration, second.passed.iteration) == (6, 4)
+        said = "no such checkpoint; two evaluations in a row have to pass from here on"
+        assert caplog.messages == [f"{half.run.checkpoint(2)}: {said}"]
+
+
+def test_the_time_of_evaluations_is_not_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(policy: Any, *, seed: int, reference: bool) -> dict[str, float]:
+        time.sleep(0.5)
+        return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 100.0)
+
+    monkeypatch.setattr(training, "Evaluations", lambda page: measure)
+    trainer = training.start(page("train.evaluate_every=1"), tmp_path / "run")
+    started = time.perf_counter()
+    train(trainer, 2)
+    assert trainer.examiner is not None and trainer.examiner.seconds >= 1.0
+    assert trainer.seconds + trainer.examiner.seconds <= time.perf_counter() - started
+    assert trainer.passed is None
 
 
 def test_a_run_that_is_done_has_nothing_to_resume(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import embodied_rl
-from embodied_rl.config import Page, load
+from embodied_rl.config import ConfigError, Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.make_env import make_vector
@@ -249,6 +249,13 @@ def test_what_is_not_installed(name: str, lacking: str, extra: str, tmp_path: Pa
         make_vector(source(name, tmp_path), torch.arange(2))
     assert str(caught.value).startswith(f"env.source: {name}: ")
     assert str(caught.value).endswith(f'; pip install -e ".[{extra}]" in the clone')
+
+
+@pytest.mark.parametrize("override", ["train.evaluate_every=5", "train.stop_when=passed"])
+def test_such_a_page_has_nobody_to_judge_its_policy(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("pool_ant", [override])
+    assert "needs a task family, by whose score the policy is judged; env.source has none; leave it out" in str(caught.value)
 
 
 def test_such_a_page_has_no_robot_to_show(tmp_path: Path) -> None:

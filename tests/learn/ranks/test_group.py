@@ -19,8 +19,11 @@ from embodied_rl import training
 from embodied_rl.config import Page, load
 from embodied_rl.config.page import PPOSettings
 from embodied_rl.errors import UserError
+from embodied_rl.learn import examiner
 from embodied_rl.learn.checkpoint import CheckpointError
+from embodied_rl.learn.evaluate import SEEDS
 from embodied_rl.learn.guards import UnstableError
+from embodied_rl.learn.policy import Player
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.ranks import meeting
 from embodied_rl.learn.ranks.group import Group, fingerprint, join, launchers, reports
@@ -28,6 +31,7 @@ from embodied_rl.learn.ranks.share import env_ids, learning_rate_factor, num_env
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.run import Run
 from embodied_rl.learn.train import Trainer
+from embodied_rl.mdp.score import score_of
 from embodied_rl.vector_env import ActionSpace
 
 Ranks = Callable[[int, Callable[[Group], Any]], list[Any]]
@@ -387,6 +391,36 @@ def test_one_rank_that_is_asked_to_stop_stops_all(ranks: Ranks, tmp_path: Path) 
 
     assert ranks(2, train) == [(3, True), (3, True)]
     assert (tmp_path / "run" / "checkpoints" / "model_000003.pt").exists()
+
+
+def test_ranks_pass_together_by_what_the_first_measures(ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measure(policy: Player, *, seed: int, reference: bool) -> dict[str, float]:
+        asked.append((threading.get_ident(), seed, reference))
+        return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 0.0)
+
+    def judging(page: Page) -> Any:
+        with READING:
+            return score_of(page)
+
+    monkeypatch.setattr(training, "Evaluations", lambda page: measure)
+    monkeypatch.setattr(examiner, "score_of", judging)
+
+    def train(group: Group) -> tuple[Any, ...]:
+        made = trainer(group, tmp_path / "run", "train.stop_when=passed", "train.evaluate_every=1")
+        history = [metrics["Score/margin"] for metrics in made.train(10)]
+        return made.iteration, made.stopped, made.passed, history
+
+    first, second = ranks(2, train)
+    assert first == second and first[:2] == (2, False) and first[2].env_steps == 40 and first[3] == [1.0, 1.0]
+    assert len({who for who, *_ in asked}) == 1
+    assert [of for _, *of in asked] == [[seed, ref] for seed in (SEEDS[0], SEEDS[0], SEEDS[1]) for ref in (False, True)]
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt"))
+    assert saved == [
+        *(f"envs_00000{of}_{rank}_of_2.pt" for of in (1, 2) for rank in (0, 1)),
+        *("model_000001.pt", "model_000002.pt"),
+    ]
 
 
 def test_robots_that_blow_up_on_one_rank_end_all_with_the_same_line(ranks: Ranks, tmp_path: Path) -> None:

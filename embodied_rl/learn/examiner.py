@@ -1,0 +1,198 @@
+"""The examiner: evaluates the policy while it is trained, on the side, and says when it has passed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from embodied_rl.config import Page
+from embodied_rl.learn.evaluate import SEEDS, evaluation_page
+from embodied_rl.learn.learner import Learner, learner_class
+from embodied_rl.learn.policy import Player
+from embodied_rl.learn.ranks.group import Group
+from embodied_rl.mdp.score import score_of
+
+log = logging.getLogger("embodied_rl")
+
+#: Iterations between evaluations where the page says none; then only near the limits.
+_EVERY = 10
+
+
+class Measure(Protocol):
+    """Measures a policy: the figures of `embodied_rl.learn.evaluate.evaluate`."""
+
+    def __call__(self, policy: Player, *, seed: int, reference: bool) -> dict[str, float]:
+        """Run an evaluation, in training or in reference physics."""
+        ...
+
+
+class Evaluation(NamedTuple):
+    """What a policy came to."""
+
+    figures: dict[str, float]
+    """Those of training physics; where they pass, each limited one of reference physics as well, as `reference_NAME`."""
+    margin: float
+    """1 - the worst figure / limit of training physics: from 0 up every limit holds, and larger is better."""
+    passed: bool
+    """In training and in reference physics."""
+    sentence: str
+
+
+class Passed(NamedTuple):
+    """The policy that a training has passed with."""
+
+    iteration: int
+    env_steps: int
+    seconds: float
+    """What collecting and learning had taken by then."""
+    sentence: str
+    figures: dict[str, float]
+    """On seeds that it was not chosen by."""
+
+
+class _Candidate(NamedTuple):
+    """A policy that has passed once."""
+
+    iteration: int
+    env_steps: int
+    seconds: float
+
+
+class Examiner:
+    """Evaluates the policy on seeds that training never meets; training goes the same way with it and without, to the last bit.
+
+    A training has passed once two evaluations in a row have, in training and in reference physics, and the first one's policy
+    has again on seeds that it was not chosen by.
+
+    Args:
+        page: the task, with a family.
+        group: the processes that train; rank 0 evaluates for all.
+        measure: what rank 0 measures a policy with.
+
+    Raises:
+        UserError: the page has no task to be judged by, or is none of its family.
+    """
+
+    def __init__(self, page: Page, group: Group, measure: Measure) -> None:
+        self._page, self._group, self._measure, self._score = page, group, measure, score_of(page)
+        # what is wrong with it shows before the training and not in its middle
+        group.lead(lambda: [evaluation_page(page, SEEDS[0], reference=reference) for reference in (False, True)])
+        self._candidate: _Candidate | None = None
+        # its own, which learns no more; on rank 0
+        self._policy: Player | None = None
+        self._latest: tuple[int, Evaluation] | None = None
+        self.seconds = 0.0
+        """What evaluations have taken."""
+        self.passed: Passed | None = None
+
+    def due(self, iteration: int, metrics: dict[str, float]) -> bool:
+        """Whether the policy is evaluated after this iteration, with these metrics; the same on all ranks."""
+        every = self._page.train.evaluate_every
+        if iteration % (every or _EVERY):
+            return False
+        return every is not None or self._group.lead(lambda: self._score.near(metrics))
+
+    def examine(self, iteration: int, learner: Learner, metrics: dict[str, float]) -> dict[str, float]:
+        """Evaluate the policy as it is after an iteration with these metrics; the score's, by TensorBoard name."""
+        started, device = time.perf_counter(), learner.policy.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            evaluation = self._evaluate(Player(learner.policy), SEEDS[0])
+            self._latest = iteration, evaluation
+            self._say(f"evaluated after iteration {iteration}", evaluation)
+            if self._page.train.stop_when == "passed":
+                self._follow(iteration, learner, metrics, evaluation)
+        self.seconds += time.perf_counter() - started
+        shown = self._limited(evaluation) | {"margin": evaluation.margin, "passed": float(evaluation.passed)}
+        return {f"Score/{name}": value for name, value in shown.items()}
+
+    def infos(self, iteration: int) -> dict[str, Any]:
+        """Tell what a checkpoint of this iteration keeps: its evaluation, if it had one, and whose policy has passed once."""
+        infos: dict[str, Any] = {"candidate": self._candidate.iteration} if self._candidate else {}
+        if self._latest is not None and self._latest[0] == iteration:
+            evaluation = self._latest[1]
+            infos["score"] = {
+                "figures": self._limited(evaluation),
+                "margin": evaluation.margin,
+                "passed": evaluation.passed,
+            }
+        return infos
+
+    def resume(self, infos: dict[str, Any], read: Callable[[int], dict]) -> None:
+        """Go on from what `infos` gave, with the checkpoint of the policy that has passed once: `read` is given its iteration.
+
+        Raises:
+            CheckpointError: it is gone, or damaged.
+        """
+        if self._page.train.stop_when != "passed" or "candidate" not in infos:
+            return
+
+        def found() -> _Candidate:
+            state = read(int(infos["candidate"]))
+            self._policy = self._copy(state, torch.device("cpu"))
+            return _Candidate(int(state["iter"]), int(state["infos"]["env_steps"]), float(state["infos"]["seconds"]))
+
+        self._candidate = self._group.lead(found)
+
+    def _evaluate(self, policy: Player | None, seed: int) -> Evaluation:
+        """Evaluate on rank 0, in reference physics only where training physics pass; known to all."""
+
+        def measured() -> Evaluation:
+            assert policy is not None
+            figures = self._measure(policy, seed=seed, reference=False)
+            verdict, limits = self._score.verdict(figures, False), self._score.limits(False)
+            found = margin(figures, limits)
+            if verdict.passed:
+                reference = self._measure(policy, seed=seed, reference=True)
+                verdict = self._score.verdict(reference, True)
+                figures |= {f"reference_{name}": reference[name] for name in limits}
+            return Evaluation(figures, found, *verdict)
+
+        return self._group.lead(measured)
+
+    def _follow(self, iteration: int, learner: Learner, metrics: dict[str, float], evaluation: Evaluation) -> None:
+        """Count passes in a row, and try the first one's policy on other seeds."""
+        first, self._candidate = self._candidate, None
+        if evaluation.passed and first is not None:
+            unseen = self._evaluate(self._policy, SEEDS[1])
+            self._say(f"that of iteration {first.iteration} on seeds that it was not chosen by", unseen)
+            if unseen.passed:
+                self.passed = Passed(*first, unseen.sentence, unseen.figures)
+        elif evaluation.passed:
+            if self._group.rank == 0:
+                self._policy = self._copy(learner.state_dict(), learner.policy.device)
+            self._candidate = _Candidate(iteration, int(metrics["Train/env_steps"]), metrics["Train/seconds"])
+
+    def _copy(self, state: dict, device: torch.device) -> Player:
+        """Make a policy of a learner's state, which stays as it is."""
+        with torch.random.fork_rng([]):  # networks draw their first weights
+            return Player(learner_class(self._page).load_policy(self._page, state, device))
+
+    def _limited(self, evaluation: Evaluation) -> dict[str, float]:
+        """Pick the figures that have limits, and those of reference physics."""
+        names = self._score.limits(False)
+        names = [*names, *(f"reference_{name}" for name in names)]
+        return {name: float(evaluation.figures[name]) for name in names if name in evaluation.figures}
+
+    def _say(self, what: str, evaluation: Evaluation) -> None:
+        """Log an evaluation's figures beside their limits, in one line."""
+        if self._group.rank:
+            return
+        limits = self._score.limits(False)
+        limits = limits | {f"reference_{name}": limit for name, limit in self._score.limits(True).items()}
+        figures = [
+            f"{name} {value:.3f}" + (f" (limit {limits[name]:.3f})" if name in limits else "")
+            for name, value in self._limited(evaluation).items()
+        ]
+        log.info("%s: %s: %s", what, "  ".join(figures), evaluation.sentence)
+
+
+def margin(figures: dict[str, float], limits: dict[str, float]) -> float:
+    """1 - the worst figure / limit; of a limit of 0, -figure; -inf where a figure is not finite."""
+    # beyond a limit below 0, too, more is worse
+    margins = [(limit - figures[name]) / (abs(limit) or 1.0) for name, limit in limits.items()]
+    return min(margins, default=0.0) if all(map(math.isfinite, margins)) else -math.inf
