@@ -82,19 +82,43 @@ def make_vector(page: Page, env_ids: Tensor) -> VectorEnv:
 
 
 def device_of(page: Page) -> torch.device:
-    """Where the page's robots live, or, where they live in a pool's processes, where the learner computes.
+    """Where the page's robots live.
 
     Raises:
         UserError: there is no such device.
     """
-    pooled = page.pool.workers is not None and page.pool.address != "none"
-    name, count = page.train.device if pooled else page.physics.device, torch.cuda.device_count()
+    if page.physics.device == "auto":
+        return torch.device("cuda" if page.physics.engine != "native" and torch.cuda.device_count() else "cpu")
+    return _found(page.physics.device, "physics.device", "--device cpu")
+
+
+def learner_device(page: Page) -> torch.device:
+    """Where the page's learner computes: anywhere, if the robots live on the CPU or in a pool; else where they are.
+
+    Raises:
+        UserError: there is no such device, or robots on a GPU have their learner elsewhere.
+    """
+    robots, name = device_of(page), page.train.device
     if name == "auto":
-        return torch.device("cuda" if count and (pooled or page.physics.engine != "native") else "cpu")
-    device = torch.device(name)
+        pooled = page.pool.workers is not None and page.pool.address != "none"
+        return torch.device("cuda") if pooled and torch.cuda.device_count() else robots
+    device = _found(name, "train.device", "cpu")
+    if robots.type == "cpu":
+        return device
+    if device.type == "cpu" or device.index not in (None, robots.index or 0):
+        raise UserError(
+            f"train.device: {name}: the robots are on {robots}, and robots on a GPU have their learner there; leave the key out, "
+            "or take physics.engine: native, whose robots are on the CPU"
+        )
+    return robots
+
+
+def _found(name: str, key: str, other: str) -> torch.device:
+    """Make a device of its name, which stands under a key of the page."""
+    device, count = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"this machine has {count}" if count else machine.cuda_error()
-        raise UserError(f"{'train' if pooled else 'physics'}.device: {name}: {found}; take {'cpu' if pooled else '--device cpu'}")
+        raise UserError(f"{key}: {name}: {found}; take {other}")
     return device
 
 

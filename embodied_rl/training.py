@@ -14,6 +14,7 @@ from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
+from embodied_rl.learn.apart import ApartCollector, OverlapCollector
 from embodied_rl.learn.cpu.team import cores
 from embodied_rl.learn.evaluate import FIRST_SEED
 from embodied_rl.learn.examiner import Examiner
@@ -23,7 +24,7 @@ from embodied_rl.learn.ranks.share import env_ids, learning_rate_factor, num_env
 from embodied_rl.learn.rollout import Collector, LocalCollector
 from embodied_rl.learn.run import Run, RunError, find_run, runs_of
 from embodied_rl.learn.train import Trainer
-from embodied_rl.make_env import compiler, device_of, identity, make_vector, resolve
+from embodied_rl.make_env import compiler, device_of, identity, learner_device, make_vector, resolve
 from embodied_rl.mdp.curricula import Curricula
 from embodied_rl.runs import Evaluations
 
@@ -146,7 +147,13 @@ def _go_on(trainer: Trainer, candidates: list[Path]) -> Trainer:
 
 def _join(page: Page) -> Group:
     """Join the processes that train the page."""
-    return join(page.distributed, lambda local_rank: rank_device(device_of(page), local_rank, page.distributed))
+    return join(page.distributed, lambda local_rank: _rank_device(page, local_rank))
+
+
+def _rank_device(page: Page, local_rank: int) -> torch.device:
+    """Pick the device of the learner of one of a machine's ranks."""
+    key = "physics.device" if device_of(page).type == "cuda" else "train.device"
+    return rank_device(learner_device(page), local_rank, page.distributed, key)
 
 
 def _check_seed(page: Page) -> None:
@@ -155,26 +162,25 @@ def _check_seed(page: Page) -> None:
 
 
 def _check_device(page: Page) -> None:
-    """Refuse a device that is not there, or, of robots in this process, one that is not theirs."""
-    robots, given = device_of(page), page.train.device
-    if given != "auto" and torch.device(given).type != robots.type:
+    """Refuse devices that are not there or do not go together."""
+    robots, _ = device_of(page), learner_device(page)
+    if page.train.overlap and robots.type == "cuda":
         raise UserError(
-            f"train.device: {given}: the robots are on {robots}, and in one process the learner is where they are; leave the key "
-            "out, or take a pool (docs/pools.md)"
+            f"train.overlap: true: the robots are on {robots}, where their steps and the update would wait for each other; leave "
+            "the key out, or take physics.engine: native, whose robots are on the CPU"
         )
 
 
 def _own_page(page: Page, group: Group) -> Page:
-    """Change a page to how one of several ranks runs it: its device, its share of robots and cores, the job's learning rate."""
+    """Change a page to how one of several ranks runs it: its devices, its share of robots and cores, the job's learning rate."""
     if group.size == 1:
         return page
-    device = rank_device(device_of(page), group.local_rank, page.distributed)
-    pooled = page.pool.workers is not None
-    page = override(page, [f"distributed.num_envs_scope={num_envs_scope(page, device)}"])
-    changes = [f"ppo.learning_rate={page.ppo.learning_rate * learning_rate_factor(page, group.size)}"]
-    if pooled or not page.env.source:
-        changes.append(f"{'train' if pooled else 'physics'}.device={device}")
-    if page.physics.num_threads == 0 and group.local_size > 1 and not pooled:
+    robots, device = device_of(page), _rank_device(page, group.local_rank)
+    page = override(page, [f"distributed.num_envs_scope={num_envs_scope(page, robots)}"])
+    changes = [f"ppo.learning_rate={page.ppo.learning_rate * learning_rate_factor(page, group.size)}", f"train.device={device}"]
+    if robots.type == "cuda":
+        changes.append(f"physics.device={device}")
+    if page.physics.num_threads == 0 and group.local_size > 1 and page.pool.workers is None:
         changes.append(f"physics.num_threads={cores()}")
     return override(page, changes)
 
@@ -205,6 +211,7 @@ def _make_curricula(page: Page) -> Curricula:
 
 def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]:
     """Make this rank's robots, and its copy of the learner."""
+    _check_device(page)
     ids = env_ids(page, group.rank, group.size)
     page = _own_page(page, group)
     rows = torch.arange(ids.start, ids.stop)
@@ -216,8 +223,13 @@ def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]
     chunk = page.pool.shard_size if page.pool.workers is not None or page.env.source else None
     wrap = identity if page.env.source else compiler(page, env.device)
     steps, seed = page.train.steps, page.env.seed
-    collector = LocalCollector(env, steps, seed, symmetry=symmetry, compiler=wrap, chunk=chunk)
-    learner = make_learner(page, collector, env.device, group, compiler=_learner_compiler(page, env.device))
+    collector: Collector = LocalCollector(env, steps, seed, symmetry=symmetry, compiler=wrap, chunk=chunk)
+    device = learner_device(page) if env.device.type == "cpu" else env.device
+    if page.train.overlap:
+        collector = OverlapCollector(collector, device, page.train.importance_clip)
+    elif device.type != env.device.type:
+        collector = ApartCollector(collector, device)
+    learner = make_learner(page, collector, device, group, compiler=_learner_compiler(page, device))
     if learner.critic_group not in env.final_obs:
         env.close()
         given = f"[{', '.join(page.env.final_obs_groups)}]"
@@ -233,7 +245,7 @@ def _make_pooled(page: Page, group: Group, run: Run, rows: Tensor) -> tuple[Coll
     from embodied_rl.pools import make_collector
 
     of = f"_rank_{group.rank}" if group.size > 1 else ""
-    device = device_of(page)
+    device = learner_device(page)
     collector = make_collector(page, rows, device=device, status=run.path / f"pool{of}.json", world_size=group.size)
     return collector, make_learner(page, collector, device, group, compiler=_learner_compiler(page, device))
 

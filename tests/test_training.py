@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from embodied_rl import make_env, runs, training
 from embodied_rl.config import load
 from embodied_rl.errors import UserError
 from embodied_rl.learn.ppo import PPO
+from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import LocalCollector
 
 SMALL = [
@@ -50,7 +52,63 @@ def test_a_page_without_graphs_has_none_in_its_learner(monkeypatch: pytest.Monke
     env.close()
 
 
-def test_a_learner_in_this_process_is_where_its_robots_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^train.device: cuda: the robots are on cpu, and in one process the learner is"):
-        training.start(load("go2_flat", [*SMALL, "train.device=cuda"]), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "said"),
+    [
+        (0, ["train.device=cuda"], r"^train.device: cuda: .*; take cpu$"),
+        (2, ["train.device=cuda:2"], r"^train.device: cuda:2: this machine has 2; take cpu$"),
+        (2, ["train.device=cpu"], r"^train.device: cpu: the robots are on cuda, .*, or take physics.engine: native"),
+        (2, ["physics.device=cuda:1", "train.device=cuda:0"], r"^train.device: cuda:0: the robots are on cuda:1, "),
+        (2, ["train.overlap=true"], r"^train.overlap: true: the robots are on cuda, .*, or take physics.engine: native"),
+    ],
+)
+def test_devices_that_are_not_there_or_do_not_go_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, overrides: list[str], said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    engine = [] if said.endswith("take cpu$") else ["physics.engine=warp"]
+    with pytest.raises(UserError, match=said):
+        training.start(load("go2_flat", [*SMALL, *engine, *overrides]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_learner_is_where_its_robots_are_unless_the_page_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    warp = ["physics.engine=warp", "physics.device=cuda:1"]
+    for given, robots, learner in (
+        ([], "cpu", "cpu"),
+        (["train.device=cuda:1"], "cpu", "cuda:1"),
+        (warp, "cuda:1", "cuda:1"),
+        ([*warp, "train.device=cuda"], "cuda:1", "cuda:1"),
+        (["physics.engine=warp", "train.device=cuda:0"], "cuda", "cuda"),
+        (["pool.workers=1"], "cpu", "cuda"),
+        (["pool.workers=1", "pool.address=none"], "cpu", "cpu"),
+        (["pool.workers=1", "train.device=cpu"], "cpu", "cpu"),
+    ):
+        page = load("go2_flat", given)
+        assert [str(make_env.device_of(page)), str(make_env.learner_device(page))] == [robots, learner], given
+
+
+@pytest.mark.parametrize(
+    ("given", "robots", "scope"),
+    [
+        (["train.device=cuda"], "auto", "global"),  # shares of robots and cores, as ranks without GPUs have them
+        (["physics.engine=warp"], "cuda:1", "per_rank"),
+        (["physics.engine=warp", "train.device=cuda"], "cuda:1", "per_rank"),
+        (["pool.workers=2"], "auto", "global"),
+    ],
+)
+def test_a_ranks_learner_is_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch, given: list[str], robots: str, scope: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    group = Group()
+    group.rank = group.local_rank = 1
+    group.size = group.local_size = 2
+    page = training._own_page(load("go2_flat", given), group)
+    assert (page.physics.device, page.train.device, page.distributed.num_envs_scope) == (robots, "cuda:1", scope)
+    assert page.physics.num_threads == (0 if page.pool.workers else 4)
+    key = "train" if robots == "auto" else "physics"
+    with pytest.raises(UserError, match=rf"^{key}.device: cuda:0: one GPU for several ranks"):
+        training._own_page(load("go2_flat", [*given, f"{key}.device=cuda:0", "train.device=cuda:0"]), group)

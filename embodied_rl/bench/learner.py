@@ -37,7 +37,7 @@ def bench_learner(page: Page) -> dict[str, float]:
     Returns:
         update_s, rsl_rl_update_s, speedup, act_s, rsl_rl_act_s, act_speedup: seconds an iteration and ratios, medians.
     """
-    device = make_env.device_of(page)
+    device = make_env.learner_device(page)
     page = override(page, [*COMPARABLE, *(_ON_A_GPU if device.type == "cuda" else ())])
     env = make_env.make(page, num_envs=1)
     sizes, space = {name: value.shape[1] for name, value in env.obs.items()}, env.action_space

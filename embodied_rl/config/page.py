@@ -159,6 +159,12 @@ class TrainSettings(Model):
     max_skipped: Fraction = Field(default=0.1, description="the run stops when more of an iteration's updates are not finite")
     logger: Literal["tensorboard", "wandb"] = Field(default="tensorboard", description="wandb mirrors the TensorBoard events")
     device: Device = Field(default="auto", description="where the learner computes; auto: where the robots are; of a pool, a GPU")
+    overlap: bool = Field(
+        default=False, description="robots on the CPU collect the next rollout while the learner updates; of a pool: pool.mode"
+    )
+    importance_clip: Annotated[float, Ge(1)] = Field(
+        default=2.0, description="overlap, and a pool's: bound of the ratio between the present policy and the one that acted"
+    )
 
     @field_validator("learner", mode="before")
     @classmethod
@@ -249,9 +255,6 @@ class PoolSettings(Model):
     restart_window_s: Positive = Field(default=300.0, description="see max_restarts [s]")
     max_staleness: Count = Field(default=4, description="async: versions that a fragment may be behind before it is thrown away")
     batch_share: Annotated[float, Gt(0), Le(1)] = Field(default=0.5, description="async: share of the shards in a rollout")
-    importance_clip: Annotated[float, Ge(1)] = Field(
-        default=2.0, description="overlap, async: bound of the ratio between the present policy and the one that acted"
-    )
 
 
 class DistributedSettings(Model):

@@ -32,7 +32,7 @@ _ELSEWHERE = {
     **{f"ppo.{old}": f"train.{new}" for old, new in (("max_iterations", "iterations"), ("num_steps_per_env", "steps"))},
     **{f"ppo.{old}": f"train.{new}" for old, new in (("save_interval", "save_every"), ("class_name", "learner"))},
     **{f"ppo.{name}": f"train.{name}" for name in ("keep_checkpoints", "max_skipped", "logger")},
-    "pool.device": "train.device",
+    **{f"pool.{name}": f"train.{name}" for name in ("device", "importance_clip")},
 }
 
 
@@ -126,6 +126,7 @@ class _Checker:
             self.problem(("env", "final_obs_groups"), f"{shown(group)} is not a group of observations")
         if parts["ppo"] and parts["ppo"].symmetry != "none":
             self.problem(("ppo", "symmetry"), f"{shown(parts['ppo'].symmetry)} needs a robot with a mirror; take symmetry: none")
+        self.check_overlap(parts)
         self.check_pool(parts)
         self.check_evaluation(parts)
         if self.problems or head is None:
@@ -142,22 +143,36 @@ class _Checker:
             if value != type(parts["train"]).model_fields[key].default:
                 self.problem(("train", key), f"{shown(value)} needs a task family, by whose score the policy is judged; {advice}")
 
+    def check_overlap(self, parts: Mapping[str, Any]) -> None:
+        """Check what collecting during the update needs of the rest of the page."""
+        train, pool = parts["train"], parts["pool"]
+        if not (train and train.overlap):
+            return
+        if pool and pool.workers is not None:
+            return self.problem(("train", "overlap"), "true: of a pool it is pool.mode: overlap; leave the key out")
+        self.check_stale(parts, ("train", "overlap"), "true", "overlap: false")
+
+    def check_stale(self, parts: Mapping[str, Any], path: Keys, given: str, other: str) -> None:
+        """Check what learning from an older policy needs, which `given` at `path` asks for and `other` does without."""
+        train, ppo = parts["train"], parts["ppo"]
+        if train and train.learner != "ppo":
+            self.problem(path, f"{given} needs train.learner: ppo, which weighs stale actions; take {other}")
+        if ppo and ppo.rnn_type != "none":
+            self.problem(path, f"{given} is not there for recurrent policies; take {other}")
+        if ppo and ppo.normalize_advantage_per_mini_batch:
+            self.problem(path, f"{given} needs ppo.normalize_advantage_per_mini_batch: false; set it, or take {other}")
+
     def check_pool(self, parts: Mapping[str, Any]) -> None:
         """Check what the pool's mode needs of the rest of the page."""
-        pool, train, ppo, env, physics = (parts[name] for name in ("pool", "train", "ppo", "env", "physics"))
-        if not (pool and train and ppo and env and physics) or pool.workers is None:
+        pool, env, physics = (parts[name] for name in ("pool", "env", "physics"))
+        if not (pool and env and physics) or pool.workers is None:
             return
         if physics.engine != "native":
             self.problem(
                 ("physics", "engine"), f"{shown(physics.engine)} runs where the learner does; a pool needs engine: native"
             )
         if pool.mode != "sync":
-            if train.learner != "ppo":
-                self.problem(("pool", "mode"), f"{shown(pool.mode)} needs train.learner: ppo, which weighs stale actions")
-            if ppo.rnn_type != "none":
-                self.problem(("pool", "mode"), f"{shown(pool.mode)} is not there for recurrent policies; take mode: sync")
-            if ppo.normalize_advantage_per_mini_batch:
-                self.problem(("pool", "mode"), f"{shown(pool.mode)} needs ppo.normalize_advantage_per_mini_batch: false")
+            self.check_stale(parts, ("pool", "mode"), shown(pool.mode), "mode: sync")
             if pool.inference == "central":
                 self.problem(
                     ("pool", "inference"), f"'central' is strictly on-policy; with mode: {pool.mode} take inference: local"
@@ -307,6 +322,7 @@ class _Checker:
             for key in ("source_options", "groups", "reward_scale"):
                 if getattr(env, key) != type(env).model_fields[key].default:
                     self.problem(("env", key), "only allowed with env.source; leave it out")
+        self.check_overlap(parts)
         self.check_pool(parts)
         self.check_evaluation(parts)
 

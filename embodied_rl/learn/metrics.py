@@ -146,8 +146,8 @@ def step_metrics(totals: dict[str, float]) -> dict[str, float]:
             metrics[f"Episode_Termination/{term}"] = value
         elif kind == "pool":
             metrics[f"Pool/{term}"] = value
-        elif kind == "pool_mean":
-            metrics[f"Pool/{term}"] = value / steps
+        elif kind == "policy_mean":
+            metrics[f"Policy/{term}"] = value / steps
     return metrics
 
 

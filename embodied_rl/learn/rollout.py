@@ -85,6 +85,10 @@ class Collector(Protocol):
         """Set everything to what `snapshot` gave."""
         ...
 
+    def rest(self, *, at_once: bool = False) -> None:
+        """Return when nothing in this process steps beside its caller; `at_once`: what is under way is cut short and dropped."""
+        ...
+
 
 class LocalCollector:
     """Steps an environment in this process.
@@ -97,7 +101,6 @@ class LocalCollector:
         compiler: wraps what the policy computes in a step, `torch.compile` or the identity.
         chunk: how many environments the policy answers at once; a matrix product's last bits depend on it, and so a pool
             and this process agree to the bit where they have it in common.  None: all.
-        interrupted: asked before each step; once it says yes, the rollout ends early, and `num_done` says where.
     """
 
     def __init__(
@@ -109,7 +112,6 @@ class LocalCollector:
         symmetry: bool = False,
         compiler: Callable = lambda f: f,
         chunk: int | None = None,
-        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._env, self.num_steps, self.num_done = env, num_steps, 0
         self.num_envs, self.action_space = env.num_envs, env.action_space
@@ -125,7 +127,11 @@ class LocalCollector:
         self._run: Callable[[], None] = self._step
         size = chunk or env.num_envs
         self._chunks = [slice(first, first + size) for first in range(0, env.num_envs, size)]
-        self._interrupted, self._chunk = interrupted, chunk
+        self._chunk = chunk
+        self.interrupted: Callable[[], bool] = lambda: False
+        """Asked before each step; once it says yes, the rollout ends early, and `num_done` says where."""
+        self.pinned = False
+        """Whether a rollout is to lie in pinned memory, from which a GPU copies it by itself."""
         self._drawn: Tensor | None = None
         if chunk is None:
             self._act = compiler(self._act)
@@ -160,7 +166,7 @@ class LocalCollector:
         self.num_done = 0
         if self._chunk is not None:
             self._draw_ahead()
-        while self.num_done < self.num_steps and not self._interrupted():
+        while self.num_done < self.num_steps and not self.interrupted():
             self._run()
             self.num_done += 1
         for name, value in env.obs.items():
@@ -185,7 +191,8 @@ class LocalCollector:
         distribution, _ = policy(env.obs["actor"], self._memory)
         self._noise = distribution.noise
         noise = self._noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size)
-        space = lambda like: like.new_empty(self.num_steps, *like.shape)  # noqa: E731
+        pinned = self.pinned
+        space = lambda like: like.new_empty((self.num_steps, *like.shape), pin_memory=pinned)  # noqa: E731
         step = env.result
         self._rollout = Rollout(
             obs={name: space(value) for name, value in env.obs.items()},
@@ -197,8 +204,8 @@ class LocalCollector:
             truncated=space(step.truncated),
             valid=space(step.valid),
             final_obs={name: space(value) for name, value in env.final_obs.items()},
-            last_obs={name: torch.empty_like(value) for name, value in env.obs.items()},
-            memory=tuple(part.clone() for part in self._memory),
+            last_obs={name: torch.empty_like(value, pin_memory=pinned) for name, value in env.obs.items()},
+            memory=tuple(torch.empty_like(part, pin_memory=pinned) for part in self._memory),
         )
         remembered = [part.clone() for part in self._memory]
         self._slot.zero_()  # the steps before a capture write too
@@ -275,3 +282,6 @@ class LocalCollector:
         self._remembered = {name: value for name, value in state.items() if name.startswith("policy.memory.")}
         self._policy = None  # meets the policy anew, with what it remembered
         self._env.restore(self._rows, {name: value for name, value in state.items() if name not in self._remembered})
+
+    def rest(self, *, at_once: bool = False) -> None:
+        pass

@@ -78,7 +78,7 @@ class Trainer:
             UnstableError: too many robots blew up.
             CheckpointError: the last checkpoint cannot be written.
         """
-        with _stop_on_signals(self):
+        with _stop_on_signals(self), _at_rest(self.collector):
             self.checkpoints.begin(self.iteration)
             self.group.lead(self.run.note_launchers)
             while self.iteration < iterations and not self.passed and not self._agree_to_stop():
@@ -280,3 +280,16 @@ def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _at_rest(collector: Collector) -> Iterator[None]:
+    """Leave nothing behind that steps: a consumer that stops early waits for the rollout under way, an error cuts it short."""
+    try:
+        yield
+    except GeneratorExit:
+        collector.rest()
+        raise
+    except BaseException:
+        collector.rest(at_once=True)
+        raise

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.learn.rollout import Rollout
+from embodied_rl.learn.transfer import Transfer
 
 #: Arrays (T, n, ...) of a fragment that a rollout has under the same name.
 _PLAIN = ("actions", "output", "rewards", "terminated", "truncated", "valid")
@@ -39,7 +40,7 @@ class Assembly:
         self._final_groups = final_groups
         self._device = device
         self._rollout: Rollout | None = None
-        self._there: Rollout | None = None
+        self._transfer = Transfer(device)
 
     @property
     def rollout(self) -> Rollout:
@@ -110,11 +111,7 @@ class Assembly:
 
     def done(self) -> Rollout:
         """Return the rollout, where the learner wants it."""
-        if self._device.type != "cuda":
-            return self.rollout
-        if self._there is None:
-            self._there = _moved(self.rollout, self._device, None)
-        return _moved(self.rollout, self._device, self._there)
+        return self._transfer(self.rollout) if self._device.type == "cuda" else self.rollout
 
 
 def sum_totals(fragments: Iterable[Fragment]) -> dict[str, float]:
@@ -126,16 +123,3 @@ def sum_totals(fragments: Iterable[Fragment]) -> dict[str, float]:
     for name in _TOTALS:
         totals.setdefault(name, 0.0)
     return totals
-
-
-def _moved(rollout: Rollout, device: torch.device, into: Rollout | None) -> Rollout:
-    def move(value: Any, target: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device) if target is None else target.copy_(value, non_blocking=True)
-        if isinstance(value, dict) and value and isinstance(next(iter(value.values())), Tensor):
-            return {name: move(one, None if target is None else target[name]) for name, one in value.items()}
-        if isinstance(value, tuple):
-            return tuple(move(one, None if target is None else target[index]) for index, one in enumerate(value))
-        return value
-
-    return Rollout(**{name: move(value, None if into is None else getattr(into, name)) for name, value in vars(rollout).items()})

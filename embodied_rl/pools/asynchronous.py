@@ -13,11 +13,11 @@ import torch
 from embodied_rl.config.page import PoolSettings
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
+from embodied_rl.learn.stale import Stds, weigh
 from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
 from embodied_rl.pools.crew import Worker
 from embodied_rl.pools.dispatcher import Dispatcher
 from embodied_rl.pools.replay import Request
-from embodied_rl.pools.stale import Stds, weigh
 
 
 def rollout_size(num_envs: int, settings: PoolSettings) -> int:
@@ -75,7 +75,7 @@ class Async:
         totals = sum_totals(fragment for _, fragment in sorted(begun, key=lambda pair: pair[0]))
         rollout.totals = totals | dispatcher.drain_counts()
         rollout.seconds = {"wait": self.timings["wait"]}
-        return weigh(rollout, policy, stds, staleness, settings.importance_clip)
+        return weigh(rollout, policy, stds, staleness, self._crew.page.train.importance_clip)
 
     def accept(self, worker: Worker, fragment: Fragment) -> None:
         """See `Receiver`."""

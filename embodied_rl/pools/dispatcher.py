@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from embodied_rl.learn.copies import pack
 from embodied_rl.learn.policy import Policy
 from embodied_rl.pools.assembly import Fragment
-from embodied_rl.pools.copies import pack
 from embodied_rl.pools.crew import Crew, Worker
 from embodied_rl.pools.errors import PoolError
 from embodied_rl.pools.replay import Replay, Request

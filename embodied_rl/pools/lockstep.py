@@ -14,11 +14,11 @@ import torch
 
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
+from embodied_rl.learn.stale import weigh
 from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
 from embodied_rl.pools.crew import Worker
 from embodied_rl.pools.dispatcher import Dispatcher
 from embodied_rl.pools.replay import Request
-from embodied_rl.pools.stale import weigh
 
 
 class _Lockstep:
@@ -126,4 +126,4 @@ class Overlap(_Lockstep):
             self._dispatcher.send(worker, iteration + 1)
         stds = [(slice(0, self._crew.num_envs), fragments[0]["arrays"].get("std"))]
         staleness = torch.full((self._crew.num_envs,), float(self._dispatcher.version - fragments[0]["version"]))
-        return weigh(rollout, policy, stds, staleness, self._crew.settings.importance_clip)
+        return weigh(rollout, policy, stds, staleness, self._crew.page.train.importance_clip)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
+from embodied_rl.learn.copies import plain_copy
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.pools.asynchronous import Async
 from embodied_rl.pools.cluster import Connection
-from embodied_rl.pools.copies import plain_copy
 from embodied_rl.pools.crew import Crew
 from embodied_rl.pools.dispatcher import Dispatcher
 from embodied_rl.pools.errors import PoolError
@@ -132,6 +132,9 @@ class SimPool:
                 self.dispatcher.ask(worker, lambda actor, part=part: actor.restore.remote(part))
             except PoolError as error:
                 raise PoolError(str(error).removeprefix(f"pool: {worker.name}: ")) from None
+
+    def rest(self, *, at_once: bool = False) -> None:
+        """See `Collector`: what is under way is in other processes."""
 
     def status(self) -> dict[str, Any]:
         """Nodes, shards, throughput and waits, as JSON has them."""

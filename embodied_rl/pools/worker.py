@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
+from embodied_rl.learn.copies import unpack
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
 from embodied_rl.make_env import compiler, identity, make_vector
-from embodied_rl.pools.copies import unpack
 from embodied_rl.vector_env import VectorEnv
 
 Arrays = dict[str, np.ndarray]
@@ -50,9 +50,8 @@ class SimWorker:
         wrap = identity if page.env.source else compiler(page, env.device)
         steps, size = page.train.steps, page.pool.shard_size
         symmetry = page.ppo.symmetry != "none"
-        self._collector = LocalCollector(
-            env, steps, page.env.seed, symmetry=symmetry, compiler=wrap, chunk=size, interrupted=self._interrupted
-        )
+        self._collector = LocalCollector(env, steps, page.env.seed, symmetry=symmetry, compiler=wrap, chunk=size)
+        self._collector.interrupted = self._interrupted
         self._env = env
         self._doing = ("waiting", -1, time.time())
         return {
@@ -113,11 +112,11 @@ class SimWorker:
         return fragment
 
     def snapshot(self) -> Arrays:
-        """The state of every environment, (N, ...)."""
+        """Copy the state of every environment, (N, ...)."""
         return {name: value.cpu().numpy() for name, value in self._collector.snapshot().items()}
 
     def restore(self, state: Arrays) -> None:
-        """The inverse of `snapshot`."""
+        """Set every environment to what `snapshot` gave."""
         self._doing = ("restoring", -1, time.time())
         with torch.no_grad():
             self._collector.restore({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
@@ -163,7 +162,7 @@ class SimWorker:
         self._newest = weights
 
     def where(self) -> str:
-        """What it is at, in words."""
+        """Say in words what it is at."""
         kind, iteration, since = self._doing
         step = f", step {self._collector.num_done}" if kind == "collecting" else ""
         busy = getattr(self._env, "busy_with", lambda: "")()
@@ -180,7 +179,7 @@ def _node() -> str:
 
 
 def to_arrays(rollout: Rollout, steps: int) -> Arrays:
-    """A rollout's first steps as NumPy arrays, `final_obs` where an episode was truncated alone."""
+    """Turn a rollout's first steps into NumPy arrays, `final_obs` where an episode was truncated alone."""
     where = rollout.truncated[:steps].nonzero()
     tensors: dict[str, Tensor] = {"final_rows": where}
     for name in ("actions", "output", "rewards", "terminated", "truncated", "valid"):

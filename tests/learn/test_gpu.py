@@ -10,6 +10,8 @@ import torch
 
 from embodied_rl import make_env, runs, training
 from embodied_rl.config import Page
+from embodied_rl.learn.copies import plain_copy
+from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.learn.run import Run
 
 SMALL = ["env.num_envs=64", "env.compile=false", "train.steps=8", "ppo.num_mini_batches=2", "train.save_every=2"]
@@ -85,3 +87,66 @@ def test_a_policy_answers_robots_of_another_device(tmp_path: Path) -> None:
                 policy.forget(done.terminated)
                 assert env.obs["actor"].isfinite().all()
                 env.close()
+
+
+NATIVE = ["train.device=cuda", "physics.num_threads=2", "ppo.actor_hidden_dims=[32]", "ppo.critic_hidden_dims=[32]"]
+
+
+def native(*overrides: str) -> Page:
+    return make_env.resolve("go2_flat", [*SMALL, *NATIVE, *overrides])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlap", ["false", "true"])
+@pytest.mark.parametrize("compiled", ["false", "auto"])
+def test_robots_on_the_cpu_and_their_learner_on_a_gpu(tmp_path: Path, overlap: str, compiled: str) -> None:
+    trainer: Any = training.start(native(f"train.overlap={overlap}", f"env.compile={compiled}"), tmp_path / "run")
+    metrics = list(trainer.train(6))
+    assert trainer.learner.steps.captures and len(trainer.learner.steps.graphs) >= 2
+    assert {parameter.device.type for parameter in trainer.learner.actor.parameters()} == {"cuda"}
+    assert all(one["Loss/skipped"] == 0 and one["Physics/unstable"] == 0 for one in metrics)
+    assert all(one["Perf/share_transfer"] > 0 for one in metrics)
+    inner, there = trainer.collector._robots._rollout, trainer.collector.collect(trainer.learner.policy, 6)
+    for name in ("actions", "output", "rewards", "terminated", "truncated", "valid"):
+        assert getattr(inner, name).is_pinned() and getattr(there, name).device.type == "cuda"
+    assert inner.obs["actor"].is_pinned() and there.obs["actor"].device.type == "cuda"
+    assert {value.device.type for pair in trainer.collector.mirrors.values() for value in pair} == {"cuda"}
+    trainer.collector.rest()
+    resumed: Any = training.resume(str(tmp_path / "run"), "go2_flat")
+    assert resumed.iteration == 6 and len(list(resumed.train(8))) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_learner_on_a_gpu_learns_what_one_on_the_cpu_does(tmp_path: Path, overlap: str) -> None:
+    """Float32 products on both; minibatches are drawn by other generators, so that each is one whole epoch."""
+    given = [f"train.overlap={overlap}", "ppo.tf32=false", "ppo.num_mini_batches=1", "ppo.num_learning_epochs=2"]
+    metrics, numbers = {}, {}
+    for device in ("cpu", "cuda"):
+        trainer: Any = training.start(native(*given, f"train.device={device}"), tmp_path / device)
+        metrics[device] = list(trainer.train(2))
+        numbers[device] = [value.cpu() for net in trainer.learner.networks.values() for value in net.state_dict().values()]
+    for one, other in zip(metrics["cpu"], metrics["cuda"], strict=True):
+        learned = {name: value for name, value in one.items() if name.startswith(("Loss/", "Policy/"))}
+        assert {name: other[name] for name in learned} == pytest.approx(learned, rel=2e-2, abs=2e-3)
+    for one, other in zip(numbers["cpu"], numbers["cuda"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_rollout_is_copied_before_the_robots_overwrite_it(tmp_path: Path, overlap: str) -> None:
+    """A policy that does not change, and a GPU that is busy when the copies are asked for: the bits of robots without a GPU."""
+    settings = native(f"train.overlap={overlap}")
+    trainer = training.start(settings, tmp_path / "run")
+    policy, collector = trainer.learner.policy, trainer.collector
+    reference = LocalCollector(make_env.make(settings), settings.train.steps, settings.env.seed)
+    acting = plain_copy(policy)
+    for iteration in range(4):
+        torch.cuda._sleep(10**8)
+        there, expected = collector.collect(policy, iteration), reference.collect(acting, iteration)
+        collector.rest()  # with overlap the robots have written the next one by now
+        for name in ("actions", "rewards", "terminated", "truncated"):
+            assert torch.equal(getattr(there, name).cpu(), getattr(expected, name)), name
+        assert all(torch.equal(value.cpu(), expected.obs[name]) for name, value in there.obs.items())
+        assert all(torch.equal(value.cpu(), expected.last_obs[name]) for name, value in there.last_obs.items())

@@ -1,50 +1,22 @@
-"""The parts of a pool that need no Ray: copies of policies, fragments put together, and the odds of stale actions."""
+"""The parts of a pool that need no Ray: fragments put together, and what is learned from them."""
 
 from __future__ import annotations
 
-import math
-import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from embodied_rl.config import ConfigError, load
 from embodied_rl.config.page import PPOSettings
 from embodied_rl.learn.advantages import gae, vtrace
 from embodied_rl.learn.models import build_actor, policy_of
-from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.ppo import PPO
-from embodied_rl.learn.rollout import Rollout
+from embodied_rl.make_env import make_vector
+from embodied_rl.pools import central, make_collector
 from embodied_rl.pools.assembly import Assembly
-from embodied_rl.pools.copies import pack, plain_copy, unpack
-from embodied_rl.pools.stale import weigh
 from embodied_rl.vector_env import ActionSpace
-
-
-@pytest.mark.parametrize("discrete", [False, True])
-@pytest.mark.parametrize("rnn_type", ["none", "lstm"])
-def test_a_copy_answers_to_the_bit_and_needs_no_learner(discrete: bool, rnn_type: str) -> None:
-    page = PPOSettings.model_validate({"actor_hidden_dims": (16, 8, 8), "rnn_type": rnn_type, "rnn_hidden_dim": 4})
-    obs = torch.randn(32, 5)
-    actor = build_actor({"actor": obs}, ActionSpace(3, discrete=discrete), page)
-    policy = policy_of(actor)
-    copied = plain_copy(policy)
-    for parameter in actor.parameters():
-        parameter.data.add_(0.1)  # it has learned since
-    actor.obs_normalizer.update(obs)  # pyright: ignore
-    unpack(copied, pack(policy))
-    there = pickle.loads(pickle.dumps(copied))
-    memory, far = policy.start(32, "cpu"), there.start(32, "cpu")
-    for _ in range(2):
-        (one, memory), (other, far) = policy(obs, memory), there(obs, far)
-        assert torch.equal(one.output, other.output)
-    stds = [std for std in (there.std, policy.std) if std is not None]
-    assert len(stds) == 2 * (not discrete) and (discrete or torch.equal(*stds))
-    assert b"rsl_rl" not in pickle.dumps(copied)
-    assert np.array_equal(pack(copied), pack(policy))
 
 
 def fragment(steps: int, envs: int, seed: int, done: int | None = None) -> dict[str, Any]:
@@ -131,32 +103,6 @@ def test_vtrace_by_hand_and_without_staleness_gae() -> None:
     torch.testing.assert_close(targets, expected + values)
 
 
-def gaussian_policy(weight: float, std: float) -> Policy:
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(layer.weight, weight)
-    return Policy(nn.Identity(), nn.Sequential(layer).requires_grad_(False), lambda: torch.tensor([std]))
-
-
-def test_the_odds_of_what_another_policy_did() -> None:
-    """mu = N(o, 1), pi = N(2 o, 0.5), o = 1, a = 1.5: log pi - log mu = -0.5 + log 2 + 0.125."""
-    one = torch.ones(1, 2)
-    given = {"obs": {"actor": one[..., None]}, "output": one[..., None].clone(), "actions": 1.5 * one[..., None]}
-    flags = dict.fromkeys(("terminated", "truncated"), one < 0)
-    rollout = Rollout(
-        **given, **flags, std=torch.ones(1), rewards=one, valid=torch.tensor([[True, False]]), final_obs={}, last_obs={}
-    )
-    policy, acted = gaussian_policy(2.0, 0.5), np.array([1.0], np.float32)
-    weighed = weigh(rollout, policy, [(slice(0, 2), acted)], torch.tensor([1.0, 3.0]), clip=2.0)
-    expected = math.exp(-0.5 * (0.5 / 0.5) ** 2 + math.log(2.0) + 0.5 * 0.5**2)
-    assert weighed.ratio is not None and weighed.ratio[0].tolist() == pytest.approx([expected, 1.0])
-    assert weighed.output[0, :, 0].tolist() == [2.0, 2.0] and weighed.std is not None and weighed.std.tolist() == [0.5]
-    assert weighed.totals["pool_mean/staleness"] == 1.0 and weighed.totals["pool_mean/clipped"] == 0.0
-    weighed = weigh(weighed, gaussian_policy(1.5, 0.1), [(slice(0, 2), np.array([0.5], np.float32))], torch.ones(2), clip=2.0)
-    assert weighed.ratio is not None and weighed.ratio[0, 0] == 2.0 and weighed.totals["pool_mean/clipped"] == 1.0
-    fresh = weigh(weighed, policy, [(slice(0, 2), acted)], torch.zeros(2), clip=2.0)
-    assert fresh.ratio is not None and (fresh.ratio == 1.0).all()
-
-
 def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
     """The advantages that the surrogate sees are those of V-trace, normalized, times the ratio."""
     page = PPOSettings.model_validate({"actor_hidden_dims": (4,), "critic_hidden_dims": (4,)})
@@ -181,6 +127,9 @@ def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
     [
         (["pool.mode=overlap", "ppo.rnn_type=gru"], 'pool.mode: "overlap" is not there for recurrent policies'),
         (["pool.mode=async", "train.learner=rsl_rl.algorithms:PPO"], "which weighs stale actions"),
+        (["pool.mode=async", "ppo.normalize_advantage_per_mini_batch=true"], "per_mini_batch: false; set it, or take mode: sync"),
+        (["train.overlap=true"], "train.overlap: true: of a pool it is pool.mode: overlap; leave the key out"),
+        (["pool.importance_clip=3.0"], "pool.importance_clip: is train.importance_clip now"),
         (["pool.inference=central", "pool.on_crash=mask"], "pool.on_crash: 'mask' is not there with inference: central"),
         (["physics.engine=mjx"], "a pool needs engine: native"),
         (["env.source=gymnasium:Ant-v5"], "not allowed with env.source"),
@@ -193,3 +142,16 @@ def test_what_a_pool_cannot_do_is_said_when_the_page_is_checked(overrides: list[
     with pytest.raises(ConfigError) as caught:
         load("pool_go2_flat", overrides)
     assert said in str(caught.value)
+
+
+def test_a_learner_on_a_gpu_has_its_rollouts_there_wherever_the_policy_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that computes nothing stands for a GPU, robots in this process for those of workers."""
+    small = ["pool.inference=central", "env.compile=false", "env.num_envs=8", "pool.shard_size=4", "train.steps=2"]
+    page = load("pool_go2_flat", small)
+    monkeypatch.setattr(central, "RemoteEnv", lambda page, env_ids, world_size: make_vector(page, env_ids))
+    for device in ("cpu", "meta"):
+        collector: Any = make_collector(page, torch.arange(8), device=device)
+        policy = policy_of(build_actor({"actor": torch.zeros(1, 47)}, collector.action_space, page.ppo))
+        rollout = collector.collect(policy, 0)
+        there = (rollout.actions, rollout.obs["actor"], collector.observe()["actor"], collector.mirrors["actor"][0])
+        assert {tensor.device.type for tensor in there} == {device}

@@ -330,7 +330,8 @@ def test_what_an_older_policy_collected_it_collected_under_the_numbers_of_its_ti
         ages = iteration + 1 - rewards
         torch.testing.assert_close(ages, ages.round(), atol=1e-4, rtol=0.0)
         # one that fell was not paid
-        assert 0 <= rollout.totals["pool_mean/staleness"] - float(ages.sum()) <= iteration * int(rollout.terminated.sum()) + 1e-2
+        unpaid = rollout.totals["policy_mean/staleness"] - float(ages.sum())
+        assert 0 <= unpaid <= iteration * int(rollout.terminated.sum()) + 1e-2
         behind.append(float(ages.max()))
     assert behind[0] == 0.0 and round(max(behind)) >= 1
     made.close()
@@ -602,7 +603,7 @@ def test_overlap_is_one_version_behind_and_says_so(cluster: Any, expected: list[
     second = made.collect(acting, 1)
     old = policy(task)
     assert torch.equal(second.obs["actor"], expected[1]["obs.actor"]) and torch.equal(second.actions, expected[1]["actions"])
-    assert second.totals["pool_mean/staleness"] == ENVS * STEPS and second.ratio is not None
+    assert second.totals["policy_mean/staleness"] == ENVS * STEPS and second.ratio is not None
     mu = old.distribution(expected[1]["output"]).log_prob(second.actions)
     now = acting(second.obs["actor"])[0].log_prob(second.actions)
     torch.testing.assert_close(second.ratio, (now - mu).exp().clamp(max=2.0), rtol=1e-4, atol=1e-4)
@@ -610,7 +611,7 @@ def test_overlap_is_one_version_behind_and_says_so(cluster: Any, expected: list[
     # a worker is lost with a fragment in flight: the same again
     kill(made.crew.workers[0])
     third = made.collect(acting, 2)
-    assert third.valid.all() and third.totals["pool_mean/staleness"] == ENVS * STEPS
+    assert third.valid.all() and third.totals["policy_mean/staleness"] == ENVS * STEPS
     made.close()
 
 
@@ -622,7 +623,7 @@ def test_async_waits_for_nobody(trapped: Any) -> None:
     before, seen = time.perf_counter(), []
     for iteration in range(1, 8):
         rollout = pool.collect(acting, iteration)
-        seen.append(rollout.totals["pool_mean/staleness"] / max(rollout.totals["steps"], 1.0))
+        seen.append(rollout.totals["policy_mean/staleness"] / max(rollout.totals["steps"], 1.0))
         assert rollout.rewards.shape == (20, 4) and rollout.ratio is not None and (rollout.ratio <= 2.0).all()
     assert time.perf_counter() - before < 7.0  # the slow one alone would take 8 s for each
     assert 0.0 < max(seen) <= 4.0

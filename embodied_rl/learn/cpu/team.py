@@ -23,7 +23,7 @@ class Team:
 
     def __init__(self) -> None:
         others = cores() - 1
-        self._pool = ThreadPoolExecutor(others, "embodied_rl", _alone) if others else None
+        self._pool = ThreadPoolExecutor(others, "embodied_rl", alone) if others else None
         self._others = others
 
     def map(self, function: Callable[[T], R], arguments: Sequence[T]) -> list[R]:
@@ -65,5 +65,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _alone() -> None:
+def alone() -> None:
+    """torch's operations on the calling thread alone, from now on: how a thread of ours begins."""
     torch.set_num_threads(1)

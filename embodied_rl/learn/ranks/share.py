@@ -12,9 +12,9 @@ from embodied_rl.errors import UserError
 
 
 def num_envs_scope(page: Page, device: torch.device) -> str:
-    """Whose `env.num_envs` are, where ranks have such devices: `per_rank` or `global`.
+    """Whose `env.num_envs` are, where ranks have their robots on such devices: `per_rank` or `global`.
 
-    A rank with a GPU brings room for robots; ranks without one divide the cores that were there before.
+    A rank that simulates on a GPU brings room for robots; ranks that do not divide the cores that were there before.
     """
     if page.distributed.num_envs_scope != "auto":
         return page.distributed.num_envs_scope
@@ -47,8 +47,10 @@ def learning_rate_factor(page: Page, size: int) -> float:
     return {"none": 1.0, "sqrt": times**0.5, "linear": float(times)}[page.distributed.learning_rate_rule]
 
 
-def rank_device(device: torch.device, local_rank: int, settings: DistributedSettings) -> torch.device:
-    """Pick the device of one of a machine's ranks, where the page says `device`.
+def rank_device(
+    device: torch.device, local_rank: int, settings: DistributedSettings, key: str = "physics.device"
+) -> torch.device:
+    """Pick the device of one of a machine's ranks, where the page says `device` under `key`.
 
     Raises:
         UserError: this machine has too few GPUs.
@@ -57,12 +59,12 @@ def rank_device(device: torch.device, local_rank: int, settings: DistributedSett
         return device
     count = torch.cuda.device_count()
     if device.index is not None:
-        raise UserError(f"physics.device: {device}: one GPU for several ranks; take cuda, and each rank takes its own")
+        raise UserError(f"{key}: {device}: one GPU for several ranks; take cuda, and each rank takes its own")
     if settings.backend == "gloo" or (count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ):
         return torch.device("cuda", local_rank % count)  # shared on purpose, or handed out by the launcher
     if local_rank >= count:
         raise UserError(
-            f"physics.device: {device}: this machine has {count} GPUs for {os.environ['LOCAL_WORLD_SIZE']} ranks; start torchrun "
+            f"{key}: {device}: this machine has {count} GPUs for {os.environ['LOCAL_WORLD_SIZE']} ranks; start torchrun "
             f"with --nproc-per-node {count}"
         )
     return torch.device("cuda", local_rank)

@@ -1,4 +1,4 @@
-"""A policy far away: plain torch, so that a worker needs no learner, and its numbers as one array."""
+"""A copy of a policy that acts elsewhere: plain torch, so that a worker needs no learner, and its numbers as one array."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from embodied_rl.errors import UserError
 from embodied_rl.learn.policy import Policy
 
 
@@ -44,19 +45,27 @@ class _Held(nn.Module):
 
 
 def plain_copy(policy: Policy) -> Policy:
-    """Copy a policy's arithmetic into torch's own modules, on the CPU; it no longer learns."""
+    """Copy a policy's arithmetic into torch's own modules, on the CPU; it no longer learns.
+
+    Raises:
+        UserError: its network is no chain of layers.
+    """
+    if not isinstance(policy.network, nn.Sequential):
+        raise UserError(
+            f"train.learner: its policy's network is a {type(policy.network).__name__}, of which robots that are apart from it "
+            "(a pool's, train.overlap, train.device) have no copy; make it a torch.nn.Sequential"
+        )
     mean = getattr(policy.normalizer, "_mean", None)
     normalizer: nn.Module = nn.Identity()
     if isinstance(mean, Tensor):
         normalizer = FrozenNormalizer(mean.shape[-1], float(policy.normalizer.eps))  # type: ignore[arg-type]
-    assert isinstance(policy.network, nn.Sequential)
     # not `children`: it names a layer once that stands at several places, as activations do
     network = nn.Sequential(*(copy.deepcopy(layer) for layer in policy.network))
     memory = copy.deepcopy(policy.memory)
     std = None if policy.std is None else _Held(policy.std.detach().clone().cpu())
     copied = Policy(normalizer, network.cpu(), std, memory.cpu() if memory is not None else None)
     for part in _modules(copied):
-        part.requires_grad_(False)
+        part.requires_grad_(False).zero_grad()  # or it keeps copies of the learner's
     unpack(copied, pack(policy))
     return copied
 

@@ -48,10 +48,9 @@ def weigh(rollout: Rollout, policy: Policy, stds: Stds, staleness: Tensor, clip:
     valid = rollout.valid
     rollout.ratio = torch.where(valid, ratio, 1.0).clamp(max=clip)
     apart = torch.where(valid, before - now, 0.0)
-    rollout.totals |= {
-        "pool_mean/staleness": float((staleness * valid).sum()),
-        "pool_mean/importance": float(torch.where(valid, ratio, 0.0).sum()),
-        "pool_mean/clipped": float(((ratio > clip) & valid).sum()),
-        "pool_mean/kl": float(apart.sum()),
-    }
+    clipped = ((ratio > clip) & valid).to(ratio.dtype)
+    # read at once: a GPU is waited for
+    sums = torch.stack([part.sum() for part in (staleness * valid, torch.where(valid, ratio, 0.0), clipped, apart)]).tolist()
+    names = ("staleness", "importance", "clipped", "kl")
+    rollout.totals |= {f"policy_mean/{name}": value for name, value in zip(names, sums, strict=True)}
     return rollout
