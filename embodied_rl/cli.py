@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = _verb(verbs, "train", _train, "train a page")
     _config(train)
-    train.add_argument("--iterations", type=int, metavar="K", help="iterations in all, resumed ones included")
+    train.add_argument("--iterations", type=int, metavar="K", help="train.iterations=K: in all, resumed ones included")
     _where(train)
     train.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is written; default runs/CONFIG/TIME")
     train.add_argument("--resume", metavar="RUN", help="go on from a run, a checkpoint, `latest`, or `auto`: if there is one")
@@ -149,6 +149,11 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.iterations is not None:
+        if options.iterations < 1:
+            raise UserError(f"--iterations {options.iterations}: at least 1")
+        # also what schedules go over
+        options.overrides = [*options.overrides, f"train.iterations={options.iterations}"]
     try:
         load(options.config, options.overrides)  # a mistake on the page shows before torch is imported
     except UserError:
@@ -160,24 +165,22 @@ def _train(options: argparse.Namespace) -> int:
     from embodied_rl import make_env, training
 
     where = _chosen(options)
-    if options.iterations is not None and options.iterations < 1:
-        raise UserError(f"--iterations {options.iterations}: at least 1")
     if options.resume not in (None, "auto") and options.run_dir:
         raise UserError("--run-dir: a resumed run goes on in its own directory; leave out one of --resume and --run-dir")
     if options.resume:
         trainer = training.resume(options.resume, options.config, options.overrides, path=options.run_dir, **where)
     else:
         trainer = training.start(make_env.resolve(options.config, options.overrides, **where), options.run_dir)
-    return _run(trainer, options.iterations)
+    return _run(trainer)
 
 
-def _run(trainer: Trainer, iterations: int | None) -> int:
+def _run(trainer: Trainer) -> int:
     """Train to the end, or until asked to stop; says how to go on."""
     from embodied_rl.learn.report import Report
     from embodied_rl.mdp.score import failures_of
 
-    total = trainer.page.train.iterations if iterations is None else iterations
-    path, group, logger, start = trainer.run.path, trainer.group, trainer.page.train.logger, trainer.iteration
+    total, logger, start = trainer.page.train.iterations, trainer.page.train.logger, trainer.iteration
+    path, group = trainer.run.path, trainer.group
     speaks = group.rank == 0
     if speaks:
         ranks = f" on {group.size} ranks" if group.size > 1 else ""

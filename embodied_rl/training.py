@@ -177,7 +177,9 @@ def _own_page(page: Page, group: Group) -> Page:
         return page
     robots, device = device_of(page), _rank_device(page, group.local_rank)
     page = override(page, [f"distributed.num_envs_scope={num_envs_scope(page, robots)}"])
-    changes = [f"ppo.learning_rate={page.ppo.learning_rate * learning_rate_factor(page, group.size)}", f"train.device={device}"]
+    factor, end = learning_rate_factor(page, group.size), page.ppo.final_learning_rate
+    changes = [f"train.device={device}", f"ppo.learning_rate={page.ppo.learning_rate * factor}"]
+    changes += [f"ppo.final_learning_rate={end * factor}"] if end is not None else []
     if robots.type == "cuda":
         changes.append(f"physics.device={device}")
     if page.physics.num_threads == 0 and group.local_size > 1 and page.pool.workers is None:

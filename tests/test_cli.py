@@ -16,6 +16,7 @@ from embodied_rl.config import Page, config_names, load, override
 from embodied_rl.family import family_names
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn import evaluate as protocol
+from embodied_rl.learn.ppo import PPO
 
 SMALL = [
     *("env.compile=false", "env.num_envs=8", "physics.num_threads=1", "train.steps=4"),
@@ -177,7 +178,18 @@ def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str],
     page = load(run / "config.yaml")
     assert (page.env.num_envs, page.env.seed, page.env.episode_s, page.train.steps) == (8, 5, 1.0, 4)
 
-    assert cli.main(["train", "go2_flat", "--resume", "latest", "--iterations", "3"]) == 0
+    rates, update = [], PPO.update
+
+    def updated(learner: PPO, *arguments: Any) -> dict[str, float]:
+        metrics = update(learner, *arguments)
+        rates.append(metrics["Loss/learning_rate"])
+        return metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PPO, "update", updated)
+        assert cli.main(["train", "go2_flat", "--resume", "latest", "--iterations", "3"]) == 0
+    assert rates == [pytest.approx(7e-4 / 3)]  # the page's linear schedule goes over as many: a third is left
+    assert load(run / "config.yaml").train.iterations == 3
     out = capsys.readouterr().out
     assert "\n3/3  elapsed" in out and "\n2/3" not in out and "done: 96 steps" in out
 

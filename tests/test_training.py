@@ -27,7 +27,7 @@ def test_training_needs_the_last_observation_of_an_episode(tmp_path: Path) -> No
 
 
 def test_overrides_of_a_resume_stay_with_the_run(tmp_path: Path):
-    small = ["env.compile=false", "env.num_envs=8", "train.steps=4", "ppo.schedule=fixed"]
+    small = ["env.compile=false", "env.num_envs=8", "train.steps=4", "ppo.schedule=constant"]
     trainer = training.start(load("go2_flat", small), tmp_path / "run")
     assert len(list(trainer.train(1))) == 1
     resumed = training.resume(str(tmp_path / "run"), "go2_flat", ["ppo.learning_rate=1e-4", "rewards.pose.weight=0.25"])

@@ -3,8 +3,8 @@
     python benchmarks/learning/learners.py [CONFIG] [--seeds 5] [--steps 1.5e6] [--json F] [--plot F.svg] [key=value ...]
 
 Environments, robots, networks, observations and settings are the same; what differs is the learner (`train.learner`).  The
-learning rate is fixed, for rsl_rl has no linear schedule.  The evaluation protocol's figures of the last policy stand beside the
-curves of the exploring one.
+learning rate is constant, for rsl_rl has no linear schedule.  The evaluation protocol's figures of the last policy stand beside
+the curves of the exploring one.
 `--plot` needs matplotlib (extra `plot`).  With `--from F` an earlier run's figures are drawn again.
 """
 
@@ -26,7 +26,7 @@ from embodied_rl.learn.run import Run
 
 LEARNERS = {"ours": "ppo", "rsl_rl": "rsl_rl.algorithms:PPO"}
 #: What both know.
-EQUAL = ["ppo.schedule=fixed"]
+EQUAL = ["ppo.schedule=constant"]
 CURVES = ("Metrics/lin_vel_error", "Metrics/ang_vel_error", "Train/mean_reward")
 FINAL = ("fall_rate", "lin_vel_error", "ang_vel_error")
 

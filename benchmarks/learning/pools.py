@@ -4,7 +4,7 @@
     python benchmarks/learning/pools.py modes pool_ant pool_go2_flat [--seeds 3] [--slow 1] [--json F] [--plot F.svg]
 
 `stock` trains each page twice for each seed: with our learner in a pool, and with rsl_rl's PPO, same settings, same pool.  The
-learning rate is fixed: rsl_rl has no linear schedule.  `modes` trains it in `sync`, `overlap` and `async`, and once more each
+learning rate is constant: rsl_rl has no linear schedule.  `modes` trains it in `sync`, `overlap` and `async`, and once more each
 with one of two workers slowed: every step of its environments takes longer by the share `--slow`.  Over the last tenth of the
 steps: the return is the mean over the episodes that ended there (nan: none did), and the reward that of a step, which counts
 the episodes that go on as well.  Speed is counted from the second iteration, when all is built.
@@ -34,7 +34,7 @@ from embodied_rl.pools.pool import SimPool
 
 STOCK = "train.learner=rsl_rl.algorithms:PPO"
 #: What both learners know.
-EQUAL = "ppo.schedule=fixed"
+EQUAL = "ppo.schedule=constant"
 MODES = ("sync", "overlap", "async")
 
 

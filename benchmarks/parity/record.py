@@ -2,7 +2,7 @@
 
     python benchmarks/parity/record.py FOLDER 1,10,20 PAGE [key=value ...]
 
-It holds on to what does not move: the command line, and `Trainer.learner.update(rollout, iteration)`.
+It holds on to what does not move: the command line, and `Trainer.learner.update(rollout, iteration, ...)`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def record(folder: Path, iterations: list[int]) -> None:
         initialize(trainer, *arguments, **settings)
         update = trainer.learner.update
 
-        def recorded(rollout: Any, iteration: int) -> dict[str, float]:
+        def recorded(rollout: Any, iteration: int, *others: Any, **named: Any) -> dict[str, float]:
             number = iteration + 1
             given = {name: value for name, value in vars(rollout).items() if name != "seconds"}
             given = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), given) if number in iterations else {}
-            metrics = update(rollout, iteration)
+            metrics = update(rollout, iteration, *others, **named)
             if number in iterations:
                 rank = os.environ.get("RANK", "0")
                 state = {"rollout": given, "learner": trainer.learner.state_dict()}

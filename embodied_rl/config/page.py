@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from embodied_rl import strict_yaml
@@ -189,11 +189,25 @@ class PPOSettings(Model):
     lam: Fraction = Field(default=0.95, description="lambda of generalized advantage estimation")
     value_loss_coef: NonNegative = 1.0
     entropy_coef: NonNegative = 0.005
-    final_entropy_coef: NonNegative | None = Field(default=None, description="entropy_coef moves linearly to it; null: stays")
+    entropy_schedule: Literal["constant", "linear", "hold"] = Field(
+        default="linear", description="how entropy_coef moves to final_entropy_coef, if there is one; see schedule"
+    )
+    final_entropy_coef: NonNegative | None = Field(
+        default=None, description="what entropy_coef is at train.iterations; null: it stays"
+    )
     learning_rate: Positive = 1e-3
-    schedule: Literal["adaptive", "fixed", "linear"] = Field(
+    schedule: Literal["adaptive", "constant", "linear", "hold"] = Field(
         default="adaptive",
-        description="adaptive: the learning rate follows desired_kl; linear: it falls to a tenth at train.iterations",
+        description="adaptive: the learning rate follows desired_kl; linear: it moves to final_learning_rate at "
+        "train.iterations; hold: it does so after a share `hold` of them",
+    )
+    final_learning_rate: NonNegative | None = Field(
+        default=None,
+        description="what the learning rate is at train.iterations; null: it falls towards 0, and is held at a tenth of "
+        "learning_rate",
+    )
+    hold: Annotated[float, Ge(0), Lt(1)] = Field(
+        default=0.5, description="share of train.iterations before which a schedule `hold` moves nothing"
     )
     desired_kl: Positive = 0.01
     stop_kl: Positive | None = Field(default=None, description="the rest of an iteration is skipped beyond this KL; null: never")
@@ -217,6 +231,14 @@ class PPOSettings(Model):
     tf32: bool = Field(default=True, description="a GPU's products round their factors to 10 bits (TensorFloat-32)")
     symmetry: Literal["none", "augmentation", "mirror_loss"] = Field(default="none", description="use of left-right symmetry")
     mirror_loss_coeff: NonNegative = 0.0
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def has_its_name(cls, schedule: Any) -> Any:
+        """Say what `fixed` is now."""
+        if schedule == "fixed":
+            raise refuse('"fixed" is constant now')
+        return schedule
 
 
 class PoolSettings(Model):

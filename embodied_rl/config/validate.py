@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from pydantic import create_model
 
 from embodied_rl import family
-from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page
+from embodied_rl.config.learner_numbers import why_not
+from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page, PPOSettings
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
 from embodied_rl.problems import ConfigError, did_you_mean, quoted, shown
 from embodied_rl.robot import RobotError, RobotSpec, load_robot
@@ -129,6 +130,7 @@ class _Checker:
         self.check_overlap(parts)
         self.check_pool(parts)
         self.check_evaluation(parts)
+        self.check_schedules(parts["ppo"])
         if self.problems or head is None:
             raise ConfigError(self.problems)
         return Page(**head.model_dump(), **parts)
@@ -161,6 +163,34 @@ class _Checker:
             self.problem(path, f"{given} is not there for recurrent policies; take {other}")
         if ppo and ppo.normalize_advantage_per_mini_batch:
             self.problem(path, f"{given} needs ppo.normalize_advantage_per_mini_batch: false; set it, or take {other}")
+
+    def check_schedules(self, ppo: PPOSettings | None) -> None:
+        """Check that what a schedule needs is there, and that nothing is which none reads."""
+        if ppo is None:
+            return
+        if ppo.final_learning_rate is not None and ppo.schedule not in ("linear", "hold"):
+            message = f"{ppo.final_learning_rate:g} is never come to with schedule: {ppo.schedule}; take linear or hold"
+            self.problem(("ppo", "final_learning_rate"), f"{message}, or leave it out")
+        if ppo.final_entropy_coef is not None and ppo.entropy_schedule == "constant":
+            message = f"{ppo.final_entropy_coef:g} is never come to with entropy_schedule: constant; take linear or hold"
+            self.problem(("ppo", "final_entropy_coef"), f"{message}, or leave it out")
+        if ppo.entropy_schedule == "hold" and ppo.final_entropy_coef is None:
+            self.problem(("ppo", "entropy_schedule"), '"hold" needs final_entropy_coef, where it ends; add it, or take constant')
+        if "hold" not in (ppo.schedule, ppo.entropy_schedule) and ppo.hold != PPOSettings.model_fields["hold"].default:
+            self.problem(("ppo", "hold"), "only read with schedule: hold or entropy_schedule: hold; leave it out")
+
+    def check_curricula(self, parts: Mapping[str, Any]) -> None:
+        """Check curricula whose `parameter` is a number of the learner's."""
+        entries, ppo, distributed = parts["curriculum"], parts["ppo"], parts["distributed"]
+        for name, entry in entries.items() if entries and ppo and distributed else ():
+            path = entry.params.get("parameter")
+            if not isinstance(path, str) or not path.startswith("ppo."):
+                continue
+            if why := why_not(path, ppo, distributed):
+                self.problem(("curriculum", name, "parameter"), f"{shown(path)} {why}")
+            for key in (key for key in ("start", "end") if key in entry.params):
+                if any(number < 0 for number in entry.params[key]):
+                    self.problem(("curriculum", name, key), f"{shown(entry.params[key])} is negative, which {path} cannot be")
 
     def check_pool(self, parts: Mapping[str, Any]) -> None:
         """Check what the pool's mode needs of the rest of the page."""
@@ -325,6 +355,8 @@ class _Checker:
         self.check_overlap(parts)
         self.check_pool(parts)
         self.check_evaluation(parts)
+        self.check_schedules(ppo)
+        self.check_curricula(parts)
 
     def check_groups(self, groups: dict[str, Any], final: tuple[str, ...]) -> None:
         """Check that the policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""

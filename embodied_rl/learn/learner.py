@@ -47,8 +47,15 @@ class Learner(Protocol):
         """
         ...
 
-    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        """Learn from a rollout; the metrics, by TensorBoard name."""
+    def update(self, rollout: Rollout, iteration: int, numbers: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Learn from a rollout; the metrics, by TensorBoard name.
+
+        Args:
+            rollout: what happened.
+            iteration: the trainer's.
+            numbers: of `config.learner_numbers.LEARNER_NUMBERS`, by dotted path, that curricula have moved since the run began;
+                they hold in place of the page's, in this update.
+        """
         ...
 
     def skipped(self, metrics: dict[str, float]) -> float:

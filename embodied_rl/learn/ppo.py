@@ -8,7 +8,7 @@ processes or graphs, is `embodied_rl.learn.gradient_steps`'s.  Legend: T steps, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -16,7 +16,9 @@ import torch
 from rsl_rl.models import RNNModel
 from torch import Tensor
 
+from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
 from embodied_rl.config.page import Page, PPOSettings, TrainSettings
+from embodied_rl.learn import schedules
 from embodied_rl.learn.advantages import Reduce, advantage_scales, gae, moments, vtrace
 from embodied_rl.learn.batch import Batch, columns_of, kept, permutations
 from embodied_rl.learn.cpu.gradients import Gradients, Terms, fused_gradients
@@ -28,7 +30,6 @@ from embodied_rl.learn.normalizer import learn_statistics
 from embodied_rl.learn.policy import Policy, unroll
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Collector, Rollout
-from embodied_rl.learn.schedules import adapted, between, linear_rate
 from embodied_rl.random import stream_key
 from embodied_rl.vector_env import ActionSpace, Obs
 
@@ -80,7 +81,10 @@ class PPO:
         own: dict[str, Any] = {"device": self.device, "reduce": reduce, "compiler": compiler, "graph": graph}
         arithmetic, rates = (self._loss, _SUMS, self._judge), (page.learning_rate, page.max_grad_norm)
         self.steps = GradientSteps((self.actor, self.critic), *arithmetic, *rates, self._one_pass, **own)
-        self._entropy_coef = torch.zeros((), device=device)
+        # what curricula may move, by dotted path: compiled and captured arithmetic reads it by address
+        self._numbers = {path: torch.tensor(getattr(page, path.removeprefix("ppo.")), device=device) for path in LEARNER_NUMBERS}
+        self._numbers["ppo.learning_rate"] = self.steps.rate
+        self._entropy_coef, self._desired_kl = self._numbers["ppo.entropy_coef"], self._numbers["ppo.desired_kl"]
         # mean and deviation that standardize a minibatch's advantages; (0, 1) leaves them unchanged
         self._advantage_scale = torch.tensor([0.0, 1.0], device=device)
         sizes = obs["actor"].shape[1], obs[self.critic_group].shape[1], space.size
@@ -111,13 +115,13 @@ class PPO:
         kl, rate, std = metrics["Loss/kl"], metrics["Loss/learning_rate"], metrics["Policy/mean_std"]
         return f"kl {kl:.4f}   learning rate {rate:.1e}   std {std:.2f}"
 
-    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        """Improve actor and critic on one rollout; the metrics, by TensorBoard name."""
+    def update(self, rollout: Rollout, iteration: int, numbers: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Improve actor and critic on one rollout, with what curricula have moved; the metrics, by TensorBoard name."""
         with one_thread():
+            self._schedule(iteration, numbers or {})
             return self._update(rollout, iteration)
 
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        self._schedule(iteration)
         explained_variance = self._prepare(rollout)
         self.steps.begin()
         for rows in self._minibatches(iteration):
@@ -165,20 +169,18 @@ class PPO:
         actor_obs, critic_obs, action, weight = b["actor"], b["critic"], b["action"], b["weight"]
         old_log_prob, old_value, target = b["log_prob"], b["value"], b["return"]
         advantage = (b["advantage"] - self._advantage_scale[0]) / self._advantage_scale[1]
-        copies = 1
-        if page.symmetry == "augmentation":
+        copies = 2 if page.symmetry == "augmentation" else 1
+        if copies == 2:
             # the mirrored transition is as likely and as good as the one that happened
             actor_obs = torch.cat((actor_obs, b["mirrored_actor"]))
             critic_obs = torch.cat((critic_obs, b["mirrored_critic"]))
             action = torch.cat((action, self._mirror("actions", action)))
             doubled = (torch.cat((x, x)) for x in (weight, old_log_prob, old_value, target, advantage))
             weight, old_log_prob, old_value, target, advantage = doubled
-            copies = 2
         with torch.autocast(self.device.type, torch.bfloat16, enabled=page.bfloat16):
             output, value = self._output(actor_obs, b["done"], memory), self.critic.mlp(critic_obs)[..., 0]
         output, value = output.to(table.dtype), value.to(table.dtype)
         pi = self.policy.distribution(output)
-
         # r = pi(a|s) / pi_old(a|s);  L_clip = E[min(r A, clip(r, 1 - eps, 1 + eps) A)]
         ratio = (pi.log_prob(action) - old_log_prob).exp()
         clipped_ratio = ratio.clamp(1.0 - page.clip_param, 1.0 + page.clip_param)
@@ -216,7 +218,7 @@ class PPO:
         """Let the learning rate follow the KL to the policy that acted, and stop beyond `ppo.stop_kl`."""
         page, rate, kl = self.page, self.steps.rate, means[_SUMS.index("kl")]
         if page.schedule == "adaptive":
-            rate.copy_(adapted(rate, kl, page.desired_kl))
+            rate.copy_(schedules.adapted(rate, kl, self._desired_kl))
         return None if page.stop_kl is None else kl > page.stop_kl
 
     # ----------------------------------------------------------------------------------------------- what is learned from
@@ -300,33 +302,31 @@ class PPO:
         page, seed = self.page, int(stream_key(self._seed, f"minibatches of iteration {iteration}"))
         return permutations(self._batch.num_rows, page.num_learning_epochs, seed, reshuffle=page.reshuffle, device=self.device)
 
-    # -------------------------------------------------------------------------------------------------------- around it
-
-    def _schedule(self, iteration: int) -> None:
-        """Learning rate and entropy bonus of this iteration."""
-        page = self.page
+    def _schedule(self, iteration: int, numbers: Mapping[str, float]) -> None:
+        """Set what the page's schedules and curricula say of this iteration; no number is both's."""
         done = min(1.0, iteration / self._iterations)
-        if page.schedule == "linear":
-            self.steps.rate.fill_(linear_rate(page.learning_rate, done))
-        self._entropy_coef.fill_(between(page.entropy_coef, page.final_entropy_coef, done))
+        if (rate := schedules.learning_rate(self.page, done)) is not None:
+            self.steps.rate.fill_(rate)
+        self._entropy_coef.fill_(schedules.entropy_coef(self.page, done))
+        for path, number in numbers.items():
+            self._numbers[path].fill_(number)
 
     def _metrics(self, explained_variance: Tensor) -> dict[str, float]:
         """Read what an update came to: the one place where the host does."""
         std, steps = self.policy.std, self.steps
         deviation = steps.rate.new_zeros(()) if std is None else std.detach().mean()
-        read = torch.cat((steps.totals, torch.stack((explained_variance, steps.rate, deviation)))).tolist()
+        own = {"Loss/explained_variance": explained_variance, "Loss/learning_rate": steps.rate}
+        own |= {"Loss/entropy_coef": self._entropy_coef, "Policy/mean_std": deviation}
+        read = torch.cat((steps.totals, torch.stack(list(own.values())))).tolist()
         totals = dict(zip(steps.totals_names, read, strict=False))
         counted, skipped, stopped = totals.pop("minibatches"), totals.pop("skipped"), totals.pop("stopped")
         metrics = {f"Loss/{name}": value / max(counted, 1.0) for name, value in totals.items()}
         if self.page.symmetry != "mirror_loss":
             del metrics["Loss/symmetry"]
-        metrics |= {"Loss/skipped": skipped, "Loss/stopped": stopped}
-        metrics |= {"Loss/explained_variance": read[-3], "Loss/learning_rate": read[-2], "Policy/mean_std": read[-1]}
-        return metrics
+        return metrics | {"Loss/skipped": skipped, "Loss/stopped": stopped} | dict(zip(own, read[-len(own) :], strict=True))
 
     def _mirror(self, name: str, values: Tensor) -> Tensor:
-        index, sign = self._mirrors[name]
-        return values[..., index] * sign
+        return values[..., self._mirrors[name][0]] * self._mirrors[name][1]
 
     def state_dict(self) -> dict:
         """Return the learner in rsl_rl's checkpoint layout; the rate is a plain number there, and nothing is of one device."""
@@ -344,6 +344,6 @@ class PPO:
         """
         self.actor.load_state_dict(state["actor_state_dict"])
         self.critic.load_state_dict(state["critic_state_dict"])
-        # an adapted rate is part of the state; a fixed one is the page's, which may have changed since
-        rate = self.page.learning_rate if self.page.schedule == "fixed" else None
+        # an adapted rate is part of the state; a constant one is the page's, which may have changed since
+        rate = self.page.learning_rate if self.page.schedule == "constant" else None
         self.steps.load_state_dict(state["optimizer_state_dict"], rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, Protocol, Self
 
@@ -113,13 +113,18 @@ class RslRlPPO:
         """The present one."""
         return self.algorithm.learning_rate
 
-    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        """Improve actor and critic on one rollout; the metrics, by TensorBoard name."""
+    def update(self, rollout: Rollout, iteration: int, numbers: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Improve actor and critic on one rollout, with what curricula have moved; the metrics, by TensorBoard name."""
+        for path, number in (numbers or {}).items():
+            setattr(self.algorithm, path.removeprefix("ppo."), number)
+            if path == "ppo.learning_rate":
+                for group in self.optimizer.param_groups:
+                    group["lr"] = number
         self.feed(rollout)
         losses = self.algorithm.update()
         metrics = {f"Loss/{name}": float(value) for name, value in losses.items()}
         metrics["Policy/mean_std"] = float(standard_deviation(self.actor).detach().mean())
-        return metrics | {"Loss/learning_rate": self.learning_rate}
+        return metrics | {"Loss/learning_rate": self.learning_rate, "Loss/entropy_coef": self.algorithm.entropy_coef}
 
     def skipped(self, metrics: dict[str, float]) -> float:
         """Return 0: it leaves nothing out."""
@@ -177,7 +182,7 @@ def algorithm_config(ppo: PPOSettings) -> dict[str, Any]:
     """Turn the page's `ppo` section into the keyword arguments of rsl_rl's PPO, a new dict at every call."""
     algorithm: dict[str, Any] = {name: getattr(ppo, name) for name in _SAME}
     algorithm["use_mixed_precision"] = ppo.bfloat16
-    if ppo.schedule == "linear":  # rsl_rl has none
+    if ppo.schedule != "adaptive":  # rsl_rl has no other
         algorithm["schedule"] = "fixed"
     if ppo.symmetry != "none":
         algorithm["symmetry_cfg"] = {

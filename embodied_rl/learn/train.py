@@ -86,7 +86,7 @@ class Trainer:
                 started = time.perf_counter()
                 rollout = self.collector.collect(self.learner.policy, self.iteration, self.curricula.numbers)
                 collected = time.perf_counter()
-                metrics = self.learner.update(rollout, self.iteration)
+                metrics = self.learner.update(rollout, self.iteration, self.curricula.learner_numbers)
                 learned = time.perf_counter()
                 self.iteration += 1
                 steps = self.learner.gradient_steps

@@ -7,6 +7,7 @@ import difflib
 import torch
 from torch import Tensor
 
+from embodied_rl.config.learner_numbers import LEARNER_NUMBERS, why_not
 from embodied_rl.config.page import Page
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import BoundTerm, Finder, bind, numbers
@@ -26,8 +27,8 @@ def linear(
 ) -> None:
     """parameter = start + (end - start) (iteration - a) / (b - a), held before a and after b, with (a, b) = iterations.
 
-    `parameter` is a number of the page by its dotted path (`rewards.action_rate.weight`, `commands.velocity.lin_vel_x`);
-    `start` and `end` have as many numbers as it.
+    `parameter` is a number of the page by its dotted path (`rewards.action_rate.weight`, `commands.velocity.lin_vel_x`,
+    `ppo.entropy_coef`); `start` and `end` have as many numbers as it.
     """
     first, last = iterations
     progress = min(max((iteration - first) / max(last - first, 1), 0.0), 1.0)
@@ -39,8 +40,8 @@ def linear(
 class Curricula:
     """A page's curricula and the numbers that they move, without a robot: what is global of a run, and the same everywhere.
 
-    Environments only take the numbers over (`VectorEnv.begin_iteration`).  Without a trainer nothing moves, and the page's own
-    hold.
+    Environments only take their numbers over (`VectorEnv.begin_iteration`), and the learner its own (`Learner.update`).  Without
+    a trainer nothing moves, and the page's own hold.
 
     Args:
         page: the task.
@@ -51,7 +52,7 @@ class Curricula:
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        self.params = numbers(page)
+        self.params = _numbers(page)
         """Every number of the page that may change, by dotted path, float32 on the CPU."""
         self._terms = bind("curriculum", page.curriculum, Finder(page), self.params)
         # the curriculum that moved a number last, by the number's path
@@ -60,8 +61,13 @@ class Curricula:
 
     @property
     def numbers(self) -> dict[str, Tensor]:
-        """Copies of the numbers that have ever moved: what environments have to be told, and what is saved."""
-        return {path: self.params[path].clone() for path in self._mover}
+        """Copies of the environments' numbers that have ever moved: what they have to be told."""
+        return {path: self.params[path].clone() for path in self._mover if path not in LEARNER_NUMBERS}
+
+    @property
+    def learner_numbers(self) -> dict[str, float]:
+        """The learner's numbers that have ever moved: what it has to be told."""
+        return {path: self.params[path].item() for path in self._mover if path in LEARNER_NUMBERS}
 
     def advance(self, statistics: dict[str, float], iteration: int) -> None:
         """Set the numbers to what they are in an iteration.
@@ -80,8 +86,8 @@ class Curricula:
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Give the numbers that have moved, by the curriculum that moved them last."""
         moved: dict[str, dict[str, Tensor]] = {term.name: {} for term in self._terms}
-        for path, number in self.numbers.items():
-            moved[self._mover[path]][path] = number
+        for path, term in self._mover.items():
+            moved[term][path] = self.params[path].clone()
         return moved
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]], iteration: int) -> None:
@@ -93,7 +99,7 @@ class Curricula:
         Raises:
             ValueError: a number is not the page's.
         """
-        for path, number in numbers(self._page).items():
+        for path, number in _numbers(self._page).items():
             self.params[path].copy_(number)
         self._mover = {}
         for term in self._terms:
@@ -114,7 +120,7 @@ class Curricula:
         place = f"{self._page.name}: curriculum.{term.name}"
         for path, value in given.items():
             if path not in before:
-                raise UserError(f"{place} sets {path!r}, which is no number of the page{self._hint(path)}")
+                raise UserError(f"{place} sets {path!r}, which {self._why_not(path)}")
             # one that was put in a number's place is as good as one that was changed
             value = torch.as_tensor(value, dtype=torch.float32)
             if value.shape != before[path].shape:
@@ -124,6 +130,8 @@ class Curricula:
                 continue
             if not value.isfinite().all():
                 raise UserError(f"{place} sets {path} to {value.tolist()} in iteration {iteration}, which is not finite")
+            if path in LEARNER_NUMBERS and value < 0:
+                raise UserError(f"{place} sets {path} to {value.item():g} in iteration {iteration}, which is negative")
             self.params[path].copy_(value)
             self._mover[path] = term.name
 
@@ -135,11 +143,20 @@ class Curricula:
                 continue
             place = f"{self._page.name}: curriculum.{term.name}.parameter: {path!r}"
             if path not in self.params:
-                raise UserError(f"{place} is no number of the page{self._hint(path)}")
+                raise UserError(f"{place} {self._why_not(path)}")
             count = self.params[path].numel()
             if any(term.params[end].numel() != count for end in ("start", "end") if end in term.params):
                 raise UserError(f"{place} has {count} numbers, start and end need as many")
 
-    def _hint(self, path: str) -> str:
+    def _why_not(self, path: str) -> str:
+        """Say why curricula do not have a number."""
+        if path.startswith("ppo.") and (why := why_not(path, self._page.ppo, self._page.distributed)):
+            return why
         near = difflib.get_close_matches(path, self.params, n=1)
-        return f"; did you mean {near[0]!r}?" if near else ""
+        return "is no number of the page" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _numbers(page: Page) -> dict[str, Tensor]:
+    """Collect what curricula may move: the environments' numbers, and those of the learner's that nothing else moves."""
+    free = [path for path in LEARNER_NUMBERS if why_not(path, page.ppo, page.distributed) is None]
+    return numbers(page) | {path: torch.tensor(getattr(page.ppo, path.removeprefix("ppo."))) for path in free}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
+from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
 from embodied_rl.errors import UserError
 from embodied_rl.family import check_parts, family_names, load_family
 from embodied_rl.mdp.part import Part
@@ -142,7 +143,7 @@ def ends_of_curricula(page: Page) -> list[str]:
     changes, mapping = [], page.to_mapping()
     for entry in page.curriculum.values():
         path, end = entry.params.get("parameter"), entry.params.get("end")
-        if path is None or end is None:
+        if path is None or end is None or path in LEARNER_NUMBERS:
             continue
         value = mapping
         for key in path.split("."):

@@ -54,6 +54,10 @@ def reset(env, *, steps: int = 1): ...
 
 @curriculum()
 def widen(env, episode_means): ...
+
+
+@curriculum()
+def ramp(params, statistics, iteration, *, parameter: str, start: tuple[float, ...] = (), end: tuple[float, ...] = ()): ...
 '''
 
 ROBOT = """

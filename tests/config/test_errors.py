@@ -138,6 +138,55 @@ ADDED = {
         'page.yaml:6: train.stop_when: "passed" needs a task family, by whose score the policy is judged; '
         "write task: NAME, or leave it out",
     ),
+    "schedule of another name": ("ppo: {schedule: fixed}", 'page.yaml:6: ppo.schedule: "fixed" is constant now'),
+    "rate that no schedule comes to": (
+        "ppo: {schedule: adaptive, final_learning_rate: 1.0e-4}",
+        "page.yaml:6: ppo.final_learning_rate: 0.0001 is never come to with schedule: adaptive; take linear or hold, "
+        "or leave it out",
+    ),
+    "bonus that no schedule comes to": (
+        "ppo: {entropy_schedule: constant, final_entropy_coef: 0.0}",
+        "page.yaml:6: ppo.final_entropy_coef: 0 is never come to with entropy_schedule: constant; take linear or hold, "
+        "or leave it out",
+    ),
+    "hold without an end": (
+        "ppo: {entropy_schedule: hold}",
+        'page.yaml:6: ppo.entropy_schedule: "hold" needs final_entropy_coef, where it ends; add it, or take constant',
+    ),
+    "hold that nothing reads": (
+        "ppo: {hold: 0.25}",
+        "page.yaml:6: ppo.hold: only read with schedule: hold or entropy_schedule: hold; leave it out",
+    ),
+    "learner's number of a curriculum": (
+        "curriculum: {ramp: {parameter: ppo.entropy_coeff, end: [0.0]}}",
+        'page.yaml:6: curriculum.ramp.parameter: "ppo.entropy_coeff" is none of the learner\'s numbers that may change '
+        "during a run; did you mean 'ppo.entropy_coef'? (they are ppo.learning_rate, ppo.entropy_coef, ppo.desired_kl)",
+    ),
+    "negative number of a curriculum": (
+        "curriculum: {ramp: {parameter: ppo.entropy_coef, end: [-0.1]}}",
+        "page.yaml:6: curriculum.ramp.end: [-0.1] is negative, which ppo.entropy_coef cannot be",
+    ),
+    "bonus with two owners": (
+        "curriculum: {ramp: {parameter: ppo.entropy_coef, end: [0.0]}}\nppo: {final_entropy_coef: 0.0}",
+        'page.yaml:6: curriculum.ramp.parameter: "ppo.entropy_coef" is moved by ppo.final_entropy_coef: 0 already; '
+        "leave that key or the curriculum out",
+    ),
+    "rate with two owners": (
+        "curriculum: {ramp: {parameter: ppo.learning_rate, end: [0.0]}}",
+        'page.yaml:6: curriculum.ramp.parameter: "ppo.learning_rate" is moved by ppo.schedule: adaptive already; '
+        "take constant, or leave the curriculum out",
+    ),
+    "rate with two owners, of several processes": (
+        "curriculum: {ramp: {parameter: ppo.learning_rate, end: [0.0]}}\n"
+        "ppo: {schedule: constant}\ndistributed: {learning_rate_rule: sqrt}",
+        'page.yaml:6: curriculum.ramp.parameter: "ppo.learning_rate" is moved by distributed.learning_rate_rule: sqrt already; '
+        "take none, or leave the curriculum out",
+    ),
+    "KL that nothing reads": (
+        "curriculum: {ramp: {parameter: ppo.desired_kl, end: [0.0]}}\nppo: {schedule: constant}",
+        'page.yaml:6: curriculum.ramp.parameter: "ppo.desired_kl" is not read with ppo.schedule: constant; '
+        "take adaptive, or leave the curriculum out",
+    ),
     "planned engine": (
         "physics: {engine: isaacgym}",
         'page.yaml:6: physics.engine: "isaacgym" is planned; what works now: native (MuJoCo on all CPU cores), '

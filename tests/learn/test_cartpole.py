@@ -20,7 +20,7 @@ SETTINGS = {
     "actor_hidden_dims": (64,),
     "critic_hidden_dims": (64,),
     "learning_rate": 3e-3,
-    "schedule": "fixed",
+    "schedule": "constant",
     "gamma": 0.98,
     "entropy_coef": 0.005,
     "use_clipped_value_loss": False,

@@ -41,7 +41,7 @@ from embodied_rl.learn.ppo import PPO
 
 
 class Lazy(PPO):
-    def update(self, rollout, iteration):
+    def update(self, rollout, iteration, numbers):
         return {"Loss/laziness": 1.0}
 
     def skipped(self, metrics):
@@ -193,6 +193,27 @@ def test_half_a_run_with_curricula_and_the_rest_are_the_whole(tmp_path: Path) ->
     list(without.train(21))
     weight, velocities = moving(without)
     assert velocities.tolist() == [-1.0, 1.0] and weight == 1.0
+
+
+def test_curricula_reach_the_learner(tmp_path: Path) -> None:
+    """Its numbers, and no robot's: a ramp that stands is the page's own number, one that moves goes on after a resumption."""
+    ramp = "curriculum.{}={{term: linear, parameter: ppo.{}, start: [{}], end: [{}], iterations: [0, 8]}}".format
+    still = training.start(page(ramp("bonus", "entropy_coef", 0.5, 0.5)), tmp_path / "still")
+    own = training.start(page("ppo.entropy_coef=0.5"), tmp_path / "own")
+    assert train(still, 2) == train(own, 2) and same(weights(still), weights(own))
+
+    moving = ramp("bonus", "entropy_coef", 0.5, 0.0), ramp("rate", "learning_rate", 1e-3, 0.0), "ppo.schedule=constant"
+    whole = training.start(page(*moving), tmp_path / "whole")
+    given, collect = [], whole.collector.collect
+    whole.collector.collect = lambda *arguments: given.append(arguments[2]) or collect(*arguments)  # pyright: ignore
+    history = train(whole, 6)
+    assert given == [{}] * 6
+    bonuses = [metrics["Loss/entropy_coef"] for metrics in history]
+    assert bonuses == pytest.approx([0.5, 0.4375, 0.375, 0.3125, 0.25, 0.1875])
+    assert [metrics["Loss/learning_rate"] for metrics in history][::4] == pytest.approx([1e-3, 5e-4])
+    halves = train(training.start(page(*moving), tmp_path / "half"), 4)
+    second = training.resume(str(tmp_path / "half"), "go2_flat")
+    assert halves + train(second, 6) == history and same(weights(second), weights(whole))
 
 
 def test_a_checkpoint_whose_curricula_are_of_another_page(tmp_path: Path) -> None:

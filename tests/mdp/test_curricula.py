@@ -35,14 +35,54 @@ def ramp(*overrides: str) -> Curricula:
     return Curricula(load("go2_flat", [f"curriculum.ramp={RAMP}", *overrides]))
 
 
-@pytest.mark.parametrize("name", ["go2_flat", str(PACKAGE.parent / "tests" / "everything.yaml")])
-def test_the_numbers_are_the_environments_without_one(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "learners"),
+    [("go2_flat", {"ppo.entropy_coef"}), (str(PACKAGE.parent / "tests" / "everything.yaml"), {"ppo.desired_kl"})],
+)
+def test_the_numbers_are_the_environments_without_one_and_the_learners_that_are_free(name: str, learners: set[str]) -> None:
     task = load(name, ["env.num_envs=2", "env.compile=false", "physics.num_threads=1"])
     env, numbers = make_env.make(task), Curricula(task).params
-    assert list(numbers) and set(numbers) == set(env.params)
+    assert set(numbers) - learners == set(env.params) and learners <= set(numbers)
     for path, number in numbers.items():
-        assert number.dtype == torch.float32 and torch.equal(number, env.params[path]), path
+        expected = torch.tensor(getattr(task.ppo, path[4:])) if path in learners else env.params[path]
+        assert number.dtype == torch.float32 and torch.equal(number, expected), path
     env.close()
+
+
+#: A line through several points: what a prototype that walks over stairs was trained by.
+LINES = """
+from embodied_rl.mdp.term import curriculum
+
+@curriculum()
+def lines(params, statistics, iteration, *, parameter: str, at: tuple[int, ...], values: tuple[float, ...]):
+    points = list(zip(at, values))
+    for (a, x), (b, y) in zip(points, points[1:]):
+        if a <= iteration <= b:
+            params[parameter] = x + (y - x) * (iteration - a) / (b - a)
+"""
+
+
+def test_the_learners_numbers_go_to_the_learner_alone(tmp_path: Path) -> None:
+    """Held for 440 iterations; then 0.56 of the rate, which falls to 0.15 of it at iteration 900, and a smaller bonus."""
+    (tmp_path / "lines.py").write_text(LINES)
+    rate = "{term: lines, parameter: ppo.learning_rate, at: [0, 439, 440, 900], values: [7.0e-4, 7.0e-4, 3.92e-4, 1.05e-4]}"
+    bonus = "{term: linear, parameter: ppo.entropy_coef, start: [0.005], end: [0.001], iterations: [439, 440]}"
+    text = f"extends: go2_flat.yaml\nterms: [lines.py]\ncurriculum:\n  rate: {rate}\n  bonus: {bonus}\n  ramp: {RAMP}\n"
+    (tmp_path / "page.yaml").write_text(f"{text}ppo: {{schedule: constant, learning_rate: 7.0e-4, entropy_coef: 0.005}}\n")
+    curricula = Curricula(load(str(tmp_path / "page.yaml")))
+    found = {}
+    for iteration in (0, 2, 6, 439, 440, 670, 900, 901):
+        curricula.advance({}, iteration)
+        found[iteration] = curricula.learner_numbers
+        assert set(curricula.numbers) <= {RANGE}
+    assert found[0] == found[6] == {}
+    values = {440: (3.92e-4, 0.001), 670: (2.485e-4, 0.001), 900: (1.05e-4, 0.001), 901: (1.05e-4, 0.001)}
+    for iteration, (expected_rate, expected_bonus) in values.items():
+        expected = {"ppo.learning_rate": expected_rate, "ppo.entropy_coef": expected_bonus}
+        assert found[iteration] == pytest.approx(expected, rel=1e-6), iteration
+    again = Curricula(load(str(tmp_path / "page.yaml")))
+    again.load_state_dict(curricula.state_dict(), 901)
+    assert again.learner_numbers == curricula.learner_numbers
 
 
 def test_a_line_between_two_iterations_whatever_the_statistics() -> None:
@@ -126,6 +166,17 @@ def test_a_state_is_taken_up_as_far_as_the_page_goes_with_it() -> None:
         (
             'params["rewards.poses.weight"] = 1.0',
             "sets 'rewards.poses.weight', which is no number of the page; did you mean 'rewards.pose.weight'?",
+        ),
+        ('params["ppo.entropy_coef"] -= 1.0', "sets ppo.entropy_coef to -0.995 in iteration 7, which is negative"),
+        (
+            'params["ppo.learning_rate"] = 1e-4',
+            "sets 'ppo.learning_rate', which is moved by ppo.schedule: linear already; take constant, "
+            "or leave the curriculum out",
+        ),
+        (
+            'params["ppo.clip_parm"] = 0.1',
+            "sets 'ppo.clip_parm', which is none of the learner's numbers that may change during a run "
+            "(they are ppo.learning_rate, ppo.entropy_coef, ppo.desired_kl)",
         ),
     ],
 )

@@ -270,7 +270,7 @@ def test_a_pole_is_balanced_through_the_trainer(tmp_path: Path) -> None:
 
     task = load(
         _written(tmp_path),
-        ["env.num_envs=16", "ppo.learning_rate=3e-3", "ppo.schedule=fixed", "ppo.gamma=0.98", "ppo.init_std=1.0"],
+        ["env.num_envs=16", "ppo.learning_rate=3e-3", "ppo.schedule=constant", "ppo.gamma=0.98", "ppo.init_std=1.0"],
     )
     trainer = training.start(task, tmp_path / "run")
     assert isinstance(trainer.collector, LocalCollector)

@@ -107,7 +107,7 @@ def watched(made: PPO, orders: Tensor) -> list[Tensor]:
 
 
 VARIANTS = [
-    {"schedule": "fixed"},
+    {"schedule": "constant"},
     {"schedule": "adaptive", "desired_kl": 0.02, "normalize_advantage_per_mini_batch": True},
     {"schedule": "adaptive", "symmetry": "augmentation"},
     {"schedule": "linear", "symmetry": "mirror_loss", "mirror_loss_coeff": 0.7, "stop_kl": 0.5, "init_std": 0.8},
@@ -568,6 +568,10 @@ def test_whose_robots_they_are_follows_from_where_they_run() -> None:
     second.rank, second.size = second.local_rank, second.local_size = 1, 2
     own = training._own_page(page(auto, "env.num_envs=6", "distributed.learning_rate_rule=linear"), second)
     assert env_ids(own, 1, 2) == range(3, 6) and own.ppo.learning_rate == page().ppo.learning_rate
+    given = "distributed.learning_rate_rule=linear", "ppo.schedule=linear", "ppo.learning_rate=1e-3"
+    scaled = page("distributed.num_envs_scope=per_rank", *given, "ppo.final_learning_rate=2e-4")
+    ppo = training._own_page(scaled, second).ppo
+    assert (ppo.learning_rate, ppo.final_learning_rate) == (2e-3, 4e-4)
 
 
 def test_the_learning_rate_follows_the_batch_if_it_is_told_to() -> None:
