@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import threading
 import types
@@ -63,7 +64,7 @@ class Parameter:
     """A Python literal, or `REQUIRED`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TermSignature:
     """What the source of a term says about it."""
 
@@ -119,18 +120,25 @@ def shipped_modules() -> list[tuple[Path, str]]:
 def read_terms(path: Path, module_name: str) -> Iterator[TermSignature | Problem]:
     """Read the terms that a file declares at its top level, and what is wrong with it."""
     try:
-        with _PARSING:
-            body = ast.parse(path.read_bytes(), str(path)).body
+        source = path.read_bytes()
     except OSError as error:
         yield Problem(display(path), "", f"cannot be read: {error.strerror}")
+    else:
+        yield from _declared(source, path, display(path), module_name)
+
+
+@functools.cache
+def _declared(source: bytes, path: Path, place: str, module_name: str) -> tuple[TermSignature | Problem, ...]:
+    """Read the terms of a file's source: once, for a page is checked several times on its way to a training."""
+    try:
+        with _PARSING:
+            body = ast.parse(source, str(path)).body
     except (SyntaxError, ValueError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        yield Problem(display(path) + line, "", f"not valid Python: {error.args[0]}")
-    else:
-        for node in body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                for kind in filter(None, map(_kind, node.decorator_list)):
-                    yield from _read_term(node, kind, path, module_name)
+        return (Problem(place + line, "", f"not valid Python: {error.args[0]}"),)
+    nodes = [node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    kinds = [(node, kind) for node in nodes for kind in filter(None, map(_kind, node.decorator_list))]
+    return tuple(one for node, kind in kinds for one in _read_term(node, kind, path, place, module_name))
 
 
 def _kind(decorator: ast.expr) -> str | None:
@@ -141,7 +149,7 @@ def _kind(decorator: ast.expr) -> str | None:
 
 
 def _read_term(
-    node: ast.FunctionDef | ast.ClassDef, kind: str, path: Path, module_name: str
+    node: ast.FunctionDef | ast.ClassDef, kind: str, path: Path, place: str, module_name: str
 ) -> Iterator[TermSignature | Problem]:
     function = node
     if isinstance(node, ast.ClassDef):
@@ -153,7 +161,7 @@ def _read_term(
                 parameters[argument.arg] = _parameter(argument, default, kind)
             except ValueError as error:
                 wrong = True
-                yield Problem(f"{display(path)}:{argument.lineno}", f"{node.name}.{argument.arg}", str(error))
+                yield Problem(f"{place}:{argument.lineno}", f"{node.name}.{argument.arg}", str(error))
     if not wrong:
         doc = (ast.get_docstring(node) or "").partition("\n")[0]
         yield TermSignature(node.name, kind, path, module_name, node.lineno, parameters, doc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ class _SourceHead(Model):
     name: str
 
 
+@functools.cache
 def entry_model(signature: TermSignature) -> type[Model]:
     """Make the schema of an entry: the term's parameters and what its section adds."""
     fields: dict[str, Any] = {}

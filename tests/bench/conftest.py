@@ -24,7 +24,7 @@ def tiny() -> list[str]:
     ]
 
 
-@pytest.fixture(params=MODULES)
+@pytest.fixture(params=["native", "warp", pytest.param("mjx", marks=pytest.mark.slow)])
 def page(request: pytest.FixtureRequest, tiny: list[str], hopper: Hopper, tmp_path: Path) -> Page:
     """A page of each engine whose robots are pushed and begin anew."""
     pytest.importorskip(MODULES[request.param])

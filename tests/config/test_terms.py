@@ -206,3 +206,13 @@ def test_scanning_runs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text("raise SystemExit\n@reward()\ndef fine(env, *, x: float = 1.0): ...\n")
     assert [one.name for one in signatures_of(path)] == ["fine"]
+
+
+def test_a_file_is_read_again_once_it_has_changed_and_only_then(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("@reward()\ndef fine(env, *, x: float = 1.0): ...\n")
+    (first,), (again,) = signatures_of(path), signatures_of(path)
+    assert again is first
+    path.write_text("@reward()\ndef fine(env, *, x: float = 2.0): ...\n")
+    (changed,) = signatures_of(path)
+    assert (first.parameters["x"].default, changed.parameters["x"].default) == (1.0, 2.0)

@@ -1,11 +1,13 @@
-"""Ranks as threads of the test's own process: what they do is compared without starting anything."""
+"""Ranks as threads of the test's own process, which compare what they do; processes that begin with everything imported."""
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -82,3 +84,42 @@ def _run(size: int, function: Callable[[Group], T]) -> list[T]:
 def ranks() -> Callable[[int, Callable[[Group], Any]], list[Any]]:
     """`ranks(size, function)`: what the function returns on each of so many ranks."""
     return _run
+
+
+#: What a process does with its code.
+PROCESS = """
+import atexit, os, sys
+os.setsid()  # a Ctrl-C of this terminal is not for it, nor its signal for us
+os.environ.update({variables!r})
+for number, path in enumerate({files!r}, start=1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+try:
+    exec({code!r}, {{"__name__": "__main__"}})
+finally:
+    sys.stdout.flush()
+    atexit._run_exitfuncs()
+"""
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch.distributed", "embodied_rl.learn.ranks.group", "embodied_rl.cli", "embodied_rl.training"])
+
+
+class Forked:
+    """A process that runs code, and the files that it writes its output and errors to."""
+
+    def __init__(self, code: str, variables: dict[str, str], folder: Path) -> None:
+        self.output, self.errors = folder / "output", folder / "errors"
+        files = [str(self.output), str(self.errors)]
+        self.process = FORKS.Process(target=exec, args=(PROCESS.format(code=code, variables=variables, files=files), {}))
+        self.process.start()
+
+    def outcome(self) -> tuple[int | None, str, str]:
+        """Exit code, output and errors."""
+        self.process.join(120.0)
+        output, errors = (path.read_text() if path.exists() else "" for path in (self.output, self.errors))
+        return self.process.exitcode, output, errors
+
+
+@pytest.fixture
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
+    """`fork(code, variables)`: a process that runs it, forked from one that has imported torch and the learner already."""
+    return lambda code, variables=None: Forked(code, variables or {}, tmp_path_factory.mktemp("fork"))

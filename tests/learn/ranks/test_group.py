@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
+import shutil
 import textwrap
 import threading
 import time
@@ -35,6 +34,7 @@ from embodied_rl.mdp.score import score_of
 from embodied_rl.vector_env import ActionSpace
 
 Ranks = Callable[[int, Callable[[Group], Any]], list[Any]]
+Fork = Callable[..., Any]
 
 # ------------------------------------------------------------------------------------- the same mathematics as one process
 
@@ -245,21 +245,21 @@ def test_a_robot_lives_the_same_life_on_whatever_rank(ranks: Ranks, tmp_path: Pa
         assert sum(part.totals[name] for _, part in parts) == pytest.approx(total, rel=0.05, abs=0.05), name
 
 
-def test_after_20_iterations_all_ranks_are_the_same_to_the_last_bit(ranks: Ranks, tmp_path: Path) -> None:
+def test_after_10_iterations_all_ranks_are_the_same_to_the_last_bit(ranks: Ranks, tmp_path: Path) -> None:
     def train(group: Group) -> tuple[str, list[dict[str, float]]]:
         made = trainer(group, tmp_path / "run")
-        history = list(made.train(20))
+        history = list(made.train(10))
         return fingerprint(made.learner.state_dict()), history
 
     (one, history), (other, others), (third, _) = ranks(3, train)
     assert one == other == third
     assert history == others  # the clock's too: it is rank 0's
     last = history[-1]
-    assert last["Train/env_steps"] == 20 * 8 * 5
+    assert last["Train/env_steps"] == 10 * 8 * 5
     assert {"Perf/fps_per_rank", "Perf/slowest_rank", "Perf/share_waiting", "Perf/rank_2_fps", "Perf/rank_0_waiting"} <= set(last)
     assert last["Perf/fps_per_rank"] == pytest.approx(last["Perf/total_fps"] / 3)
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*_000020*"))
-    assert names == [*(f"envs_000020_{rank}_of_3.pt" for rank in range(3)), "model_000020.pt"]
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*_000010*"))
+    assert names == [*(f"envs_000010_{rank}_of_3.pt" for rank in range(3)), "model_000010.pt"]
 
 
 def test_metrics_are_sums_over_counts(ranks: Ranks, tmp_path: Path) -> None:
@@ -283,8 +283,7 @@ def test_metrics_are_sums_over_counts(ranks: Ranks, tmp_path: Path) -> None:
         assert metrics["Train/mean_reward"] == 2.0
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_any_number_of_ranks_goes_on_from_what_two_saved(ranks: Ranks, tmp_path: Path, after: int) -> None:
+def test_any_number_of_ranks_goes_on_from_what_two_saved(ranks: Ranks, tmp_path: Path) -> None:
     def save(group: Group) -> tuple[str, dict[int, str], dict[str, Any]]:
         made = trainer(group, tmp_path / "run")
         list(made.train(3))
@@ -296,11 +295,12 @@ def test_any_number_of_ranks_goes_on_from_what_two_saved(ranks: Ranks, tmp_path:
         made = trainer(group, tmp_path / "run")
         return fingerprint(made.learner.state_dict()), robots(made), made.iteration, made.metrics.state_dict()
 
-    found: dict[int, str] = {}
-    for state, mine, iteration, metrics in ranks(after, go_on):
-        assert (state, iteration, metrics) == (learned, 3, counted) and metrics["env_steps"] == 3 * 8 * 5
-        found |= mine
-    assert found == some | others
+    for after in (1, 3):
+        found: dict[int, str] = {}
+        for state, mine, iteration, metrics in ranks(after, go_on):
+            assert (state, iteration, metrics) == (learned, 3, counted) and metrics["env_steps"] == 3 * 8 * 5
+            found |= mine
+        assert found == some | others
 
 
 def test_two_halves_are_the_whole(ranks: Ranks, tmp_path: Path) -> None:
@@ -468,14 +468,13 @@ def grow(params, statistics, iteration, *, per_step: float):
 """
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
-def test_curricula_go_by_the_robots_of_all_ranks_and_go_on_with_any_number(ranks: Ranks, tmp_path: Path, after: int) -> None:
+def test_curricula_go_by_the_robots_of_all_ranks_and_go_on_with_any_number(ranks: Ranks, tmp_path: Path) -> None:
     (tmp_path / "grow.py").write_text(GROW)
     own = (f"terms=[{tmp_path / 'grow.py'}]", "curriculum.grow={per_step: 0.01}")
 
-    def train(iterations: int) -> Callable[[Group], list[list[float]]]:
+    def train(iterations: int, folder: str) -> Callable[[Group], list[list[float]]]:
         def run(group: Group) -> list[list[float]]:
-            made, seen = trainer(group, tmp_path / "run", *own), []
+            made, seen = trainer(group, tmp_path / folder, *own), []
             for _ in made.train(iterations):
                 params = made.collector._env.params  # pyright: ignore[reportAttributeAccessIssue]
                 seen.append(params["commands.velocity.lin_vel_x"].tolist())
@@ -483,12 +482,13 @@ def test_curricula_go_by_the_robots_of_all_ranks_and_go_on_with_any_number(ranks
 
         return run
 
-    one, other = ranks(2, train(3))
+    one, other = ranks(2, train(3, "run"))
     assert one == other
-    for seen in ranks(after, train(5)):
-        one = [*one[:3], *seen]
-        # 8 steps of 5 robots an iteration
-        assert [pair[1] for pair in one] == pytest.approx([1.0 + 0.4 * iteration for iteration in range(5)])
+    for after in (1, 2, 3):
+        shutil.copytree(tmp_path / "run", tmp_path / f"of_{after}")
+        for seen in ranks(after, train(5, f"of_{after}")):
+            # 8 steps of 5 robots an iteration
+            assert [pair[1] for pair in (*one, *seen)] == pytest.approx([1.0 + 0.4 * iteration for iteration in range(5)])
 
 
 def test_a_curriculum_that_goes_another_way_on_one_rank_is_named(ranks: Ranks, tmp_path: Path) -> None:
@@ -659,47 +659,45 @@ def test_an_attempt_does_not_meet_the_dead_of_the_one_before() -> None:
 
 # ------------------------------------------------------------------------------------------------------------ real processes
 
-PROCESS = """
+#: What a rank does before its code.
+JOIN = """
 import os, signal, sys, time
 import torch
 from embodied_rl.config.page import DistributedSettings
 from embodied_rl.learn.ranks.group import join, reports
-settings = DistributedSettings(timeout_s=float(sys.argv[1]))
-group = join(settings, lambda local_rank: torch.device("cpu"))
+group = join(DistributedSettings(timeout_s={patience!r}), lambda local_rank: torch.device("cpu"))
 group.settle()
 """
-
-
 STORES: list[Any] = []
 
 
-def processes(code: str, patience: float = 60.0, size: int = 2, *, apart: bool = False) -> list[subprocess.Popen[str]]:
-    """Ranks that run the code, connected by gloo; `apart`, each takes itself for alone on its machine."""
+@pytest.fixture
+def processes(fork: Fork) -> Callable[..., list[Any]]:
+    """`processes(code)`: ranks that run it, connected by gloo; `apart`, each takes itself for alone on its machine."""
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-    # as torchrun does, this process keeps the store
-    STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
-    settings = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(STORES[-1].port)}
-    if apart:
-        settings |= {"LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-c", PROCESS + textwrap.dedent(code), str(patience)]
-    own = [{"RANK": str(rank), "LOCAL_RANK": "0" if apart else str(rank)} for rank in range(size)]
-    return [subprocess.Popen(command, env=os.environ | settings | one, text=True, stdout=-1, stderr=-1) for one in own]
+    def start(code: str, patience: float = 60.0, size: int = 2, *, apart: bool = False) -> list[Any]:
+        # as torchrun does, this process keeps the store
+        STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        settings = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(STORES[-1].port)}
+        if apart:
+            settings |= {"LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        own = [{"RANK": str(rank), "LOCAL_RANK": "0" if apart else str(rank)} for rank in range(size)]
+        text = JOIN.format(patience=patience) + textwrap.dedent(code)
+        return [fork(text, settings | one) for one in own]
+
+    return start
 
 
-def outcomes(started: list[subprocess.Popen[str]], ranks: list[int] | None = None) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of each, without what gloo itself prints."""
-    found = []
-    for process in [started[rank] for rank in ranks] if ranks else started:
-        out, errors = process.communicate(timeout=120)
-        lines = [line for line in errors.splitlines() if "/gloo/" not in line and "ProcessGroup" not in line]
-        found.append((process.returncode, out, "\n".join(lines)))
-    return found
+def outcome(rank: Any) -> tuple[int, str]:
+    """Exit code and errors of a rank, without what gloo itself prints."""
+    code, _, errors = rank.outcome()
+    return code, "\n".join(line for line in errors.splitlines() if "/gloo/" not in line and "ProcessGroup" not in line)
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_processes_add_up_exchange_and_measure_how_long_they_wait(*, apart: bool) -> None:
+def test_processes_add_up_exchange_and_measure_how_long_they_wait(processes: Any, *, apart: bool) -> None:
     code = """
     total = torch.arange(5.0) * (group.rank + 1)
     group.sum(total)
@@ -727,11 +725,11 @@ def test_processes_add_up_exchange_and_measure_how_long_they_wait(*, apart: bool
     assert group.table([float(said[0])]).sum() == 1.0 and said[1]
     group.close()
     """
-    assert [(code, errors) for code, _, errors in outcomes(processes(code, apart=apart))] == [(0, ""), (0, "")]
+    assert [outcome(rank) for rank in processes(code, apart=apart)] == [(0, "")] * 2
     assert not list(Path("/dev/shm").glob("embodied_rl_*"))
 
 
-def test_a_rank_that_hangs_is_found_and_named() -> None:
+def test_a_rank_that_hangs_is_found_and_named(processes: Any) -> None:
     """Rank 1 sleeps while the others wait in the third collective; one of them says so, and all of them end."""
     started = processes(
         """
@@ -745,20 +743,20 @@ def test_a_rank_that_hangs_is_found_and_named() -> None:
         size=3,
     )
     try:
-        (code, _, errors), (other, _, others) = outcomes(started, [0, 2])
+        (code, errors), (other, others) = outcome(started[0]), outcome(started[2])
         assert code == other == 1
         (line,) = (errors + others).splitlines()
-        pid = started[1].pid
+        pid = started[1].process.pid
         assert line.startswith(
             f"rank 1 ({os.uname().nodename}, pid {pid}) hangs: not at collective 3 yet, where others wait for 1 s"
         )
     finally:
-        started[1].kill()
-        started[1].communicate()
+        started[1].process.kill()
+        started[1].process.join()
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_a_rank_that_dies_ends_the_others_with_a_line(*, apart: bool) -> None:
+def test_a_rank_that_dies_ends_the_others_with_a_line(processes: Any, *, apart: bool) -> None:
     started = processes(
         """
         from embodied_rl import cli
@@ -774,7 +772,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_line(*, apart: bool) -> None:
         """,
         apart=apart,
     )
-    (code, _, errors), (killed, _, _) = outcomes(started)
+    (code, errors), (killed, _) = [outcome(rank) for rank in started]
     assert (code, killed) == (2, -9)
     assert errors.startswith("the connection to another rank broke off: ") and errors.endswith("; torchrun says which one failed")
     assert ("Connection" if apart else "rank 1 is gone") in errors and ".cc" not in errors

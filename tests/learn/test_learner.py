@@ -1,0 +1,91 @@
+"""Who learns: which class a page names, and what is asked of one of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from embodied_rl import runs, training
+from embodied_rl.config import Page, load
+from embodied_rl.errors import UserError
+from embodied_rl.learn.train import Trainer
+
+SMALL = [
+    *("env.compile=false", "env.num_envs=8", "env.episode_s=0.5", "physics.num_threads=1", "train.steps=8"),
+    *("ppo.actor_hidden_dims=[16]", "ppo.critic_hidden_dims=[16]", "ppo.num_learning_epochs=2", "ppo.num_mini_batches=2"),
+]
+
+#: A learner that learns nothing.
+LAZY = """
+from embodied_rl.learn.ppo import PPO
+
+
+class Lazy(PPO):
+    def update(self, rollout, iteration, numbers):
+        return {"Loss/laziness": 1.0}
+
+    def skipped(self, metrics):
+        return 0.0
+
+    def panel(self, metrics):
+        return "lazy"
+"""
+
+
+def page(*overrides: str) -> Page:
+    return load("go2_flat", [*SMALL, *overrides])
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return [value.clone() for model in trainer.learner.networks.values() for value in model.state_dict().values()]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_rsl_rls_learner_is_one_line_away(tmp_path: Path) -> None:
+    stock = page("train.learner=rsl_rl.algorithms:PPO", "ppo.symmetry=augmentation")
+    trainer = training.start(stock, tmp_path / "run")
+    before = weights(trainer)
+    (metrics,) = list(trainer.train(1))
+    assert metrics["Loss/value"] > 0.0 and not same(before, weights(trainer))
+    resumed = training.resume(str(tmp_path / "run"), "go2_flat")
+    assert same(weights(resumed), weights(trainer))
+    own = training.resume(str(tmp_path / "run"), "go2_flat", ["train.learner=ppo"])
+    assert same(weights(own), weights(trainer))
+    list(own.train(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere.at.all:PPO", "No module named 'nowhere'"),
+        ("embodied_rl.learn.ppo:PPOO", "module 'embodied_rl.learn.ppo' has no attribute 'PPOO'"),
+    ],
+)
+def test_a_learner_that_is_not_there(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(UserError) as raised:
+        training.start(page(f"train.learner={name}"), tmp_path / "run")
+    assert str(raised.value) == f"train.learner: {name}: {reason}; write ppo, or module:Class, like rsl_rl.algorithms:PPO"
+
+
+def test_what_is_no_learner(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^train.learner: collections:OrderedDict: is no learner: it has no make, load_policy and"
+    ):
+        training.start(page("train.learner=collections:OrderedDict"), tmp_path / "run")
+
+
+def test_a_learner_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that a page names by module trains, resumes, and answers as any other."""
+    (tmp_path / "lazy.py").write_text(LAZY)
+    monkeypatch.syspath_prepend(tmp_path)
+    trainer = training.start(page("train.learner=lazy:Lazy"), tmp_path / "run")
+    (metrics,) = trainer.train(1)
+    assert metrics["Loss/laziness"] == 1.0 and trainer.learner.panel(metrics) == "lazy"
+    assert training.resume(str(tmp_path / "run"), "go2_flat").iteration == 1
+    obs = trainer.collector.observe()
+    assert torch.equal(runs.load(tmp_path / "run").policy(obs), trainer.learner.policy(obs["actor"])[0].mode)
