@@ -115,7 +115,7 @@ def test_a_pole_is_balanced_by_pushes_to_either_side() -> None:
     assert sum(history[-3:]) / 3 > 120.0
 
 
-@pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
+@pytest.mark.parametrize("rnn_type", ["gru", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_a_policy_that_remembers_balances_a_pole_whose_speed_it_cannot_see(rnn_type: str) -> None:
     changes = {"rnn_type": rnn_type, "rnn_hidden_dim": 32, "iterations": 30}
     assert sum(lengths(hidden=True, **changes)[-3:]) / 3 > 90.0

@@ -89,7 +89,7 @@ def check(parity: ModuleType, page: str, engine: str, device: str, *overrides: s
     assert most > 0.0  # they are two engines
 
 
-@pytest.mark.parametrize("page", ["go2_flat", "go2_flat_full"])
+@pytest.mark.parametrize("page", [pytest.param("go2_flat", marks=pytest.mark.slow), "go2_flat_full"])
 def test_a_step_on_warp_is_the_step_in_c(parity: ModuleType, page: str) -> None:
     pytest.importorskip("mujoco_warp")
     check(parity, page, "warp", "cpu")
