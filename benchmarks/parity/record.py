@@ -27,8 +27,8 @@ def main() -> int:
     iterations = [int(number) for number in kept.split(",")]
     check_origin(Path(os.environ["PYTHONPATH"]))
     record(Path(folder), iterations)
-    run = ["--iterations", str(iterations[-1]), "--run-dir", str(Path(folder) / "run")]
-    return cli.main(["train", page, *overrides, *run])
+    # the page's own number of iterations, which schedules go over
+    return cli.main(["train", page, *overrides, "--run-dir", str(Path(folder) / "run")])
 
 
 def check_origin(side: Path) -> None:
@@ -56,6 +56,8 @@ def record(folder: Path, iterations: list[int]) -> None:
                 rank = os.environ.get("RANK", "0")
                 state = {"rollout": given, "learner": trainer.learner.state_dict()}
                 torch.save(state, folder / f"iteration_{number:02d}_rank_{rank}.pt")
+            if number == iterations[-1]:
+                trainer.stop()
             return metrics
 
         trainer.learner.update = recorded

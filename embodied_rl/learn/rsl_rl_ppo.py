@@ -12,8 +12,9 @@ from rsl_rl.storage import RolloutStorage
 from tensordict import TensorDict
 from torch import Tensor
 
-from embodied_rl.config.page import Page, PPOSettings
+from embodied_rl.config.page import Page, PPOSettings, TrainSettings
 from embodied_rl.errors import UserError
+from embodied_rl.learn import schedules
 from embodied_rl.learn.models import build_actor, build_critic, load_actor, policy_of, standard_deviation
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.ranks.group import Group
@@ -60,6 +61,7 @@ class RslRlPPO:
         mirrors: left-right reflection of each group and of `actions`, for `ppo.symmetry`.
         num_steps: T.
         device: where it computes.
+        iterations: that schedules go over.
 
     Raises:
         UserError: actions are choices, for which rsl_rl has no distribution.
@@ -75,7 +77,9 @@ class RslRlPPO:
         mirrors: dict[str, tuple[Tensor, Tensor]],
         num_steps: int,
         device: torch.device | str = "cpu",
+        iterations: int = TrainSettings().iterations,
     ) -> None:
+        self._page, self._iterations = page, iterations
         if space.discrete:
             raise UserError("train.learner: rsl_rl has no discrete actions; leave the key out")
         num_envs = len(obs["actor"])
@@ -101,7 +105,8 @@ class RslRlPPO:
         """
         if group.size > 1:
             raise UserError(f"train.learner: {page.train.learner}: it trains in one process; leave the key out, or torchrun")
-        return cls(collector.observe(), collector.action_space, page.ppo, collector.mirrors, collector.num_steps, device)
+        obs, steps = collector.observe(), collector.num_steps
+        return cls(obs, collector.action_space, page.ppo, collector.mirrors, steps, device, page.train.iterations)
 
     @classmethod
     def load_policy(cls, page: Page, state: dict, device: torch.device | str) -> Policy:
@@ -115,7 +120,11 @@ class RslRlPPO:
 
     def update(self, rollout: Rollout, iteration: int, numbers: Mapping[str, float] | None = None) -> dict[str, float]:
         """Improve actor and critic on one rollout, with what curricula have moved; the metrics, by TensorBoard name."""
-        for path, number in (numbers or {}).items():
+        done = min(1.0, iteration / self._iterations)
+        scheduled = {"ppo.entropy_coef": schedules.entropy_coef(self._page, done)}
+        if (rate := schedules.learning_rate(self._page, done)) is not None:  # rsl_rl knows adaptive and constant ones
+            scheduled["ppo.learning_rate"] = rate
+        for path, number in {**scheduled, **(numbers or {})}.items():
             setattr(self.algorithm, path.removeprefix("ppo."), number)
             if path == "ppo.learning_rate":
                 for group in self.optimizer.param_groups:

@@ -89,3 +89,15 @@ def test_a_learner_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert training.resume(str(tmp_path / "run"), "go2_flat").iteration == 1
     obs = trainer.collector.observe()
     assert torch.equal(runs.load(tmp_path / "run").policy(obs), trainer.learner.policy(obs["actor"])[0].mode)
+
+
+@pytest.mark.parametrize("learner", ["ppo", "rsl_rl.algorithms:PPO"])
+def test_every_learner_follows_the_pages_schedules(learner: str, tmp_path: Path) -> None:
+    ends = ("ppo.schedule=hold", "ppo.final_learning_rate=2e-4", "ppo.hold=0.5", "ppo.final_entropy_coef=0.001")
+    trainer = training.start(
+        page(f"train.learner={learner}", "ppo.learning_rate=1e-3", "train.iterations=4", *ends), tmp_path / "r"
+    )
+    history = list(trainer.train(4))
+    # 1e-3 until half of the training is over, then 1e-3 - 8e-4 (3/4 - 1/2) / (1/2); 0.005 - 0.004 i/4
+    assert [metrics["Loss/learning_rate"] for metrics in history] == pytest.approx([1e-3, 1e-3, 1e-3, 6e-4])
+    assert [metrics["Loss/entropy_coef"] for metrics in history] == pytest.approx([0.005, 0.004, 0.003, 0.002])
