@@ -19,7 +19,6 @@ from torch import Tensor
 from embodied_rl import random
 from embodied_rl.config.page import Page
 from embodied_rl.cuda_graph import WARMUP, try_to_capture
-from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.fields import ModelFields
@@ -356,17 +355,13 @@ class Env:
         counted = Draw(self._zeros(1).expand(-1, _MOST_NUMBERS))
         self._drafted(mode, counted)
         key = random.stream_key(self.page.env.seed, mode, self.device)
-        draft = self._drafted(mode, Draw(random.uniform(key, self.env_ids, step, counted.used)))
-        if notes := self.quarantine.drain():
-            robot = int(self.env_ids[notes[0]["row"]])
-            raise UserError(f"{self.page.name}: {notes[0]['error']}, for robot {robot}")
-        self.fields.write_all(mode, draft)
+        self.fields.write_all(mode, self._drafted(mode, Draw(random.uniform(key, self.env_ids, step, counted.used))))
 
     def _drafted(self, mode: str, draw: Draw) -> Draft:
         draft, moment = self.fields.draft(mode, self.physics.qpos, self.physics.qvel), self._moment(draw)
         for term in self.terms.events[mode]:
             term.function(moment, draft, **term.params)
-            self.quarantine.look(f"events.{term.name}", self.fields.drawn_in(mode, draft))
+            self.quarantine.refuse(f"events.{term.name}", self.fields.drawn_in(mode, draft), self.env_ids)
         return draft
 
     def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ from embodied_rl.learn.learner import learner_class
 from embodied_rl.learn.policy import Player
 from embodied_rl.learn.run import Run, RunError, find_run
 from embodied_rl.make_env import make
+from embodied_rl.mdp.curricula import Moved, page_as_moved
 from embodied_rl.mdp.score import score_of
 from embodied_rl.vector_env import Obs
 
@@ -33,13 +34,15 @@ def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = 
     """
     evaluations = Evaluations(page)
     try:
-        return evaluations(policy, seed=seed, reference=reference)
+        return evaluations(policy, {}, seed=seed, reference=reference)
     finally:
         evaluations.close()
 
 
 class Evaluations:
-    """Evaluations of policies of one page, one after the other: environments are built once, and each time begin as then.
+    """Evaluations of policies of one page, one after the other.
+
+    Environments are built once, and each time begin as then; those whose page curricula have changed are built anew.
 
     Args:
         page: the page that the policies are trained on.
@@ -49,16 +52,27 @@ class Evaluations:
         self._page = page
         self._made: dict[tuple[int, bool], tuple[Env, dict[str, Tensor]]] = {}
 
-    def __call__(self, policy: Callable[[Obs], Tensor], *, seed: int, reference: bool) -> dict[str, float]:
+    def __call__(self, policy: Callable[[Obs], Tensor], moved: Moved, *, seed: int, reference: bool) -> dict[str, float]:
         """Measure a policy: the figures of `embodied_rl.learn.evaluate.evaluate`.
+
+        Args:
+            policy: mean actions (N, A) of the observations.
+            moved: what curricula had moved for it, by curriculum and path.
+            seed: one of `embodied_rl.learn.evaluate.SEEDS`.
+            reference: in reference physics.
 
         Raises:
             UserError: the page has no task to be judged by, or is none of its family.
         """
         score = score_of(self._page)
-        if (made := self._made.get((seed, reference))) is None:
-            # few episodes of a small batch: compiling the step would take longer than it saves
-            settings = override(evaluation_page(self._page, seed, reference=reference), ["env.compile=false"])
+        # few episodes of a small batch: compiling the step would take longer than it saves
+        page = page_as_moved(self._page, moved)
+        settings = override(evaluation_page(page, seed, reference=reference), ["env.compile=false"])
+        made = self._made.get((seed, reference))
+        if made and made[0].page != settings:
+            made[0].close()
+            made = None
+        if made is None:
             env = make(settings, measure=score.needs)
             made = self._made[seed, reference] = env, env.snapshot(_rows(env))
         env, beginning = made
@@ -100,6 +114,7 @@ class LoadedRun:
     """A trained policy and the page it was trained on."""
 
     page: Page
+    """As the policy would go on with it: what curricula had moved is written in it, and they are gone."""
     run: Run
     checkpoint: Path
     policy: Player
@@ -117,6 +132,7 @@ def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
         policy = learner_class(page).load_policy(page, state, device)
     except (KeyError, RuntimeError, IndexError):
         raise checkpoint.CheckpointError(f"{path}: its actor is not the one that {found.path}/config.yaml describes") from None
+    page = page_as_moved(page, state.get("curricula") or {})
     steps = int((state.get("infos") or {}).get("env_steps", 0))
     return LoadedRun(page, found, path, Player(policy), int(state["iter"]), steps)
 

@@ -8,6 +8,8 @@ import torch
 import embodied_rl
 from embodied_rl import training
 from embodied_rl.config import load
+from embodied_rl.export import read_contract
+from embodied_rl.learn.evaluate import SEEDS, evaluation_page
 from embodied_rl.learn.run import Run
 
 SMALL = [
@@ -54,3 +56,54 @@ def test_an_earlier_checkpoint_by_its_path(run: Run, tmp_path: Path) -> None:
     assert embodied_rl.load(first).iteration == 1
     assert training.resume(str(first), "go2_flat").iteration == 1
     assert embodied_rl.load(tmp_path / "run").iteration == 3
+
+
+OWN = """
+from embodied_rl.mdp.term import curriculum
+
+
+@curriculum()
+def own(params, statistics, iteration, *, level: float = 0.0):
+    "a scale that grows, by a level that is remembered"
+    params["curriculum.own.level"] += 1.0
+    params["observations.actor.joint_vel.scale"].fill_(0.1 * float(params["curriculum.own.level"]))
+"""
+RAMPS = f"""
+extends: go2_flat.yaml
+name: ramps
+terms: [own_terms.py]
+observations: {{actor: {{joint_pos: {{noise: {{hips: 0.1, thighs: 0.2, calves: 0.3}}}}}}}}
+curriculum:
+  own: {{}}
+  reach: {{term: linear, parameter: actions.joint_position.scale, start: [0.5], end: [0.9], iterations: [0, 2]}}
+  noise: {{term: linear, parameter: observations.actor.joint_pos.noise, start: {[0.0] * 12}, end: {[0.01 * j for j in range(12)]},
+    iterations: [0, 2]}}
+  wide: {{term: linear, parameter: commands.velocity.lin_vel_x, start: [-0.1, 0.1], end: [-3.0, 3.0], iterations: [0, 2]}}
+  bonus: {{term: linear, parameter: ppo.entropy_coef, start: [0.01], end: [0.0], iterations: [0, 2]}}
+"""
+
+
+def test_what_curricula_had_moved_is_the_policys_from_then_on(tmp_path: Path) -> None:
+    """A policy that was trained with an action scale of 0.9 is played, judged and deployed with it."""
+    (tmp_path / "own_terms.py").write_text(OWN)
+    (tmp_path / "ramps.yaml").write_text(RAMPS)
+    trainer = training.start(load(str(tmp_path / "ramps.yaml"), SMALL), tmp_path / "run")
+    list(trainer.train(2))
+    loaded = embodied_rl.load(tmp_path / "run")
+    env = embodied_rl.make(loaded.page)
+    moved = trainer.curricula.numbers
+    assert len(moved) == 5 and not loaded.page.curriculum  # one of them is what `own` remembers
+    for path in moved.keys() - {"curriculum.own.level"}:
+        assert torch.equal(env.params[path], moved[path]), path
+    assert env.params["actions.joint_position.scale"] == torch.tensor(0.9)
+    # its third time comes with the iteration that nobody has collected yet
+    assert env.params["observations.actor.joint_vel.scale"] == pytest.approx(0.3)
+    env.close()
+
+    with_score = evaluation_page(loaded.page, SEEDS[0])
+    assert with_score.commands["velocity"].params["lin_vel_x"] == (-1.0, 1.0)
+    assert with_score.actions["joint_position"].params["scale"] == pytest.approx(0.9)
+
+    contract = read_contract(embodied_rl.runs.export_run(tmp_path / "run"))
+    (action,) = contract["actions"]
+    assert action["scale"] == pytest.approx([0.9] * 12)

@@ -291,7 +291,7 @@ class MetaPhysics(TensorPhysics):
 def test_a_step_needs_no_data_and_mixes_no_devices(page: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     shipped, overrides = page
     # on the host by design, when it is built
-    for owner, name in ((TensorPhysics, "set_const"), (randomize, "_check"), (Quarantine, "drain")):
+    for owner, name in ((TensorPhysics, "set_const"), (randomize, "_check"), (Quarantine, "refuse")):
         monkeypatch.setattr(owner, name, lambda *_: None)
     monkeypatch.setattr(make_env, "_engine", lambda page, scene, *_: MetaPhysics(scene, ROWS, page.physics.decimation))
     with torch.no_grad():

@@ -40,6 +40,7 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
         f"env.num_envs={EPISODES}",
         "env.random_episode_phase=false",
         f"env.seed={seed}",
+        "curriculum=null",
         *score_of(page).overrides(page, reference),
     ]
     if reference:

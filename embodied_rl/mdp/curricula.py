@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import json
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from embodied_rl.config import Page, override
 from embodied_rl.config.learner_numbers import LEARNER_NUMBERS, why_not
-from embodied_rl.config.page import Page
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import BoundTerm, Finder, bind, numbers
 from embodied_rl.mdp.term import curriculum
+from embodied_rl.robot import load_robot
+
+Moved = dict[str, dict[str, Tensor]]
+"""Numbers that have moved, by the curriculum that moved them last and their dotted path."""
 
 
 @curriculum()
@@ -83,14 +89,14 @@ class Curricula:
         for term in self._terms:
             self._run(term, statistics, iteration)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+    def state_dict(self) -> Moved:
         """Give the numbers that have moved, by the curriculum that moved them last."""
         moved: dict[str, dict[str, Tensor]] = {term.name: {} for term in self._terms}
         for path, term in self._mover.items():
             moved[term][path] = self.params[path].clone()
         return moved
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]], iteration: int) -> None:
+    def load_state_dict(self, state: Moved, iteration: int) -> None:
         """Take up what `state_dict` gave before an iteration, of the curricula that the page still has.
 
         A curriculum that the state does not know begins with the iteration, without statistics.  What nothing moves any more is
@@ -103,7 +109,9 @@ class Curricula:
             self.params[path].copy_(number)
         self._mover = {}
         for term in self._terms:
-            for path, number in state.get(term.name, {}).items():
+            given, now = state.get(term.name, {}), term.params.get("parameter")
+            # of one that moves another number now, the number of before is the page's again
+            for path, number in given.items() if now is None else [(now, given[now])] if now in given else []:
                 if path not in self.params or number.shape != self.params[path].shape:
                     raise ValueError(f"curriculum.{term.name}: {path} differs")
                 self.params[path].copy_(number)
@@ -154,6 +162,35 @@ class Curricula:
             return why
         near = difflib.get_close_matches(path, self.params, n=1)
         return "is no number of the page" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def page_as_moved(page: Page, state: Moved) -> Page:
+    """Write into a page what its curricula had moved, and take them away: the task as the policy would go on with it.
+
+    Args:
+        page: the one that is trained.
+        state: what `Curricula.state_dict` gave.
+
+    Raises:
+        ConfigError: a curriculum has moved a number to where no page may have it.
+    """
+    if not page.curriculum:
+        return page
+    own, mapping = numbers(page), page.to_mapping()
+    changes = []
+    for path, number in ((path, number) for moved in state.values() for path, number in moved.items()):
+        if path not in own or own[path].shape != number.shape or path.startswith("curriculum."):
+            continue  # the learner's, and what curricula remember
+        *keys, last = path.split(".")
+        entry = mapping
+        for key in keys:
+            entry = entry[key]
+        value: Any = number.tolist()
+        if isinstance(entry[last], dict):
+            robot = load_robot(page.robot)
+            value = dict(zip(robot.joints_of(entry.get("joints", "all")), value, strict=True))
+        changes.append(f"{path}={json.dumps(value)}")
+    return override(page, [*changes, "curriculum=null"])
 
 
 def _numbers(page: Page) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.state import where
 from embodied_rl.vector_env import LARGEST
 
@@ -69,6 +70,18 @@ class Quarantine:
         odd = self.look(what, values)
         into.copy_(where(odd, torch.zeros_like(values), values))
         return odd
+
+    def refuse(self, what: str, values: Tensor, env_ids: Tensor) -> None:
+        """Refuse values (N, K) in which `look` would find something; for what is done between steps, on the host.
+
+        Raises:
+            UserError: it names the first robot of which it is so, by its global id, int64 (N,).
+        """
+        odd = ~(values.abs() <= LARGEST)
+        if odd.any():
+            row, column = (int(index[0]) for index in odd.nonzero(as_tuple=True))
+            name = self._names[self._looks[what][0] + column]
+            raise UserError(f"{name} is {_shown(float(values[row, column]))}, for robot {int(env_ids[row])}")
 
     def drain(self) -> list[dict[str, Any]]:
         """Say of some robots since the last call what was the first odd number, the earliest first; waits for the device.

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
 from embodied_rl.errors import UserError
 from embodied_rl.family import check_parts, family_names, load_family
 from embodied_rl.mdp.part import Part
@@ -136,17 +135,3 @@ def score_of(page: Page) -> Score:
 def failures_of(page: Page) -> str:
     """Return the page's word for episodes that end other than by time: `falls`, or `terminated` where it has no task."""
     return f"{score_of(page).failure}s" if page.task else "terminated"
-
-
-def ends_of_curricula(page: Page) -> list[str]:
-    """Take a page's curricula away, as overrides do, and leave what they move where they would have left it."""
-    changes, mapping = [], page.to_mapping()
-    for entry in page.curriculum.values():
-        path, end = entry.params.get("parameter"), entry.params.get("end")
-        if path is None or end is None or path in LEARNER_NUMBERS:
-            continue
-        value = mapping
-        for key in path.split("."):
-            value = value.get(key, {}) if isinstance(value, dict) else {}
-        changes.append(f"{path}={list(end) if isinstance(value, list | tuple) else end[0]}")
-    return [*changes, "curriculum=null"]

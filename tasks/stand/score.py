@@ -9,7 +9,7 @@ from embodied_rl.config import Page
 from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
-from embodied_rl.mdp.score import Environment, SettledCommand, Verdict, ends_of_curricula
+from embodied_rl.mdp.score import Environment, SettledCommand, Verdict
 from embodied_rl.mdp.term import score
 
 from .command import angle_between, gravity_of, height_above
@@ -22,12 +22,13 @@ _NEAR = 3.0
 class Stand:
     """Judges how well commanded poses are held, over how many falls.
 
-    Episodes of `episode_s` [s] with observation noise and random foot `friction`, from random starts (`start_joint_pos`
-    [rad], `start_lin_vel` [m/s], `start_ang_vel` [rad/s]); nothing pushes, nothing else of the robot is random, curricula
-    are at their end.  Poses in `height` [m], `roll` and `pitch` [rad] are resampled every `resample_s` [s]; the first
-    `unscored_s` [s] after each resampling are not scored.  A fall is any termination but time_out, more than `tilt` [rad] from
-    the vertical and less than `lowest` [m] above the ground among them; a fallen episode counts up to the fall.  `fall_rate`,
-    `height_error` [m] and `tilt_error` [rad] are the limits, the same in reference physics.
+    Episodes of `episode_s` [s] with observation noise and random foot `friction`, from random starts (`start_joint_pos` [rad],
+    `start_lin_vel` [m/s], `start_ang_vel` [rad/s]); nothing pushes, nothing else of the robot is random, and all that
+    curricula move, of what is not said here, is as the policy had it last.  Poses in `height` [m], `roll` and `pitch` [rad]
+    are resampled every `resample_s` [s]; the first `unscored_s` [s] after each resampling are not scored.  A fall is any
+    termination but time_out, more than `tilt` [rad] from the vertical and less than `lowest` [m] above the ground among them;
+    a fallen episode counts up to the fall.  `fall_rate`, `height_error` [m] and `tilt_error` [rad] are the limits, the same in
+    reference physics.
     """
 
     failure = "fall"
@@ -58,7 +59,7 @@ class Stand:
         self._limits = {"fall_rate": fall_rate, "height_error": height_error, "tilt_error": tilt_error}
 
     def overrides(self, page: Page, reference: bool) -> list[str]:
-        """Set commands, starts, friction and what a fall is; end curricula; take all other randomness away.
+        """Set commands, starts, friction and what a fall is; take all other randomness away.
 
         Raises:
             UserError: the page has no pose command.
@@ -66,7 +67,6 @@ class Stand:
         command = f"commands.{_command(page)}"
         friction = f"quantity: friction, of: feet, operation: set, range: {list(self._friction)}, when: reset"
         return [
-            *ends_of_curricula(page),
             f"env.episode_s={self._episode_s}",
             *(f"{command}.{name}={list(value)}" for name, value in self._ranges.items()),
             "events=null",

@@ -9,7 +9,7 @@ from embodied_rl.config import Page
 from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
-from embodied_rl.mdp.score import Environment, SettledCommand, Verdict, ends_of_curricula
+from embodied_rl.mdp.score import Environment, SettledCommand, Verdict
 from embodied_rl.mdp.term import score
 
 _GRAVITY = 9.81
@@ -22,12 +22,12 @@ class Walk:
     """Judges how well commands of velocity are followed, over how many falls, at which cost of transport.
 
     Episodes of `episode_s` [s] with observation noise and random foot `friction`, from random starts (`start_joint_pos`
-    [rad], `start_lin_vel` [m/s], `start_ang_vel` [rad/s]); nothing pushes, nothing else of the robot is random, curricula
-    are at their end.  Commands in `lin_vel_x`, `lin_vel_y` [m/s] and `ang_vel_z` [rad/s] are resampled every `resample_s`
-    [s]; a share `standing` of them is zero, which is scored too, the first `unscored_s` [s] after each resampling are not.
-    Velocities are those of the base's origin, in its yaw frame.  A fall is any termination but time_out, more than `tilt`
-    [rad] from the vertical among them; a fallen episode counts up to the fall.  `fall_rate`, `lin_vel_error` [m/s] and
-    `ang_vel_error` [rad/s] are the limits, those of `reference_` in reference physics.
+    [rad], `start_lin_vel` [m/s], `start_ang_vel` [rad/s]); nothing pushes, nothing else of the robot is random, and all that
+    curricula move, of what is not said here, is as the policy had it last.  Commands in `lin_vel_x`, `lin_vel_y` [m/s] and
+    `ang_vel_z` [rad/s] are resampled every `resample_s` [s]; a share `standing` of them is zero, which is scored too, the first
+    `unscored_s` [s] after each resampling are not.  Velocities are those of the base's origin, in its yaw frame.  A fall is
+    any termination but time_out, more than `tilt` [rad] from the vertical among them; a fallen episode counts up to the fall.
+    `fall_rate`, `lin_vel_error` [m/s] and `ang_vel_error` [rad/s] are the limits, those of `reference_` in reference physics.
     """
 
     failure = "fall"
@@ -61,14 +61,13 @@ class Walk:
         self._reference_limits = {"fall_rate": reference_fall_rate, "lin_vel_error": reference_lin_vel_error}
 
     def overrides(self, page: Page, reference: bool) -> list[str]:
-        """Set commands, starts, friction and what a fall is; end curricula; take all other randomness away.
+        """Set commands, starts, friction and what a fall is; take all other randomness away.
 
         Raises:
             UserError: the page has no velocity command.
         """
         command = f"commands.{_command(page)}"
         return [
-            *ends_of_curricula(page),
             f"env.episode_s={self._episode_s}",
             *(f"{command}.{name}={list(value)}" for name, value in self._ranges.items()),
             f"{command}.standing={self._standing}",

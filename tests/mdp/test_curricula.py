@@ -139,9 +139,12 @@ def test_a_state_is_taken_up_as_far_as_the_page_goes_with_it() -> None:
     new = ramp()
     new.load_state_dict({}, 4)
     assert new.numbers[RANGE].tolist() == [-1.5, 2.0]
-    for odd in ({RANGE: torch.zeros(3)}, {"rewards.waltz.weight": torch.tensor(1.0)}):
-        with pytest.raises(ValueError, match=f"^curriculum.ramp: {next(iter(odd))} differs$"):
-            ramp().load_state_dict({"ramp": odd}, 4)
+    # it moves another number now: that of before is the page's own again
+    elsewhere = ramp("curriculum.ramp={parameter: commands.velocity.ang_vel_z}")
+    elsewhere.load_state_dict(state, 4)
+    assert elsewhere.numbers == {} and elsewhere.params[RANGE].tolist() == [-1.0, 1.0]
+    with pytest.raises(ValueError, match=f"^curriculum.ramp: {RANGE} differs$"):
+        ramp().load_state_dict({"ramp": {RANGE: torch.zeros(3)}}, 4)
 
 
 @pytest.mark.parametrize(

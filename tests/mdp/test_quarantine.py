@@ -189,7 +189,7 @@ def test_the_robot_is_lost_and_the_term_named(make: Make, kind: str, value: str)
 
 
 def test_a_fault_at_the_start_is_said_at_once(make: Make) -> None:
-    with pytest.raises(UserError, match=rf"^odd: what events.odd_start draws is nan, for robot {ROBOT}$"):
+    with pytest.raises(UserError, match=rf"^what events.odd_start draws is nan, for robot {ROBOT}$"):
         make('events.odd_start={value: "nan"}')
 
 
@@ -289,3 +289,12 @@ def test_the_first_odd_number_of_each_robot_is_noted() -> None:
     into = torch.ones(3, 3)
     assert quarantine.take("many", many, into).tolist() == [False, True, True]
     assert into.tolist() == [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_what_is_drawn_for_an_iteration_takes_no_notes_of_others_away(make: Make) -> None:
+    payload = "events.payload={term: randomize, quantity: mass, of: base, operation: add, range: [-1.0, 1.0], when: iteration}"
+    env = make('observations.actor.odd_observation={value: "nan"}', payload)
+    play(env, STEP)
+    env.begin_iteration(1, {})
+    (note,) = env.drain_unstable()
+    assert note["place"] == "observations.actor.odd_observation[1]"
