@@ -197,6 +197,7 @@ def _run(trainer: Trainer) -> int:
         done = f"done: {trainer.env_steps:,} steps in {trainer.seconds:.0f} s"
         if passed := trainer.passed:
             done = f"{passed.sentence}: passed after {passed.env_steps:,} steps, {passed.seconds:.0f} s"
+            path = path / "best"  # the policy that passed: the newest is a later one
         elif trainer.page.train.stop_when == "passed" and trainer.iteration > start:
             done += "; it has not passed"
         if trainer.page.env.source:  # another's environment, which we can neither measure nor draw

@@ -27,7 +27,11 @@ class Step:
     """What a step leaves behind: views of the environment's own buffers, overwritten by the next step."""
 
     obs: dict[str, Tensor]
-    """Observation of each group, (N, O); of rows whose episode ended, the first of the next one."""
+    """Observation of each group, (N, O); of rows whose episode ended, the first of the next one.
+
+    A group in which a number of a row is not finite, or beyond `LARGEST`, is zeros there, and the row's next episode begins with
+    the next step: of one that is cut for it (`terminated`, not `valid`) this is no first observation.
+    """
     rewards: Tensor
     """(N,)."""
     terminated: Tensor

@@ -103,7 +103,7 @@ class OverlapCollector(ApartCollector):
     def collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor] | None = None) -> Rollout:
         """Hand out what was collected meanwhile, and begin the next before it is learned from.
 
-        What went wrong in the thread is raised here.
+        What went wrong in the thread is raised here, or by `snapshot`, if that comes first.
         """
         if self._cut.is_set():  # a second Ctrl-C has ended the waiting in `rest`
             self.rest(at_once=True)
@@ -134,8 +134,10 @@ class OverlapCollector(ApartCollector):
         return dumps
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copy the state of every robot, at the end of the rollout that is under way."""
+        """Copy the state of every robot, at the end of the rollout that is under way; what went wrong in it is raised."""
         self.rest()
+        if self._ahead is not None:
+            self._ahead.result()
         return super().snapshot()
 
     def restore(self, state: dict[str, Tensor]) -> None:

@@ -102,6 +102,8 @@ def damaged(path: Path, fault: str) -> DamagedError:
 class Merit(NamedTuple):
     """What makes one checkpoint better than another: the larger tuple."""
 
+    verified: bool
+    """Whether a training has passed with it: on seeds that it was not chosen by, too."""
     evaluated: bool
     passed: bool
     value: float
@@ -111,10 +113,11 @@ class Merit(NamedTuple):
 def merit(state: dict) -> Merit:
     """Say how good a checkpoint is: by its evaluation, and where it has none, by its reward."""
     infos = state.get("infos") or {}
+    verified = infos.get("verified") is True
     if (score := infos.get("score")) is not None:
-        return Merit(True, score["passed"], float(score["margin"]))
+        return Merit(verified, True, score["passed"], float(score["margin"]))
     reward = float(infos.get("mean_reward", math.nan))
-    return Merit(False, False, -math.inf if math.isnan(reward) else reward)
+    return Merit(verified, False, False, -math.inf if math.isnan(reward) else reward)
 
 
 def pack(state: dict) -> bytes:
@@ -193,7 +196,7 @@ class Checkpoints:
     Args:
         folder: where they lie; ranks that do not see rank 0's send it their part.
         group: the processes that train.
-        keep: how many of the last ones are kept, beside the best one.
+        keep: how many of the last ones are kept, beside the best one and that of the policy that has passed once.
     """
 
     def __init__(self, folder: Path, group: Group, keep: int = 5) -> None:
@@ -218,7 +221,7 @@ class Checkpoints:
 
         Args:
             learner: its state in rsl_rl's layout, with `iter` and `infos`; rank 0's is written.
-            envs: this rank's robots, each (N, ...).
+            envs: this rank's robots, each (N, ...); none where they are lost, and whoever goes on begins with fresh ones.
             first: the global id of the first of them.
             mean_reward: of the episodes since the checkpoint before.
 
@@ -235,12 +238,28 @@ class Checkpoints:
                 if group.rank:
                     group.send(pack(part), 0)
                 shards = group.lead(lambda: self._write_all(part))
+            shards = [shard for shard in shards if shard]
             infos = (learner.get("infos") or {}) | {"mean_reward": mean_reward}
             group.lead(lambda: self._commit(path, learner | {"infos": infos, "shards": shards, "format": FORMAT}))
         except CheckpointError:
             group.lead(lambda: self._discard(iteration))
             raise
         return path
+
+    def note_verified(self, iteration: int) -> None:
+        """Note in a checkpoint that a training has passed with its policy, which makes it the best; every rank calls it.
+
+        Raises:
+            CheckpointError: it is gone, damaged, or cannot be written.
+        """
+
+        def note() -> None:
+            state = read(self.path(iteration))
+            state["infos"]["verified"] = True
+            save(self.path(iteration), state)
+            self._merits[iteration] = merit(state)
+
+        self._group.lead(note)
 
     def read_envs(self, path: Path, state: dict, env_ids: range) -> list[tuple[int, dict[str, Tensor]]]:
         """Read the saved robots among `env_ids`, as (first global id, each (n, ...)); shards that are gone are left out.
@@ -292,7 +311,9 @@ class Checkpoints:
         return visible
 
     def _write(self, part: dict) -> dict:
-        """Write a shard; its line in the manifest."""
+        """Write a shard, where there are robots; its line in the manifest."""
+        if not part["envs"]:
+            return {}
         digest = save(self.folder / part["name"], {"first": part["first"], "envs": part["envs"]})
         count = len(next(iter(part["envs"].values())))
         return {"name": part["name"], "sha256": digest, "first": part["first"], "count": count}
@@ -316,8 +337,9 @@ class Checkpoints:
         save(path, state)
         self._merits[int(state["iter"])] = merit(state)
         best = max(self._merits, key=lambda iteration: (self._merits[iteration], iteration))
+        candidate = (state.get("infos") or {}).get("candidate")
         for iteration in sorted(self._merits)[: -self._keep]:
-            if iteration != best:
+            if iteration not in (best, candidate):
                 with suppress(OSError):
                     self.path(iteration).unlink(missing_ok=True)  # first: what is left is no checkpoint
                     del self._merits[iteration]

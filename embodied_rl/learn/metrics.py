@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Rollout
@@ -77,22 +79,27 @@ class Metrics:
         """
         times = {"collection": collection, "learning": learning, "waiting": self._group.waited()}
         own = {"steps": float(rollout.rewards.numel())} | times | rollout.seconds
-        table = self._group.table([*own.values(), *rollout.totals.values()])
-        by_rank = dict(zip(own, table.T.tolist(), strict=False))
+        # by name: what there is to tell may differ, as where one rank's step could not be captured
+        given = self._group.gather((own, rollout.totals))
+        by_rank = _columns([clocks for clocks, _ in given])
         # sums over ranks, never means of means: they may have unequal numbers of robots
-        rollout.totals = dict(zip(rollout.totals, table[:, len(own) :].sum(0).tolist(), strict=True))
+        summed = _columns([totals for _, totals in given])
+        table = torch.tensor(list(summed.values()), dtype=torch.float64).T.contiguous()
+        rollout.totals = dict(zip(summed, table.sum(0).tolist(), strict=True))
         self._rewards += rollout.totals.get("reward/total", 0.0)
         self._episodes += rollout.totals["episodes"]
         self._latest.add(rollout.totals)
         metrics = step_metrics(rollout.totals) | episode_metrics(self._latest.totals())
-        metrics |= self._speed(by_rank, list(rollout.seconds))
+        metrics |= self._speed(by_rank, [name for name in by_rank if name not in ("steps", *times)])
         return metrics | {"Perf/gradient_steps_per_second": gradient_steps / metrics["Perf/iteration_time"]}
 
     def mean_reward(self) -> float:
-        """Mean reward of the episodes that ended since the last call; NaN where there were none."""
-        mean = self._rewards / self._episodes if self._episodes else math.nan
+        """Mean reward of the episodes that ended since the last checkpoint; NaN where there were none."""
+        return self._rewards / self._episodes if self._episodes else math.nan
+
+    def saved(self) -> None:
+        """Note that there is a checkpoint: `mean_reward` begins anew."""
         self._rewards = self._episodes = 0.0
-        return mean
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and the latest episodes."""
@@ -164,6 +171,11 @@ def episode_metrics(totals: dict[str, float]) -> dict[str, float]:
     }
     terms = {name.removeprefix("reward/"): value for name, value in totals.items() if name.startswith("reward/")}
     return metrics | {f"Episode_Reward/{term}": value / episodes for term, value in terms.items() if term != "total"}
+
+
+def _columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Turn each rank's numbers into one list a name, by rank; 0 where a rank has none of that name."""
+    return {name: [row.get(name, 0.0) for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}
 
 
 def _is_of_episodes(name: str) -> bool:

@@ -123,7 +123,6 @@ class LocalCollector:
         self._policy: Policy | None = None
         self._network: FrozenPerceptron | None = None
         self._memory: Memory = ()
-        self._remembered: dict[str, Tensor] = {}
         self._run: Callable[[], None] = self._step
         size = chunk or env.num_envs
         self._chunks = [slice(first, first + size) for first in range(0, env.num_envs, size)]
@@ -181,13 +180,13 @@ class LocalCollector:
 
     def _meet(self, policy: Policy) -> None:
         """Make room for what the policy does, and capture the step with it."""
-        env, self._policy = self._env, policy
+        env, restored = self._env, self._memory if self._policy is None else ()
+        self._policy = policy
         # the cores are free while the policy thinks, but a pool's workers share them
         self._network = FrozenPerceptron(policy.network, helpers=cores() - 1 if self._chunk is None else 0)
         self._memory = policy.start(env.num_envs, env.device)
-        for index, part in enumerate(self._memory):
-            if (before := self._remembered.get(f"policy.memory.{index}")) is not None:
-                part.copy_(before.transpose(0, 1))
+        for part, value in zip(self._memory, restored, strict=bool(restored)):
+            part.copy_(value)
         distribution, _ = policy(env.obs["actor"], self._memory)
         self._noise = distribution.noise
         noise = self._noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size)
@@ -279,9 +278,11 @@ class LocalCollector:
         return self._env.snapshot(self._rows) | memory
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self._remembered = {name: value for name, value in state.items() if name.startswith("policy.memory.")}
+        remembered = {name: value for name, value in state.items() if name.startswith("policy.memory.")}
         self._policy = None  # meets the policy anew, with what it remembered
-        self._env.restore(self._rows, {name: value for name, value in state.items() if name not in self._remembered})
+        parts = (remembered[f"policy.memory.{index}"].transpose(0, 1) for index in range(len(remembered)))
+        self._memory = tuple(part.to(self._env.device, copy=True) for part in parts)
+        self._env.restore(self._rows, {name: value for name, value in state.items() if name not in remembered})
 
     def rest(self, *, at_once: bool = False) -> None:
         pass

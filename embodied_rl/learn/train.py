@@ -139,7 +139,10 @@ class Trainer:
             self.guards.check(self.iteration, self.collector, self.learner, rollout, metrics)
         except UnstableError as error:
             if error.worth_saving:
-                self.save()
+                try:
+                    self.save()
+                except Exception as second:  # what ends the run is the first
+                    log.warning("%s", second)
             raise
 
     def _examine(self, metrics: dict[str, float]) -> bool:
@@ -147,10 +150,17 @@ class Trainer:
         if self.examiner is None or not self.examiner.due(self.iteration, metrics):
             return False
         metrics |= self.examiner.examine(self.iteration, self.learner, metrics)
+        if self.passed:
+            try:
+                self.checkpoints.note_verified(self.passed.iteration)
+            except CheckpointError as error:
+                log.warning("%s; so the policy that has passed is not RUN/best", error)
         return True
 
     def save(self) -> Path:
         """Write a checkpoint of everything that the run's future depends on.
+
+        Where the robots are lost, it is written without them, and what lost them is raised.
 
         Raises:
             CheckpointError: it cannot be written; those before are untouched.
@@ -163,8 +173,16 @@ class Trainer:
         if fault := find_damage(learner):
             last = f"the last checkpoint, of iteration {self._saved or 0}"
             raise UnstableError(f"after iteration {self.iteration}, not saved: {fault}; go on from {last}")
-        path = self.checkpoints.save(learner, self.collector.snapshot(), self.env_ids.start, self.metrics.mean_reward())
+        envs, failure = {}, None
+        try:
+            envs = self.collector.snapshot()
+        except Exception as error:
+            failure = error
+        path = self.checkpoints.save(learner, envs, self.env_ids.start, self.metrics.mean_reward())
         self._saved = self.iteration
+        self.metrics.saved()
+        if failure is not None:
+            raise failure
         return path
 
     def _try_to_save(self, report: Report | None) -> None:

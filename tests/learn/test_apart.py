@@ -345,13 +345,34 @@ def test_what_goes_wrong_in_the_thread_is_raised_by_the_next_collect(monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(local._env, "advance", fail)
         made.collect(policy, 1)
-        assert len(made.snapshot()["age"]) == ENVS  # a checkpoint can still be written
-        with pytest.raises(UserError) as caught:
-            made.collect(policy, 2)
-    assert caught.value is error
+        for ask in (made.snapshot, lambda: made.collect(policy, 2)):
+            with pytest.raises(UserError) as caught:
+                ask()
+            assert caught.value is error
     assert made.collect(policy, 3).totals["policy_mean/staleness"] == 0.0  # anew
     made.rest()
     local._env.close()
+
+
+def test_a_run_whose_robots_are_lost_in_the_end_says_so_and_keeps_what_was_learned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = trainer(tmp_path / "run")
+    collect, error = made.collector._robots.collect, UserError("environment 3: the gripper is stuck")
+
+    def fail(policy: Policy, iteration: int, *given: Any) -> Rollout:
+        if iteration == 3:  # which no update waits for
+            raise error
+        return collect(policy, iteration, *given)
+
+    made.collector._robots.collect = fail
+    with pytest.raises(UserError) as caught:
+        list(made.train(3))
+    assert caught.value is error
+    again: Any = training.resume(str(tmp_path / "run"), "go2_flat")
+    assert again.iteration == 3 and same(learned(again.learner), learned(made.learner))
+    assert caplog.messages == [f"{again.run.checkpoint(3)}: holds no state of 16 of 16 robots; they start fresh"]
+    assert len(list(again.train(4))) == 1
 
 
 def test_an_error_ends_the_rollout_under_way_and_a_consumer_that_stops_waits_for_it(tmp_path: Path) -> None:

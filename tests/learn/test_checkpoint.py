@@ -323,6 +323,7 @@ def score(margin: float, *, passed: bool) -> dict:
 MERITS = [
     *({}, {"mean_reward": 1.0}, {"mean_reward": 9.0}),
     *(score(-float("inf"), passed=False), score(0.3, passed=False), score(0.1, passed=True), score(0.2, passed=True)),
+    score(0.0, passed=True) | {"verified": True},
 ]
 
 
@@ -334,10 +335,35 @@ def test_the_best_is_by_score_where_there_is_one(tmp_path: Path) -> None:
     for iteration, infos in enumerate([*MERITS, *reversed(MERITS)], 1):
         reward = infos.get("mean_reward", float("nan"))
         checkpoints.save(state() | {"iter": iteration, "infos": infos}, {"state": torch.zeros(3, 1)}, 0, reward)
-        best = min(iteration, 8)  # of two equals the later one
+        best = min(iteration, 9)  # of two equals the later one
         assert {path.name for path in folder.glob("model_*")} == {f"model_{of:06d}.pt" for of in (best, iteration)}
         if iteration > 1:
             assert Run(tmp_path).best_checkpoint() == checkpoints.path(best)
+
+
+def test_the_policy_that_has_passed_once_is_kept_and_the_best_once_it_has_on_other_seeds(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, Group(), keep=1)
+    checkpoints.begin(0)
+
+    def save(iteration: int, infos: dict) -> list[int]:
+        checkpoints.save(state() | {"iter": iteration, "infos": infos}, {"state": torch.zeros(3, 1)}, 0)
+        assert len(list(folder.glob("envs_*"))) == len(list(folder.glob("model_*")))
+        return sorted(int(path.name[6:12]) for path in folder.glob("model_*"))
+
+    assert save(1, score(0.9, passed=False)) == [1]
+    assert save(2, score(0.1, passed=True) | {"candidate": 2}) == [2]
+    assert save(3, score(0.2, passed=True) | {"candidate": 2}) == [2, 3]
+    assert save(4, {"candidate": 2}) == [2, 3, 4]
+    checkpoints.note_verified(2)
+    assert save(5, score(0.5, passed=True)) == [2, 5]
+    assert Run(tmp_path).best_checkpoint() == checkpoints.path(2)
+    again = Checkpoints(folder, Group(), keep=1)  # another process
+    again.begin(5)
+    again.save(state() | {"iter": 6, "infos": score(0.9, passed=True)}, {"state": torch.zeros(3, 1)}, 0)
+    assert Run(tmp_path).best_checkpoint() == checkpoints.path(2)
+    with pytest.raises(CheckpointError, match=r"model_000005.pt: no such checkpoint$"):
+        again.note_verified(5)
 
 
 def test_a_future_that_was_given_up_does_not_come_back(run: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from embodied_rl.learn.metrics import Metrics
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Rollout
+
+Ranks = Callable[[int, Callable[[Group], Any]], list[Any]]
 
 
 def rollout(episodes: float, reward: float = 0.0, **others: float) -> Rollout:
@@ -62,7 +65,8 @@ def test_errors_and_counts_are_the_iterations_own() -> None:
 def test_curricula_and_the_best_checkpoint_go_by_their_own_sums() -> None:
     metrics, first, second = Metrics(Group()), rollout(10, 1.0), rollout(10, 3.0)
     after(metrics, first)
-    assert metrics.mean_reward() == 1.0
+    assert metrics.mean_reward() == metrics.mean_reward() == 1.0  # until there is a checkpoint
+    metrics.saved()
     after(metrics, second)
     assert second.totals["episodes"] == 10 and second.totals["reward/total"] == 30.0
     assert metrics.mean_reward() == 3.0
@@ -77,6 +81,23 @@ def test_a_resumed_run_has_the_metrics_of_one_that_was_not_interrupted(tmp_path:
     rest.load_state_dict(torch.load(tmp_path / "infos.pt", weights_only=True))
     after(half, rollout(500))  # what was saved has a life of its own
     assert after(rest, *history[17:]) == expected
+
+
+def test_ranks_may_tell_of_different_things(ranks: Ranks) -> None:
+    """As where the step of rank 1 could not be captured, or only it counts overflows: what one does not tell is 0."""
+
+    def of(group: Group) -> tuple[dict[str, float], dict[str, float]]:
+        own = rollout(10, 1.0 + group.rank, **({"overflow/physics.njmax": 4.0} if group.rank else {}))
+        own.seconds = {"physics": 0.25, "env": 0.5} if group.rank else {"rollout": 0.75}
+        found = Metrics(group).of(own, 1.0, 0.5, 18)
+        return found, own.totals
+
+    (first, totals), other = ranks(2, of)
+    assert (first, totals) == other and totals["overflow/physics.njmax"] == first["Physics/overflow"] == 4.0
+    assert (first["Train/mean_reward"], first["Train/episodes"]) == (1.5, 20.0)
+    # of two ranks' 1.5 seconds
+    shares = {name: first[f"Perf/share_{name}"] for name in ("rollout", "physics", "env", "update", "waiting")}
+    assert shares == pytest.approx({"rollout": 0.25, "physics": 0.25 / 3, "env": 0.5 / 3, "update": 1 / 3, "waiting": 0.0})
 
 
 def test_infos_of_others_have_no_latest_episodes() -> None:

@@ -96,6 +96,26 @@ def test_a_compiled_policy_does_the_same(envs: tuple[Env, Env]) -> None:
     torch.testing.assert_close(two.obs["actor"][:3], one.obs["actor"][:3], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
+def test_a_snapshot_after_a_restore_is_what_was_restored(envs: tuple[Env, Env], rnn_type: str) -> None:
+    """In a process that has not collected yet, and in one that has; a policy that follows another remembers nothing of it."""
+    env, fresh = envs
+    settings = env.page.ppo.model_copy(update={"rnn_type": rnn_type, "rnn_hidden_dim": 8})
+    policy, other = (policy_of(build_actor(env.obs, env.action_space, settings)) for _ in range(2))
+    collector = LocalCollector(env, 3, seed=1)
+    collector.collect(policy, 0)
+    before = collector.snapshot()
+    collector.collect(policy, 1)
+    for one in (collector, LocalCollector(fresh, 3, seed=1)):
+        one.restore(before)
+        found = one.snapshot()
+        assert found.keys() == before.keys() and "policy.memory.0" in found
+        assert all(torch.equal(value, before[name]) for name, value in found.items() if name.startswith(("policy.", "obs.")))
+    remembered = collector.collect(policy, 1).memory[0]
+    assert torch.equal(remembered, before["policy.memory.0"].transpose(0, 1)) and remembered.abs().max() > 0.0
+    assert not collector.collect(other, 2).memory[0].any()
+
+
 def test_a_graph_is_captured_anew_after_a_restore(envs: tuple[Env, Env], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its steps before the capture write into the rollout too, and find room there: a CPU that stands for a GPU."""
     monkeypatch.setattr(Env, "captured", True)

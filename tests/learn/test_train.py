@@ -308,7 +308,9 @@ def test_evaluations_leave_no_trace_in_a_training_and_end_it(
     assert equal(alone.collector.snapshot(), evaluated.collector.snapshot())
     assert scores[0]["Score/passed"] == 1.0 and "Score/reference_ang_vel_error" in scores[0] and scores[0] != scores[1]
     assert names(tmp_path / "evaluated") == ["model_000001.pt", "model_000002.pt"]
-    kept = [checkpoint.read(evaluated.run.checkpoint(iteration))["infos"]["score"] for iteration in (1, 2)]
+    infos = [checkpoint.read(evaluated.run.checkpoint(iteration))["infos"] for iteration in (1, 2)]
+    assert "verified" not in infos[1] and evaluated.run.best_checkpoint() == evaluated.run.checkpoint(1)
+    kept = [one["score"] for one in infos]
     figures = [{f"Score/{name}": value for name, value in score["figures"].items()} for score in kept]
     found = [figures | {"Score/margin": s["margin"], "Score/passed": 1.0} for figures, s in zip(figures, kept, strict=True)]
     assert found == scores
@@ -510,6 +512,21 @@ def test_many_robots_that_blow_up_end_the_run(tmp_path: Path) -> None:
     assert names(tmp_path / "run") == ["model_000002.pt"]
 
 
+def test_what_ends_a_run_is_said_where_it_cannot_be_saved_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = training.start(page(), tmp_path / "run")
+
+    def full(*_: Any) -> None:
+        raise checkpoint.CheckpointError("no room")
+
+    monkeypatch.setattr(trainer.checkpoints, "save", full)
+    with pytest.raises(UnstableError, match=r"^16 of 16 robots blew up in iteration 2"):
+        for _ in trainer.train(3):
+            blow_up(trainer, list(range(ENVS)))
+    assert caplog.messages == ["no room"]
+
+
 def test_robots_that_run_out_of_room_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = training.start(page("physics.max_overflow=0.2"), tmp_path / "run")
     overflows = iter([{"physics.njmax": 0, "physics.nconmax": 3}, {"physics.njmax": 4, "physics.nconmax": 0}])
@@ -560,6 +577,7 @@ def test_a_run_goes_on_without_room_for_checkpoints_until_it_needs_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer, fsync, full = training.start(page("train.save_every=2"), tmp_path / "run"), os.fsync, False
+    episodes = {}
 
     def sync(handle: int) -> None:
         if full:
@@ -570,10 +588,13 @@ def test_a_run_goes_on_without_room_for_checkpoints_until_it_needs_the_last(
     with pytest.raises(checkpoint.CheckpointError, match=r"envs_000007_0_of_1.pt: not written \(No space left on device\)"):
         for _ in trainer.train(7):
             full = trainer.iteration not in (1, 4, 5)
+            episodes[trainer.iteration] = trainer.metrics._episodes
     assert trainer.iteration == 7 and names(tmp_path / "run") == ["model_000002.pt", "model_000006.pt"]
     assert [message.partition("; ")[2] for message in caplog.messages] == [
         "the run goes on, and its last checkpoint is that of iteration 2"
     ]
+    # those that ended since a checkpoint that could not be written count in the next one's reward
+    assert episodes[2] < episodes[3] <= episodes[4] < episodes[5] and episodes[6] < episodes[5]
     full = False
     assert train(training.resume(str(tmp_path / "run"), "go2_flat"), 7)
     assert names(tmp_path / "run") == ["model_000002.pt", "model_000006.pt", "model_000007.pt"]

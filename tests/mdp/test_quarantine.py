@@ -174,6 +174,8 @@ def test_the_robot_is_lost_and_the_term_named(make: Make, kind: str, value: str)
     for step in lost:
         one = found[step - 1]
         assert one["terminated"][ROBOT] and not one["truncated"][ROBOT]
+    if kind in ("observation", "critic"):
+        assert not found[STEP - 1]["obs.actor" if kind == "observation" else "obs.critic"][ROBOT].any()
     last = found[lost[-1] - 1]  # the step that ends the episode
     assert last["rewards"][ROBOT] == 0.0 and last["buffer.episode_length"][ROBOT] == 0
     assert all(one["valid"][ROBOT] for one in found[lost[-1] :])
