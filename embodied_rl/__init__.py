@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from embodied_rl.config import Page
     from embodied_rl.env import Env
     from embodied_rl.runs import LoadedRun
 
@@ -21,7 +22,7 @@ __all__ = ["__version__", "load", "make"]
 
 
 def make(
-    config: str | Path,
+    config: str | Path | Page,
     overrides: Iterable[str] = (),
     *,
     num_envs: int | None = None,
@@ -34,7 +35,7 @@ def make(
     The page's own numbers hold: curricula are the trainer's, and nothing in an environment moves them.
 
     Args:
-        config: The name of a shipped page (`go2_flat`) or the path of a YAML file.
+        config: The name of a shipped page (`go2_flat`), the path of a YAML file, or the page of a run (`load(run).page`).
         overrides: Changes to the page, each `key=value` (`rewards.action_rate.weight=-0.02`).
         num_envs: How many simulations step at once; by default the page's `env.num_envs`.
         device: `cpu` or `cuda`; by default the page's.

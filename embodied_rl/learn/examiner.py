@@ -15,6 +15,7 @@ from embodied_rl.learn.evaluate import SEEDS, evaluation_page
 from embodied_rl.learn.learner import Learner, learner_class
 from embodied_rl.learn.policy import Player
 from embodied_rl.learn.ranks.group import Group
+from embodied_rl.mdp.curricula import Moved
 from embodied_rl.mdp.score import score_of
 
 log = logging.getLogger("embodied_rl")
@@ -26,8 +27,8 @@ _EVERY = 10
 class Measure(Protocol):
     """Measures a policy: the figures of `embodied_rl.learn.evaluate.evaluate`."""
 
-    def __call__(self, policy: Player, *, seed: int, reference: bool) -> dict[str, float]:
-        """Run an evaluation, in training or in reference physics."""
+    def __call__(self, policy: Player, moved: Moved, *, seed: int, reference: bool) -> dict[str, float]:
+        """Run an evaluation, in training or in reference physics, with what curricula had moved for the policy."""
         ...
 
 
@@ -83,8 +84,8 @@ class Examiner:
         # what is wrong with it shows before the training and not in its middle
         group.lead(lambda: [evaluation_page(page, SEEDS[0], reference=reference) for reference in (False, True)])
         self._candidate: _Candidate | None = None
-        # its own, which learns no more; on rank 0
-        self._policy: Player | None = None
+        # its own, which learns no more, and what curricula had moved for it; on rank 0
+        self._policy: tuple[Player, Moved] | None = None
         self._latest: tuple[int, Evaluation] | None = None
         self.seconds = 0.0
         """What evaluations have taken."""
@@ -97,15 +98,15 @@ class Examiner:
             return False
         return every is not None or self._group.lead(lambda: self._score.near(metrics))
 
-    def examine(self, iteration: int, learner: Learner, metrics: dict[str, float]) -> dict[str, float]:
+    def examine(self, iteration: int, learner: Learner, moved: Moved, metrics: dict[str, float]) -> dict[str, float]:
         """Evaluate the policy as it is after an iteration with these metrics; the score's, by TensorBoard name."""
         started, device = time.perf_counter(), learner.policy.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            evaluation = self._evaluate(Player(learner.policy), SEEDS[0])
+            evaluation = self._evaluate((Player(learner.policy), moved), SEEDS[0])
             self._latest = iteration, evaluation
             self._say(f"evaluated after iteration {iteration}", evaluation)
             if self._page.train.stop_when == "passed":
-                self._follow(iteration, learner, metrics, evaluation)
+                self._follow(iteration, learner, moved, metrics, evaluation)
         self.seconds += time.perf_counter() - started
         shown = self._limited(evaluation) | {"margin": evaluation.margin, "passed": float(evaluation.passed)}
         return {f"Score/{name}": value for name, value in shown.items()}
@@ -133,28 +134,28 @@ class Examiner:
 
         def found() -> _Candidate:
             state = read(int(infos["candidate"]))
-            self._policy = self._copy(state, torch.device("cpu"))
+            self._policy = self._copy(state, torch.device("cpu")), state.get("curricula") or {}
             return _Candidate(int(state["iter"]), int(state["infos"]["env_steps"]), float(state["infos"]["seconds"]))
 
         self._candidate = self._group.lead(found)
 
-    def _evaluate(self, policy: Player | None, seed: int) -> Evaluation:
+    def _evaluate(self, policy: tuple[Player, Moved] | None, seed: int) -> Evaluation:
         """Evaluate on rank 0, in reference physics only where training physics pass; known to all."""
 
         def measured() -> Evaluation:
             assert policy is not None
-            figures = self._measure(policy, seed=seed, reference=False)
+            figures = self._measure(*policy, seed=seed, reference=False)
             verdict, limits = self._score.verdict(figures, False), self._score.limits(False)
             found = margin(figures, limits)
             if verdict.passed:
-                reference = self._measure(policy, seed=seed, reference=True)
+                reference = self._measure(*policy, seed=seed, reference=True)
                 verdict = self._score.verdict(reference, True)
                 figures |= {f"reference_{name}": reference[name] for name in limits}
             return Evaluation(figures, found, *verdict)
 
         return self._group.lead(measured)
 
-    def _follow(self, iteration: int, learner: Learner, metrics: dict[str, float], evaluation: Evaluation) -> None:
+    def _follow(self, iteration: int, learner: Learner, moved: Moved, metrics: dict[str, float], evaluation: Evaluation) -> None:
         """Count passes in a row, and try the first one's policy on other seeds."""
         first, self._candidate = self._candidate, None
         if evaluation.passed and first is not None:
@@ -164,7 +165,7 @@ class Examiner:
                 self.passed = Passed(*first, unseen.sentence, unseen.figures)
         elif evaluation.passed:
             if self._group.rank == 0:
-                self._policy = self._copy(learner.state_dict(), learner.policy.device)
+                self._policy = self._copy(learner.state_dict(), learner.policy.device), moved
             self._candidate = _Candidate(iteration, int(metrics["Train/env_steps"]), metrics["Train/seconds"])
 
     def _copy(self, state: dict, device: torch.device) -> Player:

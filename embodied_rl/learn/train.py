@@ -149,7 +149,7 @@ class Trainer:
         """Evaluate the policy where its time has come, and put what it came to among the metrics; whether it was evaluated."""
         if self.examiner is None or not self.examiner.due(self.iteration, metrics):
             return False
-        metrics |= self.examiner.examine(self.iteration, self.learner, metrics)
+        metrics |= self.examiner.examine(self.iteration, self.learner, self.curricula.state_dict(), metrics)
         if self.passed:
             try:
                 self.checkpoints.note_verified(self.passed.iteration)

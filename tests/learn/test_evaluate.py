@@ -165,7 +165,7 @@ def test_environments_begin_anew_to_the_bit(page: Page) -> None:
             score = score_of(page)
             settings = evaluation_page(page, SEEDS[1], reference=reference)
             env = make_env.make(settings, ["env.compile=false"], measure=score.needs)
-            assert again(policy, seed=SEEDS[1], reference=reference) == evaluate(env, policy, score)
+            assert again(policy, {}, seed=SEEDS[1], reference=reference) == evaluate(env, policy, score)
             env.close()
     again.close()
 

@@ -35,8 +35,9 @@ class Training:
     def state_dict(self) -> dict[str, str]:
         return {"name": f"copy of {self.policy.name}"}
 
-    def measure(self, policy: Any, *, seed: int, reference: bool) -> dict[str, float]:
+    def measure(self, policy: Any, moved: Any, *, seed: int, reference: bool) -> dict[str, float]:
         torch.rand(3)
+        assert moved == {"curricula of": policy.policy.name.removeprefix("copy of ")}
         asked = policy.policy.name, seed, reference
         self.asked.append(asked)
         return dict(BAD if asked in self.bad else GOOD)
@@ -47,7 +48,8 @@ class Training:
             if not self.examiner.passed:
                 self.policy.name = str(iteration)
                 metrics = {"Train/env_steps": 1000.0 * iteration, "Train/seconds": 0.5 * iteration}
-                self.metrics = self.examiner.examine(iteration, self, metrics)  # pyright: ignore[reportArgumentType]
+                moved: Any = {"curricula of": str(iteration)}
+                self.metrics = self.examiner.examine(iteration, self, moved, metrics)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -125,4 +127,4 @@ def test_the_margin(figures: dict, limits: dict, expected: float) -> None:
 def test_a_page_that_its_family_cannot_judge_is_refused_before_it_trains() -> None:
     page = load("go2_stand", ["task=velocity", "score=null", "train.evaluate_every=1"])
     with pytest.raises(UserError, match=r"^go2_stand: task: velocity judges how a velocity command is followed"):
-        Examiner(page, Group(), lambda policy, *, seed, reference: {})
+        Examiner(page, Group(), lambda policy, moved, *, seed, reference: {})

@@ -333,7 +333,7 @@ def test_half_a_training_until_it_passes_and_the_rest_are_the_whole(
     """A policy that has passed once is not forgotten, as long as its checkpoint is there."""
     asked = []
 
-    def measure(policy: Player, *, seed: int, reference: bool) -> dict[str, float]:
+    def measure(policy: Player, moved: Any, *, seed: int, reference: bool) -> dict[str, float]:
         (weight, *_) = policy.policy.network.parameters()
         asked.append((weight.detach().sum().item(), seed, reference))
         return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 0.0)
@@ -364,7 +364,7 @@ def test_half_a_training_until_it_passes_and_the_rest_are_the_whole(
 
 
 def test_the_time_of_evaluations_is_not_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(policy: Any, *, seed: int, reference: bool) -> dict[str, float]:
+    def measure(policy: Any, moved: Any, *, seed: int, reference: bool) -> dict[str, float]:
         time.sleep(0.5)
         return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 100.0)
 
