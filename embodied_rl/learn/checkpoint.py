@@ -252,14 +252,9 @@ class Checkpoints:
         Raises:
             CheckpointError: it is gone, damaged, or cannot be written.
         """
-
-        def note() -> None:
-            state = read(self.path(iteration))
-            state["infos"]["verified"] = True
-            save(self.path(iteration), state)
-            self._merits[iteration] = merit(state)
-
-        self._group.lead(note)
+        path = self.path(iteration)
+        note = lambda state: self._commit(path, state | {"infos": state["infos"] | {"verified": True}})  # noqa: E731
+        self._group.lead(lambda: note(read(path)))
 
     def read_envs(self, path: Path, state: dict, env_ids: range) -> list[tuple[int, dict[str, Tensor]]]:
         """Read the saved robots among `env_ids`, as (first global id, each (n, ...)); shards that are gone are left out.
