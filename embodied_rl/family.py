@@ -19,7 +19,7 @@ from typing import Any
 from embodied_rl import paths
 from embodied_rl.config.terms import TermSignature, read_terms
 from embodied_rl.errors import UserError
-from embodied_rl.problems import Problem, did_you_mean, shown
+from embodied_rl.problems import Problem, did_you_mean, lacking, shown
 from embodied_rl.strict_yaml import display
 
 
@@ -118,8 +118,7 @@ def check_parts(brought: Any, protocol: type, where: Path) -> None:
     Raises:
         FamilyError: it lacks some.
     """
-    parts = [name for name in {**protocol.__annotations__, **vars(protocol)} if not name.startswith("_")]
-    if missing := [name for name in parts if not hasattr(brought, name)]:
+    if missing := lacking(brought, {**protocol.__annotations__, **vars(protocol)}):
         source = f"{protocol.__module__.replace('.', '/')}.py"
         raise FamilyError(f"task: {display(where)}: lacks {', '.join(missing)}; {source} says what it needs")
 

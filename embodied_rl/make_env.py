@@ -100,8 +100,7 @@ def learner_device(page: Page) -> torch.device:
     """
     robots, name = device_of(page), page.train.device
     if name == "auto":
-        pooled = page.pool.workers is not None and page.pool.address != "none"
-        return torch.device("cuda") if pooled and torch.cuda.device_count() else robots
+        return torch.device("cuda") if page.pool.has_processes and torch.cuda.device_count() else robots
     device = _found(name, "train.device", "cpu")
     if robots.type == "cpu":
         return device

@@ -39,6 +39,11 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def lacking(brought: object, names: Iterable[str]) -> list[str]:
+    """List the public ones among the names of a protocol's parts that an object or class does not have."""
+    return [name for name in names if not name.startswith("_") and not hasattr(brought, name)]
+
+
 def quoted(names: Iterable[object]) -> str:
     """Write the allowed values as the page would: `'feet', 'full', true`."""
     return ", ".join(f"'{name}'" if isinstance(name, str) else shown(name) for name in names)

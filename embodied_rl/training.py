@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from embodied_rl.learn.evaluate import FIRST_SEED
 from embodied_rl.learn.examiner import Examiner
 from embodied_rl.learn.learner import Learner, make_learner
 from embodied_rl.learn.ranks.group import Group, join, launchers
-from embodied_rl.learn.ranks.share import env_ids, learning_rate_factor, num_envs_scope, rank_device
+from embodied_rl.learn.ranks.meeting import backend_of
+from embodied_rl.learn.ranks.share import Scope, env_ids, learning_rate_factor, num_envs_scope, rank_device
 from embodied_rl.learn.rollout import Collector, LocalCollector
 from embodied_rl.learn.run import Run, RunError, find_run, runs_of
 from embodied_rl.learn.train import Trainer
@@ -29,6 +31,10 @@ from embodied_rl.mdp.curricula import Curricula
 from embodied_rl.runs import Evaluations
 
 log = logging.getLogger("embodied_rl")
+
+#: What says how the processes of a job meet, which they do before rank 0 has found the run that goes on.
+_MEETING = ("physics.engine", "physics.device", "train.device", "pool.workers", "pool.address")
+_MEETING += ("distributed.backend", "distributed.timeout_s")
 
 
 def start(page: Page, path: Path | None = None) -> Trainer:
@@ -60,7 +66,8 @@ def resume(
 ) -> Trainer:
     """Make a trainer that goes on where a run stopped: on the run's own page, with what the command line changes.
 
-    The changed page is the run's from then on.  The number of processes may be another one.
+    The changed page is the run's from then on.  The number of processes may be another one; several must be told again what
+    the command line of the run's start said of how they meet.
 
     A damaged newest checkpoint is passed over with a warning.
 
@@ -76,11 +83,13 @@ def resume(
         seed: see `embodied_rl.make`.
 
     Raises:
-        UserError: there is no such run, it is of another page, or no checkpoint of it can be read.
+        UserError: there is no such run, it is of another page, no checkpoint of it can be read, or the processes have met in
+            another way than its page says.
     """
     fresh = load_page(config)
     resolved = lambda page: resolve(page, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)  # noqa: E731
-    group = _join(resolved(fresh))
+    met = resolved(fresh)
+    group = _join(met)
     names = launchers(group)
 
     def find() -> tuple[Page, Page, Run, list[Path]] | None:
@@ -97,6 +106,7 @@ def resume(
         page = resolved(before)
         _check_seed(page)
         _check_device(page)
+        _check_meeting(run, page, met, group)
         run.lock()
         run.launchers = names
         # after a restart, what it had come to counts, and not where it once went on from
@@ -107,7 +117,7 @@ def resume(
 
     found = group.lead(find)
     if found is None:
-        return start(resolved(fresh), path)
+        return start(met, path)
     before, page, run, candidates = found
     trainer = _go_on(make_trainer(page, run, group), candidates)
     if page != before and group.rank == 0:
@@ -156,6 +166,23 @@ def _rank_device(page: Page, local_rank: int) -> torch.device:
     return rank_device(learner_device(page), local_rank, page.distributed, key)
 
 
+def _check_meeting(run: Run, page: Page, met: Page, group: Group) -> None:
+    """Refuse a run for whose page these processes would have met in another way: they have met by the page `met`."""
+
+    def meeting(page: Page) -> tuple[str, str, float]:
+        device = _rank_device(page, group.local_rank)
+        return str(device), backend_of(page.distributed, device), page.distributed.timeout_s
+
+    if group.size == 1 or meeting(page) == meeting(met):
+        return
+    pairs = ((path, *(attrgetter(path)(one) for one in (page, met))) for path in _MEETING)
+    repeat = [f"{path}={'null' if wanted is None else wanted}" for path, wanted, given in pairs if wanted != given]
+    raise RunError(
+        f"--resume {run.path}: its {group.size} processes met before its page was known, which differs from {met.name}'s in how "
+        f"they meet; add to the command line: {' '.join(repeat)}"
+    )
+
+
 def _check_seed(page: Page) -> None:
     if page.env.seed >= FIRST_SEED:
         raise UserError(f"env.seed: {page.env.seed}: seeds from {FIRST_SEED} up are evaluation's; take a smaller one")
@@ -171,18 +198,18 @@ def _check_device(page: Page) -> None:
         )
 
 
-def _own_page(page: Page, group: Group) -> Page:
-    """Change a page to how one of several ranks runs it: its devices, its share of robots and cores, the job's learning rate."""
+def _own_page(page: Page, group: Group, scope: Scope) -> Page:
+    """Change a page to how one of several ranks runs it: its devices, its share of the cores, the job's learning rate."""
     if group.size == 1:
         return page
     robots, device = device_of(page), _rank_device(page, group.local_rank)
-    page = override(page, [f"distributed.num_envs_scope={num_envs_scope(page, robots)}"])
-    factor, end = learning_rate_factor(page, group.size), page.ppo.final_learning_rate
+    factor = learning_rate_factor(page.distributed.learning_rate_rule, scope, group.size)
+    end = page.ppo.final_learning_rate
     changes = [f"train.device={device}", f"ppo.learning_rate={page.ppo.learning_rate * factor}"]
     changes += [f"ppo.final_learning_rate={end * factor}"] if end is not None else []
     if robots.type == "cuda":
         changes.append(f"physics.device={device}")
-    if page.physics.num_threads == 0 and group.local_size > 1 and page.pool.workers is None:
+    if page.physics.num_threads == 0 and group.local_size > 1 and not page.pool.has_processes:
         changes.append(f"physics.num_threads={cores()}")
     return override(page, changes)
 
@@ -214,15 +241,15 @@ def _make_curricula(page: Page) -> Curricula:
 def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]:
     """Make this rank's robots, and its copy of the learner."""
     _check_device(page)
-    ids = env_ids(page, group.rank, group.size)
-    page = _own_page(page, group)
+    scope = num_envs_scope(page, device_of(page))
+    ids = env_ids(page.env.num_envs, scope, group.rank, group.size)
+    page = _own_page(page, group, scope)
     rows = torch.arange(ids.start, ids.stop)
-    if page.pool.workers is not None and page.pool.address != "none":
+    if page.pool.has_processes:
         return _make_pooled(page, group, run, rows)
     env = make_vector(page, rows)
     symmetry = page.ppo.symmetry != "none"
-    # chunks of a pool's size where the page speaks of one, so that both give the same bits
-    chunk = page.pool.shard_size if page.pool.workers is not None or page.env.source else None
+    chunk = page.pool.shard_size if page.in_shards else None
     wrap = identity if page.env.source else compiler(page, env.device)
     steps, seed = page.train.steps, page.env.seed
     collector: Collector = LocalCollector(env, steps, seed, symmetry=symmetry, compiler=wrap, chunk=chunk)

@@ -213,11 +213,23 @@ def test_a_circle_is_found() -> None:
 MOST_LINES = 450
 
 
+def too_long(folder: Path) -> dict[str, int]:
+    """Modules below the folder with more than `MOST_LINES`, and how many they have."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".py", ".cpp")]
+    lines = {path.relative_to(folder).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    return {name: count for name, count in lines.items() if count > MOST_LINES}
+
+
 @pytest.mark.parametrize("folder", [PACKAGE, shipped("tasks"), PACKAGE.parent / "benchmarks"], ids=lambda folder: folder.name)
 def test_modules_stay_small(folder: Path) -> None:
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".py", ".cpp")]
-    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
-    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+    assert too_long(folder) == {}
+
+
+def test_a_long_module_is_found_beside_a_short_one_of_its_name(tmp_path: Path) -> None:
+    for place, count in (("a", MOST_LINES + 1), ("b", MOST_LINES)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "env.py").write_text("pass\n" * count)
+    assert too_long(tmp_path) == {"a/env.py": MOST_LINES + 1}
 
 
 def test_a_new_module_must_be_placed() -> None:

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from embodied_rl import make_env, runs, training
-from embodied_rl.config import load
+from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import LocalCollector
+from embodied_rl.learn.run import Run
 
 SMALL = [
     *("env.compile=false", "env.num_envs=4", "physics.num_threads=1", "train.steps=4"),
@@ -89,16 +90,18 @@ def test_a_learner_is_where_its_robots_are_unless_the_page_says_otherwise(monkey
         assert [str(make_env.device_of(page)), str(make_env.learner_device(page))] == [robots, learner], given
 
 
-@pytest.mark.parametrize(
-    ("given", "robots", "scope"),
-    [
-        (["train.device=cuda"], "auto", "global"),  # shares of robots and cores, as ranks without GPUs have them
-        (["physics.engine=warp"], "cuda:1", "per_rank"),
-        (["physics.engine=warp", "train.device=cuda"], "cuda:1", "per_rank"),
-        (["pool.workers=2"], "auto", "global"),
-    ],
-)
-def test_a_ranks_learner_is_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch, given: list[str], robots: str, scope: str) -> None:
+class _MadeError(Exception):
+    """What a rank was about to make: its page, and the ids of its robots."""
+
+
+def second_of_two(page: Page, monkeypatch: pytest.MonkeyPatch) -> tuple[Page, range]:
+    """What the second of two ranks, on a machine of two GPUs and 8 cores, makes of the page."""
+
+    def made(page: Page, *arguments: Any) -> None:
+        raise _MadeError(page, arguments[-1].tolist())
+
+    monkeypatch.setattr(training, "make_vector", made)
+    monkeypatch.setattr(training, "_make_pooled", made)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -106,9 +109,60 @@ def test_a_ranks_learner_is_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch, give
     group = Group()
     group.rank = group.local_rank = 1
     group.size = group.local_size = 2
-    page = training._own_page(load("go2_flat", given), group)
-    assert (page.physics.device, page.train.device, page.distributed.num_envs_scope) == (robots, "cuda:1", scope)
-    assert page.physics.num_threads == (0 if page.pool.workers else 4)
+    with pytest.raises(_MadeError) as caught:
+        training._make_parts(page, group, Run(Path("run")))
+    own, rows = caught.value.args
+    assert rows == list(range(rows[0], rows[-1] + 1))
+    return own, range(rows[0], rows[-1] + 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "robots", "ids", "factor", "threads"),
+    [
+        (["train.device=cuda"], "auto", range(3, 6), 1, 4),  # shares of robots and cores, as ranks without GPUs have them
+        (["physics.engine=warp"], "cuda:1", range(6, 12), 2, 4),
+        (["physics.engine=warp", "train.device=cuda"], "cuda:1", range(6, 12), 2, 4),
+        (["physics.engine=warp", "distributed.num_envs_scope=global"], "cuda:1", range(3, 6), 1, 4),
+        (["distributed.num_envs_scope=per_rank", "train.device=cuda"], "auto", range(6, 12), 2, 4),
+        (["pool.workers=2"], "auto", range(3, 6), 1, 0),
+        (["pool.workers=2", "pool.address=none", "train.device=cuda"], "auto", range(3, 6), 1, 4),
+    ],
+)
+def test_a_rank_has_its_own_gpu_robots_and_cores_and_the_jobs_learning_rate(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], robots: str, ids: range, factor: int, threads: int
+) -> None:
+    task = load("go2_flat", ["env.num_envs=6", "distributed.learning_rate_rule=linear", "ppo.learning_rate=1e-3", *given])
+    own, rows = second_of_two(task, monkeypatch)
+    assert (own.physics.device, own.train.device, rows) == (robots, "cuda:1", ids)
+    assert (own.ppo.learning_rate, own.physics.num_threads) == (factor * 1e-3, threads)
     key = "train" if robots == "auto" else "physics"
     with pytest.raises(UserError, match=rf"^{key}.device: cuda:0: one GPU for several ranks"):
-        training._own_page(load("go2_flat", [*given, f"{key}.device=cuda:0", "train.device=cuda:0"]), group)
+        second_of_two(load("go2_flat", [*given, f"{key}.device=cuda:0", "train.device=cuda:0"]), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("begun", "repeated", "missing"),
+    [
+        (["distributed.timeout_s=77.0"], [], "distributed.timeout_s=77.0"),
+        (["physics.engine=warp", "distributed.backend=gloo"], [], "physics.engine=warp distributed.backend=gloo"),
+        (["train.device=cuda", "distributed.timeout_s=77.0"], ["train.device=cuda"], "distributed.timeout_s=77.0"),
+        (["train.device=cuda"], ["train.device=cuda"], ""),
+        (["physics.device=cpu"], [], ""),  # which says what is so without it
+    ],
+)
+def test_ranks_that_met_in_another_way_than_the_run_says_are_told_what_to_repeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: list[str], repeated: list[str], missing: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    run, group = Run.create(load("go2_flat", begun), tmp_path / "run"), Group()
+    monkeypatch.setattr(training, "join", lambda *arguments: group)
+
+    def said() -> str:
+        with pytest.raises(UserError) as caught:  # there is no checkpoint: the first thing to say after how they met
+            training.resume(str(run.path), "go2_flat", repeated)
+        return str(caught.value)
+
+    assert said() == f"{run.path}: no checkpoint yet"  # alone it met nobody
+    group.size = 2
+    line = f"--resume {run.path}: its 2 processes met before its page was known, which differs from go2_flat's in how they meet"
+    assert said() == (f"{line}; add to the command line: {missing}" if missing else f"{run.path}: no checkpoint yet")

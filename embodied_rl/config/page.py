@@ -169,7 +169,8 @@ class TrainSettings(Model):
     @field_validator("learner", mode="before")
     @classmethod
     def is_a_learner(cls, learner: Any) -> Any:
-        """Check that it is one of ours, or names a class."""
+        """Check that it is one of ours, by whichever name, or names a class."""
+        learner = next((name for name, path in LEARNERS.items() if path == learner), learner)
         if isinstance(learner, str) and learner not in LEARNERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", learner):
             near = did_you_mean(learner, LEARNERS)
             raise refuse(f"{shown(learner)} is no learner{near} (ppo, or module:Class, like rsl_rl.algorithms:PPO)")
@@ -278,6 +279,11 @@ class PoolSettings(Model):
     max_staleness: Count = Field(default=4, description="async: versions that a fragment may be behind before it is thrown away")
     batch_share: Annotated[float, Gt(0), Le(1)] = Field(default=0.5, description="async: share of the shards in a rollout")
 
+    @property
+    def has_processes(self) -> bool:
+        """Whether processes of a pool step the environments; else the learner's process does."""
+        return self.workers is not None and self.address != "none"
+
 
 class DistributedSettings(Model):
     """Several processes, started by torchrun; see docs/distributed.md."""
@@ -357,6 +363,11 @@ class Page(Model):
     def control_dt(self) -> float:
         """Time between two actions [s]."""
         return self.physics.dt * self.physics.decimation
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether the policy answers `pool.shard_size` environments at once: where there could be a pool, to the same bits."""
+        return self.pool.workers is not None or self.env.source is not None
 
     def to_mapping(self) -> dict[str, Any]:
         """Resolve the page to the mapping that `to_yaml` writes."""

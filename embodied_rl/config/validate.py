@@ -152,7 +152,7 @@ class _Checker:
         train, pool = parts["train"], parts["pool"]
         if not (train and train.overlap):
             return
-        if pool and pool.workers is not None:
+        if pool and pool.has_processes:
             return self.problem(("train", "overlap"), "true: of a pool it is pool.mode: overlap; leave the key out")
         self.check_stale(parts, ("train", "overlap"), "true", "overlap: false")
 
@@ -203,7 +203,13 @@ class _Checker:
             self.problem(
                 ("physics", "engine"), f"{shown(physics.engine)} runs where the learner does; a pool needs engine: native"
             )
-        if pool.mode != "sync":
+        if pool.mode != "sync" and not pool.has_processes:
+            other = ", or train.overlap: true with it" if pool.mode == "overlap" else ""
+            message = (
+                f"{shown(pool.mode)} needs simulators in processes of their own, and address: none has none; take mode: sync"
+            )
+            self.problem(("pool", "mode"), message + other)
+        elif pool.mode != "sync":
             self.check_stale(parts, ("pool", "mode"), shown(pool.mode), "mode: sync")
             if pool.inference == "central":
                 self.problem(

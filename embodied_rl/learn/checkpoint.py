@@ -4,8 +4,9 @@
     checkpoints/envs_000050_0_of_2.pt      the robots of rank 0, by global env id
     checkpoints/envs_000050_1_of_2.pt
 
-The first is rsl_rl's layout (`actor_state_dict`, `critic_state_dict`, `optimizer_state_dict`, `iter`, `infos`), which its runner
-loads, with `shards` beside it: the manifest, name, hash and env ids of each; and `format`, theirs.
+The first is what the learner's `state_dict` gives, with `iter` and `infos`: of PPO rsl_rl's layout (`actor_state_dict`,
+`critic_state_dict`, `optimizer_state_dict`), which its runner loads.  Beside it stand `shards`, the manifest: name, hash and env
+ids of each; and `format`, theirs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.errors import UserError
-from embodied_rl.learn.damage import find_damage, is_stretched
+from embodied_rl.learn.damage import find_damage, find_missing, is_stretched
 from embodied_rl.learn.ranks.group import Group
 
 log = logging.getLogger("embodied_rl")
@@ -38,7 +39,6 @@ log = logging.getLogger("embodied_rl")
 FORMAT = 3
 #: Most parts of a file, and bytes of the list of what is in them: of thousands of layers and ranks, and quickly gone through.
 _MAX_PARTS, _MAX_LIST = 20_000, 2 << 20
-_KEYS = {"actor_state_dict": dict, "critic_state_dict": dict, "optimizer_state_dict": dict, "iter": int}
 
 
 class CheckpointError(UserError):
@@ -83,8 +83,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
     if not path.is_file():
         raise DamagedError(f"{path}: no such checkpoint")
     state = _load(path, _read_bytes(path), device)
-    missing = [key for key, kind in _KEYS.items() if not isinstance(state, dict) or not isinstance(state.get(key), kind)]
-    if missing:
+    if missing := find_missing(state):
         raise DamagedError(f"{path}: not a checkpoint: {', '.join(missing)} missing")
     if fault := find_damage(state):
         raise damaged(path, fault)
@@ -220,7 +219,7 @@ class Checkpoints:
         """Write one; every rank calls it.
 
         Args:
-            learner: its state in rsl_rl's layout, with `iter` and `infos`; rank 0's is written.
+            learner: its state, with `iter` and `infos`; rank 0's is written.
             envs: this rank's robots, each (N, ...); none where they are lost, and whoever goes on begins with fresh ones.
             first: the global id of the first of them.
             mean_reward: of the episodes since the checkpoint before.

@@ -48,17 +48,16 @@ def plain_copy(policy: Policy) -> Policy:
     """Copy a policy's arithmetic into torch's own modules, on the CPU; it no longer learns.
 
     Raises:
-        UserError: its network is no chain of layers.
+        UserError: its network is no chain of layers, or its normalizer neither rsl_rl's nor torch.nn.Identity.
     """
     if not isinstance(policy.network, nn.Sequential):
-        raise UserError(
-            f"train.learner: its policy's network is a {type(policy.network).__name__}, of which robots that are apart from it "
-            "(a pool's, train.overlap, train.device) have no copy; make it a torch.nn.Sequential"
-        )
-    mean = getattr(policy.normalizer, "_mean", None)
+        raise _no_copy("network", policy.network, "make it a torch.nn.Sequential")
     normalizer: nn.Module = nn.Identity()
-    if isinstance(mean, Tensor):
-        normalizer = FrozenNormalizer(mean.shape[-1], float(policy.normalizer.eps))  # type: ignore[arg-type]
+    if not isinstance(policy.normalizer, nn.Identity):
+        mean, std, eps = (getattr(policy.normalizer, name, None) for name in ("_mean", "_std", "eps"))
+        if not isinstance(mean, Tensor) or not isinstance(std, Tensor) or not isinstance(eps, float):
+            raise _no_copy("normalizer", policy.normalizer, "make it rsl_rl's EmpiricalNormalization, or torch.nn.Identity")
+        normalizer = FrozenNormalizer(mean.shape[-1], eps)
     # not `children`: it names a layer once that stands at several places, as activations do
     network = nn.Sequential(*(copy.deepcopy(layer) for layer in policy.network))
     memory = copy.deepcopy(policy.memory)
@@ -68,6 +67,13 @@ def plain_copy(policy: Policy) -> Policy:
         part.requires_grad_(False).zero_grad()  # or it keeps copies of the learner's
     unpack(copied, pack(policy))
     return copied
+
+
+def _no_copy(what: str, part: object, advice: str) -> UserError:
+    return UserError(
+        f"train.learner: its policy's {what} is a {type(part).__name__}, of which robots that are apart from it "
+        f"(a pool's, train.overlap, train.device) have no copy; {advice}"
+    )
 
 
 def pack(policy: Policy) -> np.ndarray:

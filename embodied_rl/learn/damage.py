@@ -1,7 +1,8 @@
 """What a checkpoint cannot mean: values that no training leaves behind, found by name before anything is taken up.
 
-`find_damage` knows no page: a file must be sound by itself, its optimizer's moments shaped as its weights are.  `find_misfit`
-compares it with the networks that are to take it up.
+`find_damage` knows no page and no learner: a file must be sound by itself.  What ends in `_state_dict` is an optimizer's if its
+name says so, else a network's; the moments of a file that holds one actor, one critic and one optimizer are shaped as its weights
+are.  `find_misfit` compares it with the networks that are to take it up.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_NETWORKS = ("actor_state_dict", "critic_state_dict")
+#: The networks of a file in rsl_rl's layout, in the order of its optimizer, and that optimizer.
+_ACTOR_CRITIC, _OPTIMIZER = ("actor_state_dict", "critic_state_dict"), "optimizer_state_dict"
 #: Of all that is saved; a network's are fewer.
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
 _DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
@@ -33,6 +35,13 @@ _RATES = {"lr": (0.0, False, math.inf), "eps": (0.0, True, math.inf), "weight_de
 #: What a run has counted; a run in which no episode has ended knows no reward.
 _COUNTERS = ("env_steps", "seconds", "episodes", "candidate")
 _SHARD = {"name": str, "sha256": str, "first": int, "count": int}
+
+
+def find_missing(state: Any) -> list[str]:
+    """List what every checkpoint has and this content has not: at least one network, and the number of its iteration."""
+    content = state if isinstance(state, dict) else {}
+    missing = [] if any(isinstance(content[place], dict) for place in _networks(content)) else ["*_state_dict of a network"]
+    return missing if isinstance(content.get("iter"), int) else [*missing, "iter"]
 
 
 def find_damage(state: dict) -> str:
@@ -56,12 +65,13 @@ def find_misfit(networks: Mapping[str, nn.Module], state: dict) -> tuple[str, bo
         What differs first, empty where nothing does; and whether the file is damaged.
     """
     known = {f"{name}_state_dict": network for name, network in networks.items()}
-    moments = _moments(state["optimizer_state_dict"])
+    # other networks, and several optimizers, have an order of their own
+    moments = _moments(state.get(_OPTIMIZER, {})) if sorted(known) == list(_ACTOR_CRITIC) else {}
     parameters = [parameter.shape for network in networks.values() for parameter in network.parameters()]
     remembered = bool(moments) and moments == dict(enumerate(parameters))
     for place, network in known.items():
-        if not isinstance(given := state.get(place), dict):
-            continue
+        if (given := state.get(place)) is None:
+            return f"{place} is missing", remembered
         if fault := _difference(place, given, network.state_dict()):
             other = next((name for name, one in known.items() if one is not network and fits(given, one)), None)
             return (f"{place} is what {other} should be: {fault}", True) if other else (fault, remembered)
@@ -70,7 +80,7 @@ def find_misfit(networks: Mapping[str, nn.Module], state: dict) -> tuple[str, bo
                 return f"{place}.{name}: {_kind(given[name])}, and not {_kind(wanted)}", True
     for index, shape in moments.items():
         if index < len(parameters) == len(moments) and shape != parameters[index]:
-            found = f"optimizer_state_dict.state.{index}: moments of shape {tuple(shape)}"
+            found = f"{_OPTIMIZER}.state.{index}: moments of shape {tuple(shape)}"
             return f"{found}, its parameter's is {tuple(parameters[index])}", True
     return "", False
 
@@ -97,12 +107,25 @@ def _difference(place: str, given: dict, wanted: dict[str, Tensor]) -> str:
     return ""
 
 
+def _networks(state: dict) -> list[str]:
+    return [name for name in _state_dicts(state) if "optimizer" not in name]
+
+
+def _state_dicts(state: dict) -> list[str]:
+    return [name for name in state if isinstance(name, str) and name.endswith("_state_dict")]
+
+
 def _faults(state: dict) -> Iterator[str]:
+    if missing := find_missing(state):
+        yield f"{', '.join(missing)} missing"
     yield from _tensor_faults("", state)
-    for place in _NETWORKS:
-        yield from _network_faults(place, state[place])
-    yield from _optimizer_faults(state["optimizer_state_dict"])
-    yield from _order_faults(state)
+    networks = _networks(state)
+    for place in _state_dicts(state):
+        if not isinstance(state[place], dict):
+            yield f"{place}: {_shown(state[place])}, and no values by name"
+        yield from _network_faults(place, state[place]) if place in networks else _optimizer_faults(place, state[place])
+    if sorted(networks) == list(_ACTOR_CRITIC) and _OPTIMIZER in state:
+        yield from _order_faults(state)
     yield from _counter_faults(state)
     yield from _shard_faults(state.get("shards"))
     if state.get("curricula") is not None:
@@ -150,17 +173,17 @@ def _network_faults(place: str, weights: dict) -> Iterator[str]:
         yield f"{place}.{another}: {_kind(second)}, and {one} is {_kind(first)}"
 
 
-def _optimizer_faults(optimizer: dict) -> Iterator[str]:
+def _optimizer_faults(where: str, optimizer: dict) -> Iterator[str]:
     """Look at rates and moments, as torch's optimizers have them."""
     groups, state = optimizer.get("param_groups", []), optimizer.get("state", {})
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        yield "optimizer_state_dict.param_groups: no list of groups"
+        yield f"{where}.param_groups: no list of groups"
         return
     if not isinstance(state, dict) or not all(isinstance(one, dict) for one in state.values()):
-        yield "optimizer_state_dict.state: no moments by parameter"
+        yield f"{where}.state: no moments by parameter"
         return
     for index, group in enumerate(groups):
-        place = f"optimizer_state_dict.param_groups.{index}"
+        place = f"{where}.param_groups.{index}"
         given = {name: group[name] for name in _RATES if name in group}
         bounds = {name: _RATES[name] for name in given}
         if "betas" in group:
@@ -179,7 +202,7 @@ def _optimizer_faults(optimizer: dict) -> Iterator[str]:
         if not isinstance(group.get("params", []), list):
             yield f"{place}.params: {_shown(group['params'])}, and no list"
     for index, moments in state.items():
-        place = f"optimizer_state_dict.state.{index}"
+        place = f"{where}.state.{index}"
         if "step" in moments and ((step := _number(moments["step"])) is None or step < 0):
             yield f"{place}.step: {_shown(moments['step'])}, and no number below 0 is possible"
         large = {name: value for name, value in moments.items() if name.startswith(("exp_avg", "max_exp_avg"))}
@@ -192,9 +215,9 @@ def _optimizer_faults(optimizer: dict) -> Iterator[str]:
 
 def _order_faults(state: dict) -> Iterator[str]:
     """Compare moments with weights, in rsl_rl's order: those of the actor, those of the critic."""
-    weights = {f"{place}.{name}": value for place in _NETWORKS for name, value in state[place].items()}
+    weights = {f"{place}.{name}": value for place in _ACTOR_CRITIC for name, value in state[place].items()}
     names = [name for name in weights if not _BUFFER.search(name)]
-    moments = _moments(state["optimizer_state_dict"])
+    moments = _moments(state[_OPTIMIZER])
     # an optimizer that moves more than the two networks has its own order
     if sorted(moments) != list(range(len(names))):
         return
@@ -208,7 +231,7 @@ def _order_faults(state: dict) -> Iterator[str]:
 def _has_other_shapes(state: dict, moments: dict[int, torch.Size]) -> bool:
     """Whether the weights of a network have other shapes than its moments, in whatever order."""
     first = 0
-    for place in _NETWORKS:
+    for place in _ACTOR_CRITIC:
         own = [value.shape for name, value in state[place].items() if not _BUFFER.search(name)]
         if sorted(own) != sorted(moments[first + index] for index in range(len(own))):
             return True

@@ -14,6 +14,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Collector, Rollout
+from embodied_rl.problems import lacking
 
 
 class Learner(Protocol):
@@ -67,7 +68,11 @@ class Learner(Protocol):
         ...
 
     def state_dict(self) -> dict:
-        """Return all that it knows, in rsl_rl's layout; an Adam's moments are the actor's, then the critic's."""
+        """Return all that it knows: by names that end in `_state_dict` its networks and optimizers, by others whatever else.
+
+        The weights of each of `networks` are its `NAME_state_dict`; an optimizer's name has `optimizer` in it.  PPO's is rsl_rl's
+        layout, and its Adam's moments are the actor's, then the critic's.
+        """
         ...
 
     def load_state_dict(self, state: dict) -> None:
@@ -79,7 +84,7 @@ def learner_class(page: Page) -> type[Learner]:
     """Import the class that a page's `train.learner` names.
 
     Raises:
-        UserError: there is none of that name, or it is no learner.
+        UserError: there is none of that name, or it lacks methods of a learner.
     """
     given = page.train.learner
     module, _, attribute = LEARNERS.get(given, given).partition(":")
@@ -87,13 +92,13 @@ def learner_class(page: Page) -> type[Learner]:
         found: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"train.learner: {given}: {error}; write ppo, or module:Class, like rsl_rl.algorithms:PPO") from None
-    if not all(hasattr(found, name) for name in ("make", "load_policy", "update")):
+    if missing := lacking(found, vars(Learner)):
         from embodied_rl.learn.rsl_rl_ppo import adapted
 
         if (found := adapted(found)) is None:
             raise UserError(
-                f"train.learner: {given}: is no learner: it has no make, load_policy and update "
-                "(embodied_rl.learn.learner.Learner), and is no PPO of rsl_rl's"
+                f"train.learner: {given}: is no learner, for it lacks {', '.join(missing)} (embodied_rl/learn/learner.py says "
+                "what it needs), and is no PPO of rsl_rl's"
             )
     return found
 
@@ -107,4 +112,8 @@ def make_learner(
         UserError: `train.learner` is none, or cannot learn the page.
     """
     torch.manual_seed(page.env.seed)
-    return learner_class(page).make(page, collector, device, group=group or Group(), compiler=compiler)
+    made = learner_class(page).make(page, collector, device, group=group or Group(), compiler=compiler)
+    if missing := lacking(made, Learner.__annotations__):
+        lacks = f"lacks {', '.join(missing)}, as it was made"
+        raise UserError(f"train.learner: {page.train.learner}: {lacks}; embodied_rl/learn/learner.py says what it needs")
+    return made

@@ -19,6 +19,7 @@ from embodied_rl.learn.models import build_actor, build_critic, load_actor, poli
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Collector, Rollout
+from embodied_rl.problems import shown
 from embodied_rl.vector_env import ActionSpace, Obs
 
 #: Settings of `ppo` that rsl_rl's PPO takes under the same name.
@@ -37,6 +38,8 @@ _SAME = (
     "use_clipped_value_loss",
     "normalize_advantage_per_mini_batch",
 )
+#: Settings of `ppo` that rsl_rl's PPO has no counterpart of.
+_LACKS = ("reshuffle", "stop_kl")
 #: Settings of `ppo` that rsl_rl's recurrent model takes under the same name.
 MEMORY_SETTINGS = ("rnn_type", "rnn_hidden_dim", "rnn_num_layers")
 
@@ -101,10 +104,13 @@ class RslRlPPO:
         """Make the page's learner, in one process.
 
         Raises:
-            UserError: there are several processes, or actions are choices.
+            UserError: there are several processes, actions are choices, or the page sets what rsl_rl's PPO has not.
         """
         if group.size > 1:
             raise UserError(f"train.learner: {page.train.learner}: it trains in one process; leave the key out, or torchrun")
+        if unread := [name for name in _LACKS if getattr(page.ppo, name) != PPOSettings.model_fields[name].default]:
+            given = ", ".join(f"ppo.{name}: {shown(getattr(page.ppo, name))}" for name in unread)
+            raise UserError(f"{given}: rsl_rl's PPO has no such setting; leave it out, or take train.learner: ppo")
         obs, steps = collector.observe(), collector.num_steps
         return cls(obs, collector.action_space, page.ppo, collector.mirrors, steps, device, page.train.iterations)
 

@@ -160,15 +160,19 @@ def test_malice_in_a_checkpoint(tmp_path: Path, zipped: bool) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (torch.zeros(3), "actor_state_dict, critic_state_dict, optimizer_state_dict, iter missing"),
-        ({"weight": torch.zeros(3)}, "actor_state_dict, critic_state_dict, optimizer_state_dict, iter missing"),
-        ({**state(), "actor_state_dict": torch.zeros(3)}, "actor_state_dict missing"),
-        ({**state(), "iter": "seven"}, "iter missing"),
+        (torch.zeros(3), "not a checkpoint: *_state_dict of a network, iter missing"),
+        ({"weight": torch.zeros(3), "iter": 7}, "not a checkpoint: *_state_dict of a network missing"),
+        ({"optimizer_state_dict": {}, "iter": 7}, "not a checkpoint: *_state_dict of a network missing"),
+        (
+            {**state(), "actor_state_dict": 3},
+            "damaged: actor_state_dict: 3, and no values by name; use an earlier checkpoint of the run",
+        ),
+        ({**state(), "iter": "seven"}, "not a checkpoint: iter missing"),
     ],
 )
 def test_tensors_that_are_no_checkpoint(tmp_path: Path, content: object, said: str) -> None:
     torch.save(content, tmp_path / "model.pt")
-    assert refusal(tmp_path / "model.pt") == f"not a checkpoint: {said}"
+    assert refusal(tmp_path / "model.pt") == said
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from embodied_rl.config.page import PPOSettings
 from embodied_rl.errors import UserError
@@ -37,7 +38,13 @@ def test_a_copy_answers_to_the_bit_and_needs_no_learner(discrete: bool, rnn_type
     assert np.array_equal(pack(copied), pack(policy))
 
 
-def test_a_policy_that_is_no_chain_of_layers_is_refused() -> None:
-    odd = Policy(torch.nn.Identity(), torch.nn.Bilinear(1, 1, 1), None)
-    with pytest.raises(UserError, match=r"^train.learner: its policy's network is a Bilinear, of which robots .*Sequential$"):
-        plain_copy(odd)
+@pytest.mark.parametrize(
+    ("normalizer", "network", "said"),
+    [
+        (nn.Identity(), nn.Bilinear(1, 1, 1), "network is a Bilinear, of which robots .*make it a torch.nn.Sequential$"),
+        (nn.LayerNorm(1), nn.Sequential(), "normalizer is a LayerNorm, of which robots .*make it rsl_rl's EmpiricalNormal"),
+    ],
+)
+def test_a_policy_that_cannot_be_copied_is_refused(normalizer: nn.Module, network: nn.Module, said: str) -> None:
+    with pytest.raises(UserError, match=rf"^train.learner: its policy's {said}"):
+        plain_copy(Policy(normalizer, network, None))

@@ -232,13 +232,15 @@ def both(*changes: Callable[[dict], None]) -> Callable[[dict], None]:
     [
         (both(without_moments, swapped), "actor_state_dict is what critic_state_dict should be: actor_state_dict."),
         (lambda state: state[ACTOR].pop(WEIGHT), "actor_state_dict.mlp.0.weight is missing"),
+        (lambda state: state.pop(CRITIC), "critic_state_dict is missing"),
+        (lambda state: state.pop(OPTIMIZER), "its learner cannot be set to it (KeyError: 'optimizer_state_dict')"),
         (lambda state: state[CRITIC].update(extra=torch.zeros(2)), "critic_state_dict.extra is not one of the page's"),
         (at(ACTOR, VAR, value=torch.ones(3)), "actor_state_dict.obs_normalizer._var: shape (3,), the page's is (1, 47)"),
         (lambda state: state[OPTIMIZER].pop("param_groups"), "its learner cannot be set to it (KeyError: "),
         (at(OPTIMIZER, "param_groups", value=lambda groups: groups * 2), "its learner cannot be set to it (ValueError: "),
         (at(*GROUP, "params", value=[0, 1]), "its learner cannot be set to it (ValueError: "),
     ],
-    ids=["swapped", "missing", "more", "normalizer", "no groups", "two groups", "fewer parameters"],
+    ids=["swapped", "missing", "no critic", "no optimizer", "more", "normalizer", "no groups", "two groups", "fewer parameters"],
 )
 def test_what_the_networks_cannot_be_set_to_sends_a_run_to_the_checkpoint_before(
     run: Run, trainer: Trainer, saved: dict, damage: Callable[[dict], None], said: str, caplog: pytest.LogCaptureFixture

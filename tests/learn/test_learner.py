@@ -10,6 +10,8 @@ import torch
 from embodied_rl import runs, training
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
+from embodied_rl.learn import checkpoint
+from embodied_rl.learn.damage import find_damage
 from embodied_rl.learn.train import Trainer
 
 SMALL = [
@@ -31,6 +33,39 @@ class Lazy(PPO):
 
     def panel(self, metrics):
         return "lazy"
+"""
+
+#: One that has no policy.
+HASTY = """
+from embodied_rl.learn.ppo import PPO
+
+
+class Hasty(PPO):
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        del self.policy
+"""
+
+#: One with a Q-function and two optimizers.
+SOFT = """
+import torch
+from embodied_rl.learn.ppo import PPO
+
+
+class Soft(PPO):
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.networks = {"actor": self.actor, "q1": self.critic}
+        self.optimizers = {name: torch.optim.Adam(one.parameters()) for name, one in self.networks.items()}
+
+    def state_dict(self):
+        weights = {f"{name}_state_dict": one.state_dict() for name, one in self.networks.items()}
+        return weights | {f"{name}_optimizer_state_dict": one.state_dict() for name, one in self.optimizers.items()}
+
+    def load_state_dict(self, state):
+        for name, one in self.networks.items():
+            one.load_state_dict(state[f"{name}_state_dict"])
+            self.optimizers[name].load_state_dict(state[f"{name}_optimizer_state_dict"])
 """
 
 
@@ -73,10 +108,42 @@ def test_a_learner_that_is_not_there(tmp_path: Path, name: str, reason: str) -> 
 
 
 def test_what_is_no_learner(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"^train.learner: collections:OrderedDict: is no learner: it has no make, load_policy and"
-    ):
+    lacks = "make, load_policy, skipped, panel, state_dict, load_state_dict"
+    with pytest.raises(UserError, match=rf"^train.learner: collections:OrderedDict: is no learner, for it lacks {lacks} \("):
         training.start(page("train.learner=collections:OrderedDict"), tmp_path / "run")
+
+
+def test_what_a_made_learner_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hasty.py").write_text(HASTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^train.learner: hasty:Hasty: lacks policy, as it was made; embodied_rl/learn/learner.py"
+    ):
+        training.start(page("train.learner=hasty:Hasty"), tmp_path / "run")
+
+
+def test_a_learner_with_other_networks_and_optimizers_is_saved_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "soft.py").write_text(SOFT)
+    monkeypatch.syspath_prepend(tmp_path)
+    trainer = training.start(page("train.learner=soft:Soft", "ppo.obs_normalization=false"), tmp_path / "run")
+    list(trainer.train(1))
+    state = checkpoint.read(trainer.run.checkpoint(1))
+    assert {"q1_state_dict", "q1_optimizer_state_dict"} < state.keys() and "critic_state_dict" not in state
+    resumed = training.resume(str(tmp_path / "run"), "go2_flat")
+    assert resumed.iteration == 1 and same(weights(resumed), weights(trainer))
+    assert find_damage(state | {"q1_optimizer_state_dict": {"param_groups": None}}).startswith(
+        "q1_optimizer_state_dict.param_groups"
+    )
+    state["q1_state_dict"]["mlp.0.weight"][0, 0] = torch.nan
+    assert find_damage(state).startswith("q1_state_dict.mlp.0.weight: 1 of ")
+
+
+def test_rsl_rls_learner_refuses_what_it_would_not_read(tmp_path: Path) -> None:
+    odd = page("train.learner=rsl_rl.algorithms:PPO", "ppo.stop_kl=0.1", "ppo.reshuffle=true")
+    with pytest.raises(
+        UserError, match=r"^ppo.reshuffle: true, ppo.stop_kl: 0.1: rsl_rl's PPO has no such setting; leave it out, "
+    ):
+        training.start(odd, tmp_path / "run")
 
 
 def test_a_learner_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

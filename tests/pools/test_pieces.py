@@ -129,6 +129,9 @@ def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
         (["pool.mode=async", "train.learner=rsl_rl.algorithms:PPO"], "which weighs stale actions"),
         (["pool.mode=async", "ppo.normalize_advantage_per_mini_batch=true"], "per_mini_batch: false; set it, or take mode: sync"),
         (["train.overlap=true"], "train.overlap: true: of a pool it is pool.mode: overlap; leave the key out"),
+        (["pool.address=none", "pool.mode=async"], "of their own, and address: none has none; take mode: sync"),
+        (["pool.address=none", "pool.mode=overlap"], "take mode: sync, or train.overlap: true with it"),
+        (["pool.address=none", "train.overlap=true", "ppo.rnn_type=gru"], "train.overlap: true is not there for recurrent"),
         (["pool.importance_clip=3.0"], "pool.importance_clip: is train.importance_clip now"),
         (["pool.inference=central", "pool.on_crash=mask"], "pool.on_crash: 'mask' is not there with inference: central"),
         (["physics.engine=mjx"], "a pool needs engine: native"),
@@ -142,6 +145,11 @@ def test_what_a_pool_cannot_do_is_said_when_the_page_is_checked(overrides: list[
     with pytest.raises(ConfigError) as caught:
         load("pool_go2_flat", overrides)
     assert said in str(caught.value)
+
+
+def test_what_stands_in_for_a_pool_overlaps_as_robots_without_one_do() -> None:
+    page = load("pool_go2_flat", ["pool.address=none", "train.overlap=true", "train.learner=embodied_rl.learn.ppo:PPO"])
+    assert page.train.overlap and not page.pool.has_processes and page.in_shards and page.train.learner == "ppo"
 
 
 def test_a_learner_on_a_gpu_has_its_rollouts_there_wherever_the_policy_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import torch
 
@@ -10,26 +11,33 @@ from embodied_rl.config import Page
 from embodied_rl.config.page import DistributedSettings
 from embodied_rl.errors import UserError
 
+#: Whose `env.num_envs` are: each rank's, or shared out among all.
+Scope = Literal["per_rank", "global"]
 
-def num_envs_scope(page: Page, device: torch.device) -> str:
-    """Whose `env.num_envs` are, where ranks have their robots on such devices: `per_rank` or `global`.
+
+def num_envs_scope(page: Page, robots: torch.device) -> Scope:
+    """Whose `env.num_envs` are, where ranks have their robots on such devices.
 
     A rank that simulates on a GPU brings room for robots; ranks that do not divide the cores that were there before.
     """
     if page.distributed.num_envs_scope != "auto":
         return page.distributed.num_envs_scope
-    simulates = device.type == "cuda" and not page.env.source and page.pool.workers is None
-    return "per_rank" if simulates else "global"
+    return "per_rank" if robots.type == "cuda" else "global"
 
 
-def env_ids(page: Page, rank: int, size: int) -> range:
+def env_ids(count: int, scope: Scope, rank: int, size: int) -> range:
     """Global ids of a rank's robots: neighbours in number, so that a snapshot's rows are found by their ids alone.
+
+    Args:
+        count: the page's `env.num_envs`.
+        scope: whose they are.
+        rank: of the rank.
+        size: how many ranks there are.
 
     Raises:
         UserError: there are fewer robots than ranks.
     """
-    count = page.env.num_envs
-    if page.distributed.num_envs_scope == "per_rank":
+    if scope == "per_rank":
         return range(rank * count, (rank + 1) * count)
     if count < size:
         raise UserError(
@@ -41,10 +49,10 @@ def env_ids(page: Page, rank: int, size: int) -> range:
     return range(first, first + each + (rank < left))
 
 
-def learning_rate_factor(page: Page, size: int) -> float:
+def learning_rate_factor(rule: str, scope: Scope, size: int) -> float:
     """Return what the page's learning rate is multiplied by, for a batch that is larger than the page's."""
-    times = size if page.distributed.num_envs_scope == "per_rank" else 1
-    return {"none": 1.0, "sqrt": times**0.5, "linear": float(times)}[page.distributed.learning_rate_rule]
+    times = size if scope == "per_rank" else 1
+    return {"none": 1.0, "sqrt": times**0.5, "linear": float(times)}[rule]
 
 
 def rank_device(

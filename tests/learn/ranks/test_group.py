@@ -547,18 +547,16 @@ def test_the_mistake_of_one_rank_is_everyones(ranks: Ranks) -> None:
 
 
 def test_robots_are_shared_out_without_gaps() -> None:
-    assert [env_ids(page(), rank, 3) for rank in range(3)] == [range(2), range(2, 4), range(4, 5)]
-    each = page("distributed.num_envs_scope=per_rank")
-    assert [env_ids(each, rank, 3) for rank in range(3)] == [range(5), range(5, 10), range(10, 15)]
+    assert [env_ids(5, "global", rank, 3) for rank in range(3)] == [range(2), range(2, 4), range(4, 5)]
+    assert [env_ids(5, "per_rank", rank, 3) for rank in range(3)] == [range(5), range(5, 10), range(10, 15)]
     with pytest.raises(UserError, match=r"^env.num_envs: 5 for 6 ranks: .*raise it, or start fewer$"):
-        env_ids(page(), 0, 6)
+        env_ids(5, "global", 0, 6)
 
 
 def test_whose_robots_they_are_follows_from_where_they_run() -> None:
     cpu, cuda, auto = torch.device("cpu"), torch.device("cuda:1"), "distributed.num_envs_scope=auto"
     assert num_envs_scope(page(auto), cpu) == "global"
     assert num_envs_scope(page(auto), cuda) == "per_rank"
-    assert num_envs_scope(page(auto, "pool.workers=2"), cuda) == "global"
     assert [num_envs_scope(page(f"distributed.num_envs_scope={scope}"), cpu) for scope in ("per_rank", "global")] == [
         "per_rank",
         "global",
@@ -566,20 +564,14 @@ def test_whose_robots_they_are_follows_from_where_they_run() -> None:
     # what a rank makes of the page
     second = Group()
     second.rank, second.size = second.local_rank, second.local_size = 1, 2
-    own = training._own_page(page(auto, "env.num_envs=6", "distributed.learning_rate_rule=linear"), second)
-    assert env_ids(own, 1, 2) == range(3, 6) and own.ppo.learning_rate == page().ppo.learning_rate
     given = "distributed.learning_rate_rule=linear", "ppo.schedule=linear", "ppo.learning_rate=1e-3"
-    scaled = page("distributed.num_envs_scope=per_rank", *given, "ppo.final_learning_rate=2e-4")
-    ppo = training._own_page(scaled, second).ppo
+    ppo = training._own_page(page(*given, "ppo.final_learning_rate=2e-4"), second, "per_rank").ppo
     assert (ppo.learning_rate, ppo.final_learning_rate) == (2e-3, 4e-4)
 
 
 def test_the_learning_rate_follows_the_batch_if_it_is_told_to() -> None:
-    def factor(rule: str, scope: str) -> float:
-        return learning_rate_factor(page(f"distributed.learning_rate_rule={rule}", f"distributed.num_envs_scope={scope}"), 4)
-
-    assert [factor(rule, "per_rank") for rule in ("none", "sqrt", "linear")] == [1.0, 2.0, 4.0]
-    assert [factor(rule, "global") for rule in ("none", "sqrt", "linear")] == [1.0, 1.0, 1.0]
+    assert [learning_rate_factor(rule, "per_rank", 4) for rule in ("none", "sqrt", "linear")] == [1.0, 2.0, 4.0]
+    assert [learning_rate_factor(rule, "global", 4) for rule in ("none", "sqrt", "linear")] == [1.0, 1.0, 1.0]
 
 
 def test_a_rank_alone_on_its_machine_has_the_gpu_that_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
