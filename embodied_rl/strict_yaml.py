@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,7 +78,7 @@ def parse(text: str, place: str, *, lines: bool = True) -> Document:
     """
     document = Document({})
     try:
-        node = yaml.compose(text, _Loader)
+        node = _composed(text)
         if node is not None:
             document.value = _Reader(document, place, lines).value(node, (), ())
     except yaml.MarkedYAMLError as error:
@@ -89,6 +90,12 @@ def parse(text: str, place: str, *, lines: bool = True) -> Document:
     except RecursionError:
         raise ConfigError([Problem(place, "", "nested too deeply")]) from None
     return document
+
+
+@lru_cache(maxsize=256)
+def _composed(text: str) -> yaml.Node | None:
+    """Read a text's nodes, which nobody changes; a page names the same files again and again."""
+    return yaml.compose(text, _Loader)
 
 
 class _Reader:

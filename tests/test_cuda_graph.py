@@ -180,7 +180,7 @@ def test_whatever_a_graph_reads_lives_as_long_as_it_does(events: list[str]) -> N
     assert alive == [False]
 
 
-@pytest.mark.parametrize("engine", ["native", "warp"])
+@pytest.mark.parametrize("engine", ["native", pytest.param("warp", marks=pytest.mark.slow)])
 def test_the_steps_before_a_capture_are_taken_back(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They only see to it that everything is compiled; whatever they meet happens again, and then it counts."""
     pytest.importorskip({"native": "mujoco", "warp": "mujoco_warp"}[engine])

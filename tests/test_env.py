@@ -97,13 +97,13 @@ def test_a_seed_makes_an_episode(make: Make) -> None:
     one, again, other = make(), make(), make(seed=2)
     assert torch.equal(one.obs["actor"], again.obs["actor"])
     assert not torch.equal(one.obs["actor"], other.obs["actor"])
-    assert same(play(one, 40), play(again, 40))
-    assert not torch.equal(results(one, 40)["obs.actor"], results(other, 40)["obs.actor"])
+    assert same(play(one, 32), play(again, 32))
+    assert not torch.equal(results(one, 32)["obs.actor"], results(other, 32)["obs.actor"])
 
 
 def test_a_row_does_not_depend_on_the_others(make: Make) -> None:
     """Nor on how many there are: rows 0 to 3 of 16 are the 4 rows of a smaller batch."""
-    many, few = play(make(), 150), play(make(num_envs=4), 150)
+    many, few = play(make(), 62), play(make(num_envs=4), 62)
     assert same(many, few, slice(0, 4))
     assert any(step["terminated"][:4].any() for step in many) and any(step["truncated"][:4].any() for step in many)
     assert len({tuple(row.tolist()) for row in many[-1]["obs.actor"]}) == ENVS
@@ -114,14 +114,14 @@ def test_a_snapshot_is_exact(make: Make) -> None:
     play(env, 20)
     state = env.snapshot(everyone)
     assert all(len(tensor) == ENVS for tensor in state.values())
-    future = play(env, 40, start=20)
+    future = play(env, 32, start=20)
     env.restore(everyone, state)
-    assert same(play(env, 40, start=20), future)
+    assert same(play(env, 32, start=20), future)
     # in another process it is another environment that goes on
     other = make()
     other.restore(everyone, state)
     assert torch.equal(other.obs["critic"], state["obs.critic"])
-    assert same(play(other, 40, start=20), future)
+    assert same(play(other, 32, start=20), future)
 
 
 def test_a_snapshot_of_some_rows(make: Make) -> None:
@@ -265,7 +265,7 @@ def test_a_robot_that_blows_up_leaves_the_others_alone(make: Make) -> None:
     assert hit["rewards"][6] == 0.0 and not env.buffers["reward_terms"][6].any()
     assert all(value.isfinite().all() for value in hit.values())
     assert same([hit], [whole], ~broken)
-    assert same(play(env, 40, start=6), play(reference, 40, start=6), ~broken)
+    assert same(play(env, 32, start=6), play(reference, 32, start=6), ~broken)
     totals = env.drain_totals()
     assert totals["unstable"] == 1.0 and all(value == value for value in totals.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -168,6 +169,10 @@ class RobotSpec:
             RobotError: the page has no `mirror`, partner axes are not parallel once reflected, or the default pose is not
                 its own reflection.
         """
+        return self._joint_mirror
+
+    @cached_property
+    def _joint_mirror(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
         import mujoco
         import numpy as np
 

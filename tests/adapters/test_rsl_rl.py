@@ -30,6 +30,9 @@ def page() -> Page:
         "critic_hidden_dims=[24]",
         "learning_rate=5e-4",
         "schedule=adaptive",
+        # few gradients: for each, rsl_rl asks our environment for its mirror
+        "num_learning_epochs=2",
+        "num_mini_batches=2",
     ]
     return load(
         "go2_flat", ["env.compile=false", "train.steps=8", f"env.num_envs={ENVS}", *(f"ppo.{setting}" for setting in small)]
@@ -176,7 +179,8 @@ def test_the_configuration_is_the_pages_and_stays_so(page: Page, env: Env) -> No
 
 @pytest.mark.parametrize("symmetry", ["augmentation", "mirror_loss"])
 def test_symmetry_is_passed_on(symmetry: str, env: Env, page: Page) -> None:
-    mirrored = load("go2_flat", [f"ppo.symmetry={symmetry}", "ppo.mirror_loss_coeff=0.5", "train.steps=2"])
+    changed = {"symmetry": symmetry, "mirror_loss_coeff": 0.5}
+    mirrored = page.model_copy(update={"ppo": page.ppo.model_copy(update=changed)})
     runner = OnPolicyRunner(RslRlEnv(env), runner_config(mirrored), None, "cpu")
     assert runner.alg.symmetry is not None
     assert runner.alg.symmetry.use_data_augmentation == (symmetry == "augmentation")

@@ -24,7 +24,7 @@ def tiny() -> list[str]:
     ]
 
 
-@pytest.fixture(params=["native", "warp", pytest.param("mjx", marks=pytest.mark.slow)])
+@pytest.fixture(params=["native", *(pytest.param(engine, marks=pytest.mark.slow) for engine in ("warp", "mjx"))])
 def page(request: pytest.FixtureRequest, tiny: list[str], hopper: Hopper, tmp_path: Path) -> Page:
     """A page of each engine whose robots are pushed and begin anew."""
     pytest.importorskip(MODULES[request.param])

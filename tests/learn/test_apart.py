@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import threading
 import time
@@ -39,6 +40,7 @@ SMALL = [
 CPU = torch.device("cpu")
 
 
+@functools.cache
 def page(*overrides: str) -> Page:
     return load("go2_flat", [*SMALL, *overrides])
 

@@ -94,7 +94,7 @@ class CartPole:
         return Step(self.obs, ones, terminated, truncated, self.final_obs, torch.ones(self.num_envs, dtype=torch.bool))
 
 
-def lengths(*, hidden: bool = False, iterations: int = 25, **changes: Any) -> list[float]:
+def lengths(*, hidden: bool = False, iterations: int, **changes: Any) -> list[float]:
     """Mean length of the episodes that ended, by iteration."""
     page = PPOSettings.model_validate(SETTINGS | changes)
     env = CartPole(64, hidden=hidden)
@@ -110,16 +110,16 @@ def lengths(*, hidden: bool = False, iterations: int = 25, **changes: Any) -> li
 
 
 def test_a_pole_is_balanced_by_pushes_to_either_side() -> None:
-    history = lengths()
+    history = lengths(iterations=14)
     assert history[0] < 30.0
     assert sum(history[-3:]) / 3 > 120.0
 
 
 @pytest.mark.parametrize("rnn_type", ["gru", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_a_policy_that_remembers_balances_a_pole_whose_speed_it_cannot_see(rnn_type: str) -> None:
-    changes = {"rnn_type": rnn_type, "rnn_hidden_dim": 32, "iterations": 30}
+    changes = {"rnn_type": rnn_type, "rnn_hidden_dim": 32, "iterations": 16}
     assert sum(lengths(hidden=True, **changes)[-3:]) / 3 > 90.0
 
 
 def test_without_memory_it_cannot() -> None:
-    assert max(lengths(hidden=True, iterations=30)[-3:]) < 70.0
+    assert max(lengths(hidden=True, iterations=16)[-3:]) < 70.0

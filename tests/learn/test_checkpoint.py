@@ -271,11 +271,11 @@ print(torn, before)
 
 
 def test_no_kill_at_whatever_moment_leaves_a_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
-    """50 processes that do nothing but save are killed; what is found is whole, and no older than what was found before."""
-    done = subprocess.run([sys.executable, "-c", TORN, str(tmp_path), "50"], capture_output=True, text=True, timeout=300)
+    """25 processes that do nothing but save are killed; what is found is whole, and no older than what was found before."""
+    done = subprocess.run([sys.executable, "-c", TORN, str(tmp_path), "25"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     torn, iteration = map(int, done.stdout.split())
-    assert torn >= 10 and iteration >= 50  # many died in the middle of it
+    assert torn >= 5 and iteration >= 25  # many died in the middle of it
 
 
 def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:

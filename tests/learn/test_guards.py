@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from pathlib import Path
@@ -65,6 +66,7 @@ def odd(tmp_path: Path) -> Any:
     return lambda *overrides: load(str(tmp_path / "odd.yaml"), [*SMALL, *overrides])
 
 
+@functools.cache
 def page(*overrides: str) -> Page:
     return load("go2_flat", [*SMALL, *overrides])
 

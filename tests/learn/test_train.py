@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -36,6 +37,7 @@ SMALL = [
 CLOCK = ("Perf/", "Train/seconds")
 
 
+@functools.cache
 def page(*overrides: str) -> Page:
     return load("go2_flat", [*SMALL, *overrides])
 
@@ -80,16 +82,16 @@ def equal(one: object, other: object) -> bool:
 
 
 def test_half_a_run_and_the_rest_are_the_whole(tmp_path: Path) -> None:
-    """20 iterations = 10 + resume 10, bit for bit: networks, optimizer, normalizers, robots, metrics."""
+    """10 iterations = 5 + resume 5, bit for bit: networks, optimizer, normalizers, robots, metrics."""
     whole = training.start(page(), tmp_path / "whole")
-    history = train(whole, 20)
+    history = train(whole, 10)
     first = training.start(page(), tmp_path / "half")
-    halves = train(first, 10)
+    halves = train(first, 5)
     second = training.resume(str(tmp_path / "half"), "go2_flat")
-    assert (second.iteration, second.env_steps) == (10, 10 * 8 * ENVS)
-    halves += train(second, 20)
+    assert (second.iteration, second.env_steps) == (5, 5 * 8 * ENVS)
+    halves += train(second, 10)
     assert halves == history
-    states = [checkpoint.read(tmp_path / run / "checkpoints" / "model_000020.pt") for run in ("whole", "half")]
+    states = [checkpoint.read(tmp_path / run / "checkpoints" / "model_000010.pt") for run in ("whole", "half")]
     for state in states:
         state["infos"].pop("seconds")
     assert equal(*states)  # the hashes of the robots' states among it
@@ -161,22 +163,22 @@ def test_half_a_run_with_curricula_and_the_rest_are_the_whole(tmp_path: Path) ->
     """Bit for bit, by the iteration and by statistics; where the curriculum is gone, the page's own number is back."""
     task = growing(tmp_path)
     whole = training.start(task, tmp_path / "whole")
-    history = train(whole, 12)
-    halves = train(training.start(task, tmp_path / "half"), 6)
+    history = train(whole, 10)
+    halves = train(training.start(task, tmp_path / "half"), 5)
     second = training.resume(str(tmp_path / "half"), str(tmp_path / "growing.yaml"))
     half = second.curricula.params["commands.velocity.lin_vel_x"].clone()
     assert half[1] > 1.0
-    halves += train(second, 12)
+    halves += train(second, 10)
     assert halves == history
-    states = [checkpoint.read(tmp_path / run / "checkpoints" / "model_000012.pt") for run in ("whole", "half")]
+    states = [checkpoint.read(tmp_path / run / "checkpoints" / "model_000010.pt") for run in ("whole", "half")]
     for state in states:
         state["infos"].pop("seconds")
     assert equal(*states)
     assert states[0]["curricula"]["grow"]["commands.velocity.lin_vel_x"][1] > half[1]  # it went on
     without = training.resume(str(tmp_path / "half"), str(tmp_path / "growing.yaml"), ["curriculum.grow=null"])
-    list(without.train(13))
+    list(without.train(11))
     weight, velocities = moving(without)
-    assert velocities.tolist() == [-1.0, 1.0] and weight == (12 - 2) / 16
+    assert velocities.tolist() == [-1.0, 1.0] and weight == (10 - 2) / 16
 
 
 def test_curricula_reach_the_learner(tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_a_seed_makes_a_run_and_the_number_of_threads_does_not(tmp_path: Path) -
     trained = {}
     for name, overrides in runs.items():
         trainer = training.start(page(*overrides), tmp_path / name)
-        trained[name] = (train(trainer, 3), weights(trainer))
+        trained[name] = (train(trainer, 2), weights(trainer))
     history, one = trained["one"]
     for name in ("again", "threads"):
         assert trained[name][0] == history
@@ -314,7 +316,9 @@ def test_evaluations_leave_no_trace_in_a_training_and_end_it(
     figures = [{f"Score/{name}": value for name, value in score["figures"].items()} for score in kept]
     found = [figures | {"Score/margin": s["margin"], "Score/passed": 1.0} for figures, s in zip(figures, kept, strict=True)]
     assert found == scores
-    # who goes on wants more
+    if other:
+        return
+    # who goes on wants more, whatever learns
     caplog.clear()
     resumed = training.resume(str(tmp_path / "evaluated"), "go2_flat")
     said = "its policy has passed; the run goes on until two evaluations in a row pass again"
@@ -600,20 +604,17 @@ def test_a_run_goes_on_without_room_for_checkpoints_until_it_needs_the_last(
     assert names(tmp_path / "run") == ["model_000002.pt", "model_000006.pt", "model_000007.pt"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
+def test_a_checkpoint_of_another_page_is_refused(tmp_path: Path) -> None:
+    train(training.start(page(), tmp_path / "run"), 1)
+    for overrides, said in (
         (["ppo.actor_hidden_dims=[8]"], "its networks have other shapes than the page's"),
         (["ppo.critic_hidden_dims=[16, 16]"], "its networks have other shapes than the page's"),
         (["rewards.pose=null"], "the state of its environments does not fit the page"),
         (["scene.collisions=full", "rewards.contact={term: undesired_contacts, weight: -1.0}"], "does not fit the page"),
-    ],
-)
-def test_a_checkpoint_of_another_page_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
-    train(training.start(page(), tmp_path / "run"), 1)
-    with pytest.raises(checkpoint.CheckpointError) as caught:
-        training.resume(str(tmp_path / "run"), "go2_flat", overrides)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    ):
+        with pytest.raises(checkpoint.CheckpointError) as caught:
+            training.resume(str(tmp_path / "run"), "go2_flat", overrides)
+        assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_seeds_of_evaluation_are_refused(tmp_path: Path) -> None:
