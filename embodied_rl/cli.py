@@ -228,19 +228,19 @@ def _play(options: argparse.Namespace) -> int:
 def _eval(options: argparse.Namespace) -> int:
     from embodied_rl import make_env, runs
     from embodied_rl.learn.evaluate import SEEDS
-    from embodied_rl.mdp.score import score_of
+    from embodied_rl.mdp.score import judged, score_of
 
     loaded = runs.load(options.run)
     page = make_env.resolve(loaded.page, engine=options.engine)
     score = score_of(page)
     seed = SEEDS[options.seed - 1]
     result = runs.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
+    verdict, limits = judged(score, result, options.reference)
     result |= {"seed": seed, "checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
-    limits = score.limits(options.reference)
     for name, value in result.items():
         bound = f"   (limit {limits[name]:g})" if name in limits else ""
         print(f"{name:32s} {value:.4f}{bound}" if isinstance(value, float) else f"{name:32s} {value}")
-    print(score.verdict(result, options.reference).sentence)
+    print(verdict.sentence)
     _write_json(options.json, result)
     return 0
 

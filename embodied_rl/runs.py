@@ -15,7 +15,7 @@ from embodied_rl.env import Env
 from embodied_rl.export import export
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import SEEDS, evaluate, evaluation_page
-from embodied_rl.learn.learner import learner_class
+from embodied_rl.learn.learner import learner_class, naming_own
 from embodied_rl.learn.policy import Player
 from embodied_rl.learn.run import Run, RunError, find_run
 from embodied_rl.make_env import make
@@ -128,8 +128,10 @@ def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
     found, named = find_run(run)
     page = found.page  # first: what is wrong with it is the one thing to say
     path, state = _newest(found, named, device)
+    learner = learner_class(page)
     try:
-        policy = learner_class(page).load_policy(page, state, device)
+        with naming_own(page, learner.load_policy):
+            policy = learner.load_policy(page, state, device)
     except (KeyError, RuntimeError, IndexError):
         raise checkpoint.CheckpointError(f"{path}: its actor is not the one that {found.path}/config.yaml describes") from None
     page = page_as_moved(page, state.get("curricula") or {})

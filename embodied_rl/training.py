@@ -19,7 +19,7 @@ from embodied_rl.learn.apart import ApartCollector, OverlapCollector
 from embodied_rl.learn.cpu.team import cores
 from embodied_rl.learn.evaluate import FIRST_SEED
 from embodied_rl.learn.examiner import Examiner
-from embodied_rl.learn.learner import Learner, make_learner
+from embodied_rl.learn.learner import Learner, learner_class, make_learner
 from embodied_rl.learn.ranks.group import Group, join, launchers
 from embodied_rl.learn.ranks.meeting import backend_of
 from embodied_rl.learn.ranks.share import Scope, env_ids, learning_rate_factor, num_envs_scope, rank_device
@@ -233,7 +233,7 @@ def _make_examiner(page: Page, group: Group) -> Examiner | None:
 
 def _make_curricula(page: Page) -> Curricula:
     """Make the page's curricula, as they are in the first iteration."""
-    curricula = Curricula(page)
+    curricula = Curricula(page, learner_class(page).numbers)
     curricula.advance({}, 0)
     return curricula
 

@@ -215,7 +215,7 @@ def test_training_until_it_walks(
     from embodied_rl import training
 
     figures = {"fall_rate": falls, "lin_vel_error": 0.1, "ang_vel_error": 0.1}
-    monkeypatch.setattr(training, "Evaluations", lambda page: lambda policy, *, seed, reference: dict(figures))
+    monkeypatch.setattr(training, "Evaluations", lambda page: lambda policy, moved, *, seed, reference: dict(figures))
     arguments = ["train", "go2_flat", *SMALL, "train.stop_when=passed", "train.evaluate_every=2", "--iterations", "6"]
     assert cli.main([*arguments, "--run-dir", "run"]) == 0
     *_, last, _ = capsys.readouterr().out.splitlines()

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from embodied_rl import family, make_env, runs
+from embodied_rl import family, make_env, runs, training
 from embodied_rl.config import ConfigError, Page, load
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.family import FamilyError, family_names, load_family
 from embodied_rl.learn import evaluate as protocol
 from embodied_rl.mdp.demo import demo_of
-from embodied_rl.mdp.score import failures_of, score_of
+from embodied_rl.mdp.score import failures_of, figures_of, judged, score_of
 from embodied_rl.paths import PACKAGE
+from embodied_rl.strict_yaml import display
 from embodied_rl.view.play import agent, play, playback_page
 
 DOCS = PACKAGE.parent / "docs" / "families.md"
@@ -205,6 +206,39 @@ def test_the_family_of_the_docs_is_judged_and_shown(tmp_path: Path, monkeypatch:
     env = make_env.make(playback_page(page, seconds=1.0))
     assert demo is not None and demo.script(env) == [] and len(demo.measured(env)) == len(demo.COLUMNS)
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('{"height_error": self._sum', '{"height_err": self._sum', "figures() has no 'height_error', which limits()"),
+        ("self._sum / max(self._count, 1)", "None", "figures() gives 'height_error' as NoneType, and one number is needed"),
+        ("self._sum / max(self._count, 1)", "__import__('torch').ones(2)", "figures() gives 'height_error' as Tensor, and one"),
+        ('"height_error": self._limit}', '"height_error": None}', "limits() gives 'height_error' as NoneType, and one number is"),
+        ("return Verdict(good,", "return good and (", "verdict() gives 'it keeps its height', and Verdict(True or False"),
+    ],
+)
+def test_a_score_that_goes_wrong_is_named_and_its_iteration_saved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, said: str
+) -> None:
+    score = folder / "height" / "score.py"
+    assert old in SCORE
+    score.write_text(SCORE.replace(old, new))
+    monkeypatch.setattr(protocol, "EPISODES", 2)
+    trainer = training.start(small(folder, "train.evaluate_every=1", "train.steps=4"), tmp_path / "run")
+    with pytest.raises(FamilyError) as raised:
+        list(trainer.train(3))
+    assert str(raised.value).startswith(f"task: {display(score)}: {said}")
+    assert trainer.run.newest_checkpoints() == [trainer.run.checkpoint(1)]
+
+
+def test_a_tensor_of_one_number_is_a_figure(folder: Path) -> None:
+    score = folder / "height" / "score.py"
+    score.write_text(SCORE.replace("self._sum / max(self._count, 1)", "__import__('torch').tensor([0.25])"))
+    made = score_of(load(folder / "page.yaml"))
+    figures = figures_of(made)
+    assert figures == {"height_error": 0.25} and type(figures["height_error"]) is float
+    assert judged(made, figures, False) == ((False, "it does not keep its height"), {"height_error": 0.2})
 
 
 def test_folders_of_one_name_are_two_families(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -38,7 +38,7 @@ def bench_train(page: Page) -> dict[str, float]:
         share_env, share_policy, share_update: where training's time went (share_rollout for the first three where they are one
         CUDA graph).  The same with `shipped_` before it, of the page unmodified.  Medians of rounds.
     """
-    policy = driving_policy(page)
+    policy, page = driving_policy(page), override(page, ["train.stop_when=end"])
     shipped = _train_rounds(page, policy)
     return _train_rounds(override(page, COMPARABLE), policy) | {f"shipped_{name}": value for name, value in shipped.items()}
 
@@ -50,7 +50,7 @@ def _train_rounds(page: Page, policy: Callable[[Obs], Tensor]) -> dict[str, floa
         torch.set_num_threads(1)
         tape = Tape(env, policy)
         physics = physics_alone(env, tape)
-        iterations, rounds = trainer.train(page.train.iterations), []
+        iterations, rounds = trainer.train(_WARMUP + _ROUNDS * _ITERATIONS), []
         for _ in range(_WARMUP):
             next(iterations)
         for _ in range(_ROUNDS):

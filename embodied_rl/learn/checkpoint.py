@@ -56,9 +56,11 @@ def save(path: Path, state: dict) -> str:
         The SHA-256 of what was written.
 
     Raises:
-        CheckpointError: it cannot be written; what was there is still there.
+        CheckpointError: it cannot be written, or could not be read again; what was there is still there.
     """
     data = pack(state)
+    if excess := _find_excess(data):
+        raise CheckpointError(f"{path}: not written: {excess}")
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -21,17 +22,21 @@ _ACTOR_CRITIC, _OPTIMIZER = ("actor_state_dict", "critic_state_dict"), "optimize
 #: Of all that is saved; a network's are fewer.
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
 _DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
+#: What torch reads without running code, beside tensors; of these very types, for it reads none that is derived from them.
+_CONTAINERS = {dict, OrderedDict, list, tuple, set, torch.Size}
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype, torch.device}
 #: Tensors that count something; all other integers are a module's own business.
 _COUNT = re.compile(r"(^|[._])(count|num_batches_tracked)$")
 _WEIGHT = re.compile(r"(^|\.)((weight|bias)(_\w+)?|(log_)?std_param|_?(running_)?(mean|var|std))$")
-_NOT_NEGATIVE = re.compile(r"(^|[._])(var|std|count|num_batches_tracked|step|exp_avg_sq|max_exp_avg_sq)$")
+#: In networks and optimizers; the logarithm of a deviation (`log_std`) is another matter.
+_NOT_NEGATIVE = re.compile(r"(^|\.)(?!([^.]*_)?log_)([^.]*_)?(var|std|count|num_batches_tracked|step|exp_avg_sq|max_exp_avg_sq)$")
 _POSITIVE = re.compile(r"(^|\.)std_param$")
 #: A weight beyond this is a lost one: float32 has no square of it.
 LARGEST_WEIGHT = 1e18
 #: What a module remembers, and no optimizer moves.
 _BUFFER = re.compile(r"(^|\.)_?(running_)?(mean|var|std|count|num_batches_tracked)$")
-#: Numbers of the optimizer: the least, whether it may be reached, and what may not be.
-_RATES = {"lr": (0.0, False, math.inf), "eps": (0.0, True, math.inf), "weight_decay": (0.0, True, math.inf)}
+#: Numbers of the optimizer, from 0 up.
+_RATES = ("lr", "eps", "weight_decay")
 #: What a run has counted; a run in which no episode has ended knows no reward.
 _COUNTERS = ("env_steps", "seconds", "episodes", "candidate")
 _SHARD = {"name": str, "sha256": str, "first": int, "count": int}
@@ -133,10 +138,13 @@ def _faults(state: dict) -> Iterator[str]:
 
 
 def _tensor_faults(name: str, value: Any) -> Iterator[str]:
-    """Look at every tensor, wherever it lies."""
-    if isinstance(value, dict | list | tuple):
+    """Look at every tensor, wherever it lies, and for what is none and nothing plain."""
+    if type(value) in _CONTAINERS:
         for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _tensor_faults(f"{name}.{key}" if name else str(key), one)
+            place = f"{name}.{key}" if name else str(key)
+            yield from _tensor_faults(place, one)
+            if type(key) not in (str, int):
+                yield from _tensor_faults(f"the key {place}", key)
     elif isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
             yield f"{name}: no plain tensor"
@@ -147,10 +155,16 @@ def _tensor_faults(name: str, value: Any) -> Iterator[str]:
             yield f"{name}: {_kind(value)}"
         elif value.is_floating_point() and (odd := int((~value.isfinite()).sum())):
             yield f"{name}: {odd} of {value.numel()} values not finite"
+        elif not name.partition(".")[0].endswith("_state_dict"):  # what may be below 0 there, only its owner knows
+            return
         elif _NOT_NEGATIVE.search(name) and value.dtype != torch.bool and bool((value < 0).any()):
             yield f"{name}: {_least(value)}, and no number below 0 is possible"
         elif _POSITIVE.search(name) and bool((value <= 0).any()):
             yield f"{name}: {_least(value)}, and only numbers above 0 are possible"
+    elif type(value) not in _PLAIN:
+        kind = type(value)
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        yield f"{name}: {module}{kind.__qualname__}, and only tensors and plain values can be read again"
 
 
 def _network_faults(place: str, weights: dict) -> Iterator[str]:
@@ -185,20 +199,16 @@ def _optimizer_faults(where: str, optimizer: dict) -> Iterator[str]:
     for index, group in enumerate(groups):
         place = f"{where}.param_groups.{index}"
         given = {name: group[name] for name in _RATES if name in group}
-        bounds = {name: _RATES[name] for name in given}
         if "betas" in group:
             betas = group["betas"]
             if not isinstance(betas, list | tuple) or len(betas) != 2:
                 yield f"{place}.betas: {_shown(betas)}, and no two numbers"
                 return
             given |= {f"betas.{i}": beta for i, beta in enumerate(betas)}
-            bounds |= dict.fromkeys(("betas.0", "betas.1"), (0.0, True, 1.0))
         for name, value in given.items():
-            least, reached, most = bounds[name]
-            number = _number(value)
-            if number is None or not least <= number < most or (number == least and not reached):
-                allowed = f"{'from' if reached else 'above'} {least:g} and below {most:g}"
-                yield f"{place}.{name}: {_shown(value)}, and only numbers {allowed} are possible"
+            number, most = _number(value), 1.0 if name.startswith("betas") else math.inf
+            if number is None or not 0.0 <= number < most:
+                yield f"{place}.{name}: {_shown(value)}, and only numbers from 0 and below {most:g} are possible"
         if not isinstance(group.get("params", []), list):
             yield f"{place}.params: {_shown(group['params'])}, and no list"
     for index, moments in state.items():

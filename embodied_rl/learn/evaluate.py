@@ -15,7 +15,7 @@ from embodied_rl.config import Page, override
 from embodied_rl.env import Env
 from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.learn.policy import Player
-from embodied_rl.mdp.score import Score, score_of
+from embodied_rl.mdp.score import Score, figures_of, score_of
 
 #: Seeds of evaluations; training refuses seeds from FIRST_SEED up, so that no policy has met them.
 FIRST_SEED = 2**31
@@ -100,7 +100,7 @@ def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor], score: Sco
     return {
         "episodes": env.num_envs,
         f"{score.failure}_rate": float(failed.float().mean()),
-        **score.figures(),
+        **figures_of(score),
         "mean_reward": float(rewards[-1]) / env.num_envs,
         "mean_episode_s": seconds / env.num_envs,
         **{name: float(value) / seconds for name, value in zip(names, rewards, strict=True)},

@@ -12,11 +12,11 @@ import torch
 
 from embodied_rl.config import Page
 from embodied_rl.learn.evaluate import SEEDS, evaluation_page
-from embodied_rl.learn.learner import Learner, learner_class
+from embodied_rl.learn.learner import Learner, learner_class, naming_own
 from embodied_rl.learn.policy import Player
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.mdp.curricula import Moved
-from embodied_rl.mdp.score import score_of
+from embodied_rl.mdp.score import judged, score_of
 
 log = logging.getLogger("embodied_rl")
 
@@ -145,11 +145,11 @@ class Examiner:
         def measured() -> Evaluation:
             assert policy is not None
             figures = self._measure(*policy, seed=seed, reference=False)
-            verdict, limits = self._score.verdict(figures, False), self._score.limits(False)
+            verdict, limits = judged(self._score, figures, False)
             found = margin(figures, limits)
             if verdict.passed:
                 reference = self._measure(*policy, seed=seed, reference=True)
-                verdict = self._score.verdict(reference, True)
+                verdict, _ = judged(self._score, reference, True)
                 figures |= {f"reference_{name}": reference[name] for name in limits}
             return Evaluation(figures, found, *verdict)
 
@@ -164,14 +164,17 @@ class Examiner:
             if unseen.passed:
                 self.passed = Passed(*first, unseen.sentence, unseen.figures)
         elif evaluation.passed:
-            if self._group.rank == 0:
-                self._policy = self._copy(learner.state_dict(), learner.policy.device), moved
+            self._group.lead(lambda: self._keep(learner, moved))
             self._candidate = _Candidate(iteration, int(metrics["Train/env_steps"]), metrics["Train/seconds"])
+
+    def _keep(self, learner: Learner, moved: Moved) -> None:
+        self._policy = self._copy(learner.state_dict(), learner.policy.device), moved
 
     def _copy(self, state: dict, device: torch.device) -> Player:
         """Make a policy of a learner's state, which stays as it is."""
-        with torch.random.fork_rng([]):  # networks draw their first weights
-            return Player(learner_class(self._page).load_policy(self._page, state, device))
+        learner = learner_class(self._page)
+        with torch.random.fork_rng([]), naming_own(self._page, learner.load_policy):  # networks draw their first weights
+            return Player(learner.load_policy(self._page, state, device))
 
     def _limited(self, evaluation: Evaluation) -> dict[str, float]:
         """Pick the figures that have limits, and those of reference physics."""

@@ -16,7 +16,7 @@ import torch
 from embodied_rl.config import Page
 from embodied_rl.errors import UserError
 from embodied_rl.learn.damage import LARGEST_WEIGHT
-from embodied_rl.learn.learner import Learner
+from embodied_rl.learn.learner import Learner, is_own
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.learn.run import Run
@@ -57,9 +57,10 @@ class Guards:
         self._check_updates(iteration, learner, rollout, metrics)
         wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
         if wrong:
+            change = "" if is_own(learner.update) else " with a smaller ppo.learning_rate or ppo.max_grad_norm"
             error = UnstableError(
                 f"{', '.join(wrong[:3])} is not finite after iteration {iteration}, so the networks are lost; go on from "
-                f"an earlier checkpoint in {self._run.checkpoints} with a smaller ppo.learning_rate or ppo.max_grad_norm"
+                f"an earlier checkpoint in {self._run.checkpoints}{change}"
             )
             error.worth_saving = False
             raise error
@@ -110,10 +111,11 @@ class Guards:
         with _if_there_is_room(path) as file:
             torch.save({"rollout": tensors, "learner": learner.state_dict()}, file)
         where = path if self._group.size == 1 else path.parent
+        change = "" if is_own(learner.update) else "try a smaller ppo.learning_rate, or "
         error = UnstableError(
             f"{skipped:.0%} of iteration {iteration}'s updates had a loss or gradient that is not finite, more than "
-            f"train.max_skipped ({limit:.0%}) allows; what was learned from lies in {where}; try a smaller "
-            "ppo.learning_rate, or look for a reward or observation that explodes"
+            f"train.max_skipped ({limit:.0%}) allows; what was learned from lies in {where}; {change}look "
+            "for a reward or observation that explodes"
         )
         parameters = chain(*(network.parameters() for network in learner.networks.values()))
         error.worth_saving = all(bool((parameter.abs() <= LARGEST_WEIGHT).all()) for parameter in parameters)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import nn
@@ -20,6 +24,8 @@ from embodied_rl.problems import lacking
 class Learner(Protocol):
     """Improves a policy on rollouts."""
 
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """Those of `config.learner_numbers.LEARNER_NUMBERS` that its updates are told of and follow; curricula may move no others."""
     policy: Policy
     networks: Mapping[str, nn.Module]
     """All that it learns, by name."""
@@ -54,8 +60,8 @@ class Learner(Protocol):
         Args:
             rollout: what happened.
             iteration: the trainer's.
-            numbers: of `config.learner_numbers.LEARNER_NUMBERS`, by dotted path, that curricula have moved since the run began;
-                they hold in place of the page's, in this update.
+            numbers: of its `numbers`, by dotted path, those that curricula have moved since the run began; they hold in place of
+                the page's, in this update.
         """
         ...
 
@@ -117,3 +123,29 @@ def make_learner(
         lacks = f"lacks {', '.join(missing)}, as it was made"
         raise UserError(f"train.learner: {page.train.learner}: {lacks}; embodied_rl/learn/learner.py says what it needs")
     return made
+
+
+def is_own(method: Callable) -> bool:
+    """Whether a method of a learner is one's own, and not of a learner that ships."""
+    return method.__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
+@contextmanager
+def naming_own(page: Page, method: Callable) -> Iterator[None]:
+    """Say whose mistake it is where a method of a learner of one's own, which is called within, goes wrong.
+
+    Raises:
+        UserError: it has; one line.  What a learner that ships raises goes through.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever the code of a learner may raise
+        if not is_own(method):
+            raise
+        file = inspect.getfile(method)
+        last = [one for one in traceback.extract_tb(error.__traceback__) if one.filename == file][-1:]
+        where = ":".join([Path(file).name, *(str(one.lineno) for one in last)])
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UserError(f"train.learner: {page.train.learner}.{method.__name__}: {said} ({where})") from error

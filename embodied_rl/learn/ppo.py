@@ -53,6 +53,8 @@ class PPO:
         graph: replay the halves of a minibatch from CUDA graphs, on a GPU.
     """
 
+    numbers = LEARNER_NUMBERS
+
     def __init__(
         self,
         obs: Obs,
@@ -337,11 +339,7 @@ class PPO:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Take up what `state_dict` gave; a checkpoint of rsl_rl's runner will do.
-
-        Raises:
-            RuntimeError: the networks have other shapes.
-        """
+        """Take up what `state_dict` or rsl_rl's runner gave; RuntimeError where the networks have other shapes."""
         self.actor.load_state_dict(state["actor_state_dict"])
         self.critic.load_state_dict(state["critic_state_dict"])
         # an adapted rate is part of the state; a constant one is the page's, which may have changed since

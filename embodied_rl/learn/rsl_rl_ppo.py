@@ -12,6 +12,7 @@ from rsl_rl.storage import RolloutStorage
 from tensordict import TensorDict
 from torch import Tensor
 
+from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
 from embodied_rl.config.page import Page, PPOSettings, TrainSettings
 from embodied_rl.errors import UserError
 from embodied_rl.learn import schedules
@@ -70,7 +71,7 @@ class RslRlPPO:
         UserError: actions are choices, for which rsl_rl has no distribution.
     """
 
-    algorithm_class = PPO
+    numbers, algorithm_class = LEARNER_NUMBERS, PPO
 
     def __init__(
         self,

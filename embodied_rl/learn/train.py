@@ -13,13 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from embodied_rl.config import Page
+from embodied_rl.errors import UserError
 from embodied_rl.learn.checkpoint import CheckpointError, Checkpoints, damaged, merit, read
 from embodied_rl.learn.damage import find_damage, find_misfit
 from embodied_rl.learn.examiner import Examiner, Passed
 from embodied_rl.learn.guards import Guards, UnstableError
-from embodied_rl.learn.learner import Learner
+from embodied_rl.learn.learner import Learner, naming_own
 from embodied_rl.learn.metrics import Metrics
-from embodied_rl.learn.ranks.group import Group, fingerprint
+from embodied_rl.learn.ranks.group import Group, LostError, fingerprint
 from embodied_rl.learn.report import Report
 from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.learn.run import Run
@@ -139,17 +140,20 @@ class Trainer:
             self.guards.check(self.iteration, self.collector, self.learner, rollout, metrics)
         except UnstableError as error:
             if error.worth_saving:
-                try:
-                    self.save()
-                except Exception as second:  # what ends the run is the first
-                    log.warning("%s", second)
+                self._save_before_the_end()
             raise
 
     def _examine(self, metrics: dict[str, float]) -> bool:
         """Evaluate the policy where its time has come, and put what it came to among the metrics; whether it was evaluated."""
         if self.examiner is None or not self.examiner.due(self.iteration, metrics):
             return False
-        metrics |= self.examiner.examine(self.iteration, self.learner, self.curricula.state_dict(), metrics)
+        try:
+            metrics |= self.examiner.examine(self.iteration, self.learner, self.curricula.state_dict(), metrics)
+        except Exception as error:
+            # a rank that is lost saves nothing, and what is no UserError only one of several knows of
+            if not isinstance(error, LostError) and (isinstance(error, UserError) or self.group.size == 1):
+                self._save_before_the_end()
+            raise
         if self.passed:
             try:
                 self.checkpoints.note_verified(self.passed.iteration)
@@ -194,6 +198,13 @@ class Trainer:
         except CheckpointError as error:
             log.warning("%s; the run goes on, and its last checkpoint is that of iteration %s", error, self._saved or 0)
 
+    def _save_before_the_end(self) -> None:
+        """Save what an error is about to end, which is the one to say."""
+        try:
+            self.save()
+        except Exception as second:
+            log.warning("%s", second)
+
     def _compare(self) -> None:
         """Whether all ranks have the same networks, optimizer and curricula, to the last bit; each works on by itself if not."""
         if self.group.size == 1:
@@ -218,6 +229,7 @@ class Trainer:
         Raises:
             DamagedError: what it holds cannot be, or a shard of it is damaged.
             CheckpointError: it is of another page.
+            UserError: a learner of one's own goes wrong in taking it up.
         """
         fault, is_damage = find_misfit(self.learner.networks, state)
         if is_damage:
@@ -226,7 +238,10 @@ class Trainer:
             raise CheckpointError(f"{path}: its networks have other shapes than the page's: {fault}")
         parts = self.checkpoints.read_envs(path, state, self.env_ids)
         try:
-            self.learner.load_state_dict(state)
+            with naming_own(self.page, self.learner.load_state_dict):
+                self.learner.load_state_dict(state)
+        except UserError:
+            raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             # the networks fit: it is something beside them
             reason = str(error).partition("\n")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -51,14 +52,15 @@ class Curricula:
 
     Args:
         page: the task.
+        followed: of `LEARNER_NUMBERS`, those that its learner follows.
 
     Raises:
-        UserError: a curriculum moves a number that the page does not have; one line.
+        UserError: a curriculum moves a number that the page does not have, or its learner does not follow; one line.
     """
 
-    def __init__(self, page: Page) -> None:
-        self._page = page
-        self.params = _numbers(page)
+    def __init__(self, page: Page, followed: Iterable[str] = LEARNER_NUMBERS) -> None:
+        self._page, self._followed = page, tuple(followed)
+        self.params = self._numbers()
         """Every number of the page that may change, by dotted path, float32 on the CPU."""
         self._terms = bind("curriculum", page.curriculum, Finder(page), self.params)
         # the curriculum that moved a number last, by the number's path
@@ -105,7 +107,7 @@ class Curricula:
         Raises:
             ValueError: a number is not the page's.
         """
-        for path, number in _numbers(self._page).items():
+        for path, number in self._numbers().items():
             self.params[path].copy_(number)
         self._mover = {}
         for term in self._terms:
@@ -156,8 +158,17 @@ class Curricula:
             if any(term.params[end].numel() != count for end in ("start", "end") if end in term.params):
                 raise UserError(f"{place} has {count} numbers, start and end need as many")
 
+    def _numbers(self) -> dict[str, Tensor]:
+        """Collect what may move: the environments' numbers, and those that the learner follows and nothing else moves."""
+        page = self._page
+        free = [path for path in self._followed if why_not(path, page.ppo, page.distributed) is None]
+        return numbers(page) | {path: torch.tensor(getattr(page.ppo, path.removeprefix("ppo."))) for path in free}
+
     def _why_not(self, path: str) -> str:
         """Say why curricula do not have a number."""
+        if path in LEARNER_NUMBERS and path not in self._followed:
+            known = ", ".join(self._followed) or "none"
+            return f"is not followed by train.learner: {self._page.train.learner} (its `numbers`: {known})"
         if path.startswith("ppo.") and (why := why_not(path, self._page.ppo, self._page.distributed)):
             return why
         near = difflib.get_close_matches(path, self.params, n=1)
@@ -191,9 +202,3 @@ def page_as_moved(page: Page, state: Moved) -> Page:
             value = dict(zip(robot.joints_of(entry.get("joints", "all")), value, strict=True))
         changes.append(f"{path}={json.dumps(value)}")
     return override(page, [*changes, "curriculum=null"])
-
-
-def _numbers(page: Page) -> dict[str, Tensor]:
-    """Collect what curricula may move: the environments' numbers, and those of the learner's that nothing else moves."""
-    free = [path for path in LEARNER_NUMBERS if why_not(path, page.ppo, page.distributed) is None]
-    return numbers(page) | {path: torch.tensor(getattr(page.ppo, path.removeprefix("ppo."))) for path in free}

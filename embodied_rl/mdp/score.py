@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -9,10 +11,12 @@ from torch import Tensor
 
 from embodied_rl.config import Page
 from embodied_rl.errors import UserError
-from embodied_rl.family import check_parts, family_names, load_family
+from embodied_rl.family import FamilyError, check_parts, family_names, load_family
 from embodied_rl.mdp.part import Part
 from embodied_rl.physics.protocol import Physics
+from embodied_rl.problems import did_you_mean
 from embodied_rl.scene import Scene
+from embodied_rl.strict_yaml import display
 
 
 class Environment(Protocol):
@@ -130,6 +134,51 @@ def score_of(page: Page) -> Score:
     score = family.score_class()
     check_parts(score, Score, family.folder / "score.py")
     return score(**page.score)
+
+
+def figures_of(score: Score) -> dict[str, float]:
+    """Take a score's figures, a tensor of one number as that number.
+
+    Raises:
+        FamilyError: one is no number.
+    """
+    figures = {}
+    for name, value in score.figures().items():
+        if (number := _number(value)) is None:
+            raise FamilyError(f"{_file(score)}: figures() gives {name!r} as {type(value).__name__}, and one number is needed")
+        figures[name] = number
+    return figures
+
+
+def judged(score: Score, figures: dict[str, float], reference: bool) -> tuple[Verdict, dict[str, float]]:
+    """Judge the figures of an evaluation; the verdict and the limits.
+
+    Raises:
+        FamilyError: a limit is of no figure or no number, or what judges gives no verdict.
+    """
+    limits = score.limits(reference)
+    for name, limit in limits.items():
+        if name not in figures:
+            near = did_you_mean(name, figures)
+            raise FamilyError(f"{_file(score)}: figures() has no {name!r}, which limits() names{near}")
+        if _number(limit) is None:
+            raise FamilyError(f"{_file(score)}: limits() gives {name!r} as {type(limit).__name__}, and one number is needed")
+    verdict = score.verdict(figures, reference)
+    if not isinstance(verdict, Verdict) or not isinstance(verdict.passed, bool) or not isinstance(verdict.sentence, str):
+        raise FamilyError(f"{_file(score)}: verdict() gives {verdict!r}, and Verdict(True or False, 'a sentence') is needed")
+    return verdict, {name: float(limit) for name, limit in limits.items()}
+
+
+def _number(value: Any) -> float | None:
+    """Return what is one number as a float; None of anything else."""
+    try:
+        return None if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _file(score: Score) -> str:
+    return f"task: {display(Path(inspect.getfile(type(score))))}"
 
 
 def failures_of(page: Page) -> str:

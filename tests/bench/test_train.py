@@ -6,13 +6,13 @@ import pytest
 
 from embodied_rl import training
 from embodied_rl.bench import train
-from embodied_rl.config import Page, load
+from embodied_rl.config import Page, load, override
 from embodied_rl.learn.run import Run
 
 
 @pytest.mark.usefixtures("standing")
 def test_training_beside_its_physics(page: Page) -> None:
-    result = train.bench_train(page)
+    result = train.bench_train(override(page, ["train.iterations=1"]))  # however short the page's own training is
     shares = {f"share_{name}" for name in ("physics", "env", "policy", "update")}
     each = {"num_envs", "train_steps_per_s", "physics_steps_per_s", "ratio", *shares}
     assert set(result) == each | {f"shipped_{name}" for name in each}

@@ -8,10 +8,12 @@ import os
 import pickle
 import time
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,11 +109,10 @@ DAMAGE = {
     "count float": (at(ACTOR, "obs_normalizer.count", value=torch.tensor(4.0)), "obs_normalizer.count: float32, and it counts"),
     "std negative": (at(ACTOR, STD, value=one(-1.0)), "distribution.std_param: -1, and only numbers above 0"),
     "std zero": (at(ACTOR, STD, value=one(0.0)), "distribution.std_param: 0, and only numbers above 0"),
-    "rate NaN": (at(*GROUP, "lr", value=NAN), "optimizer_state_dict.param_groups.0.lr: nan, and only numbers above 0"),
-    "rate negative": (at(*GROUP, "lr", value=-1e-3), "param_groups.0.lr: -0.001, and only numbers above 0"),
-    "rate inf": (at(*GROUP, "lr", value=INF), "param_groups.0.lr: inf, and only numbers above 0"),
-    "rate zero": (at(*GROUP, "lr", value=0), "param_groups.0.lr: 0, and only numbers above 0"),
-    "rate text": (at(*GROUP, "lr", value="fast"), "param_groups.0.lr: 'fast', and only numbers above 0"),
+    "rate NaN": (at(*GROUP, "lr", value=NAN), "optimizer_state_dict.param_groups.0.lr: nan, and only numbers from 0"),
+    "rate negative": (at(*GROUP, "lr", value=-1e-3), "param_groups.0.lr: -0.001, and only numbers from 0"),
+    "rate inf": (at(*GROUP, "lr", value=INF), "param_groups.0.lr: inf, and only numbers from 0"),
+    "rate text": (at(*GROUP, "lr", value="fast"), "param_groups.0.lr: 'fast', and only numbers from 0"),
     "rate tensor": (at(*GROUP, "lr", value=torch.tensor(NAN)), "param_groups.0.lr: 1 of 1 values not finite"),
     "beta": (at(*GROUP, "betas", value=(0.9, 1.0)), "param_groups.0.betas.1: 1.0, and only numbers from 0 and below 1"),
     "betas": (at(*GROUP, "betas", value=0.9), "param_groups.0.betas: 0.9, and no two numbers"),
@@ -186,6 +187,41 @@ def test_what_training_saves_is_sound(saved: dict) -> None:
     for name in (VAR, "obs_normalizer._std"):
         put(still, ACTOR, name, value=one(0.0))
     assert find_damage(still) == ""
+    put(still, *GROUP, "lr", value=0.0)  # to where a curriculum may take it
+    below = torch.tensor(-0.5)  # logarithms, and numbers that are no network's
+    own = {"log_std": below, "std": below, "curricula": {"ramp": {"rewards.pose.std": below}}}
+    assert find_damage(still | own | {"policy_state_dict": {"log_std": below, "head.log_std_param": below}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (print, "more.fn: builtin_function_or_method, and only tensors and plain values can be read again"),
+        ([np.float64(1.0)], "more.fn.0: numpy.float64, and only tensors and plain values can be read again"),
+        ({frozenset(): 1}, "the key more.fn.frozenset(): frozenset, and only tensors and plain values can be read again"),
+        (NAN, ""),
+        (OrderedDict({(1, 2): {None, b"x", torch.float32}}), ""),
+    ],
+)
+def test_what_could_not_be_read_again_is_named_before_it_is_written(saved: dict, tmp_path: Path, value: Any, said: str) -> None:
+    state = saved | {"more": {"fn": value}}
+    assert find_damage(state) == said
+    checkpoint.save(tmp_path / "model.pt", state)
+    if said:
+        with pytest.raises(DamagedError, match="refused: it holds more than tensors and plain values"):
+            checkpoint.read(tmp_path / "model.pt")
+    else:
+        checkpoint.read(tmp_path / "model.pt")
+
+
+def test_what_has_more_parts_than_are_read_replaces_nothing(saved: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, saved)
+    monkeypatch.setattr(checkpoint, "_MAX_PARTS", 30)
+    with pytest.raises(CheckpointError, match=r"model.pt: not written: \d+ parts, and at most 30 are possible$"):
+        checkpoint.save(path, saved | {"more": [torch.ones(1) for _ in range(30)]})
+    monkeypatch.undo()
+    assert "more" not in checkpoint.read(path)
 
 
 def test_a_large_checkpoint_is_looked_at_in_no_time(saved: dict) -> None:

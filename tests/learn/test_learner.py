@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.damage import find_damage
+from embodied_rl.learn.guards import UnstableError
 from embodied_rl.learn.train import Trainer
+from embodied_rl.paths import PACKAGE
+
+DOCS = PACKAGE.parent / "docs" / "learners.md"
 
 SMALL = [
     *("env.compile=false", "env.num_envs=8", "env.episode_s=0.5", "physics.num_threads=1", "train.steps=8"),
@@ -33,6 +38,18 @@ class Lazy(PPO):
 
     def panel(self, metrics):
         return "lazy"
+"""
+
+#: One that looks at nothing that curricula move, and whose networks are lost at once.
+DEAF = """
+from embodied_rl.learn.ppo import PPO
+
+
+class Deaf(PPO):
+    numbers = ("ppo.entropy_coef",)
+
+    def update(self, rollout, iteration, numbers):
+        return super().update(rollout, iteration, numbers) | {"Loss/q": float("nan")}
 """
 
 #: One that has no policy.
@@ -66,6 +83,22 @@ class Soft(PPO):
         for name, one in self.networks.items():
             one.load_state_dict(state[f"{name}_state_dict"])
             self.optimizers[name].load_state_dict(state[f"{name}_optimizer_state_dict"])
+"""
+
+
+#: One that is mistaken in what it saves.
+WRONG = """
+from embodied_rl.learn.ppo import PPO
+
+
+class Wrong(PPO):
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.sigma = state["sigm"]
+
+    @classmethod
+    def load_policy(cls, page, state, device):
+        return state["sigm"]
 """
 
 
@@ -108,7 +141,7 @@ def test_a_learner_that_is_not_there(tmp_path: Path, name: str, reason: str) -> 
 
 
 def test_what_is_no_learner(tmp_path: Path) -> None:
-    lacks = "make, load_policy, skipped, panel, state_dict, load_state_dict"
+    lacks = "numbers, make, load_policy, skipped, panel, state_dict, load_state_dict"
     with pytest.raises(UserError, match=rf"^train.learner: collections:OrderedDict: is no learner, for it lacks {lacks} \("):
         training.start(page("train.learner=collections:OrderedDict"), tmp_path / "run")
 
@@ -154,6 +187,51 @@ def test_a_learner_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (metrics,) = trainer.train(1)
     assert metrics["Loss/laziness"] == 1.0 and trainer.learner.panel(metrics) == "lazy"
     assert training.resume(str(tmp_path / "run"), "go2_flat").iteration == 1
+    obs = trainer.collector.observe()
+    assert torch.equal(runs.load(tmp_path / "run").policy(obs), trainer.learner.policy(obs["actor"])[0].mode)
+
+
+def test_a_mistake_in_a_learner_of_ones_own_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "wrong.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(tmp_path)
+    trainer = training.start(page("train.learner=wrong:Wrong", "train.save_every=1"), tmp_path / "run")
+    list(trainer.train(2))
+    line = r"^train.learner: wrong:Wrong\.{}: KeyError: 'sigm' \(wrong.py:{}\)$"
+    with pytest.raises(UserError, match=line.format("load_state_dict", 8)):
+        training.resume(str(tmp_path / "run"), "go2_flat")
+    with pytest.raises(UserError, match=line.format("load_policy", 12)):
+        runs.load(tmp_path / "run")
+    assert caplog.messages == []  # no earlier checkpoint is tried
+
+
+def test_a_learner_of_ones_own_follows_what_it_says_and_is_told_nothing_of_ppo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deaf.py").write_text(DEAF)
+    monkeypatch.syspath_prepend(tmp_path)
+    moved = "curriculum.ramp={term: linear, parameter: ppo.%s, start: [0.01], end: [0.0], iterations: [0, 9]}"
+    deaf = ("train.learner=deaf:Deaf", "ppo.schedule=constant")
+    said = r"'ppo.learning_rate' is not followed by train.learner: deaf:Deaf \(its `numbers`: ppo.entropy_coef\)$"
+    with pytest.raises(UserError, match=said):
+        training.start(page(*deaf, moved % "learning_rate"), tmp_path / "refused")
+    trainer = training.start(page(*deaf, moved % "entropy_coef"), tmp_path / "run")
+    with pytest.raises(UnstableError, match=r"^Loss/q is not finite .*; go on from an earlier checkpoint in \S+$"):
+        list(trainer.train(1))
+
+
+@pytest.mark.skipif(not DOCS.is_file(), reason="needs a source checkout")
+def test_the_learner_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "reinforce.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    trainer = training.start(page("train.learner=reinforce:Reinforce"), tmp_path / "run")
+    before = weights(trainer)
+    list(trainer.train(2))
+    assert not any(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
+    resumed = training.resume(str(tmp_path / "run"), "go2_flat")
+    assert resumed.iteration == 2 and same(weights(resumed), weights(trainer))
     obs = trainer.collector.observe()
     assert torch.equal(runs.load(tmp_path / "run").policy(obs), trainer.learner.policy(obs["actor"])[0].mode)
 

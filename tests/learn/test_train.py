@@ -207,11 +207,11 @@ def test_a_checkpoint_whose_curricula_are_of_another_page(tmp_path: Path) -> Non
     train(training.start(task, tmp_path / "run"), 4)
     path = tmp_path / "run" / "checkpoints" / "model_000004.pt"
     state = checkpoint.read(path)
-    state["curricula"]["ramp"]["rewards.waltz.weight"] = torch.tensor(1.0)
+    state["curricula"]["grow"]["rewards.waltz.weight"] = torch.tensor(1.0)
     checkpoint.save(path, state)
     with pytest.raises(checkpoint.CheckpointError) as caught:
         training.resume(str(tmp_path / "run"), str(tmp_path / "growing.yaml"))
-    said = "its curricula do not fit the page: curriculum.ramp: rewards.waltz.weight differs; resume without the overrides"
+    said = "its curricula do not fit the page: curriculum.grow: rewards.waltz.weight differs; resume without the overrides"
     assert str(caught.value) == f"{path}: {said}"
 
 
