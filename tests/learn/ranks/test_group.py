@@ -407,7 +407,7 @@ def test_one_rank_that_is_asked_to_stop_stops_all(ranks: Ranks, tmp_path: Path) 
 def test_ranks_pass_together_by_what_the_first_measures(ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def measure(policy: Player, *, seed: int, reference: bool) -> dict[str, float]:
+    def measure(policy: Player, moved: Any, *, seed: int, reference: bool) -> dict[str, float]:
         asked.append((threading.get_ident(), seed, reference))
         return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 0.0)
 
