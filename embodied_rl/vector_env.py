@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-#: An observation or a reward beyond this is none, as a coordinate is in MuJoCo (mjMAXVAL): sums of its squares are float32's.
+#: A coordinate beyond this is unstable in MuJoCo (mjMAXVAL), an observation or reward is none: float32 sums squares of it.
 LARGEST = 1e10
 
 

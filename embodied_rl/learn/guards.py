@@ -85,12 +85,12 @@ class Guards:
                     f"more than physics.max_overflow ({page.max_overflow:.0%}) allows, and contacts were lost; raise {setting}"
                 )
         unstable, limit = totals["unstable"], page.max_unstable
-        if unstable > limit * self._num_envs and odd:
-            raise UnstableError(
-                f"{_sentence(odd[0])}; {unstable:.0f} times in iteration {iteration} a robot had such a number or blew up, of "
-                f"{self._num_envs} robots, more than physics.max_unstable ({limit:.0%}) allows; mend what gives it"
-            )
         if unstable > limit * self._num_envs:
+            if odd:
+                raise UnstableError(
+                    f"{_sentence(odd[0])}; {unstable:.0f} times in iteration {iteration} a robot had such a number or blew up, "
+                    f"of {self._num_envs} robots, more than physics.max_unstable ({limit:.0%}) allows; mend what gives it"
+                )
             raise UnstableError(
                 f"{unstable:.0f} of {self._num_envs} robots blew up in iteration {iteration}, more than "
                 f"physics.max_unstable ({limit:.0%}) allows; their last states lie in {self._run.path / 'unstable'}; try a "

@@ -54,7 +54,7 @@ class Quarantine:
         begin, ranks = self._looks[what]
         if not len(ranks):
             return torch.zeros_like(self._age, dtype=torch.bool)
-        odd = ~(values.abs() <= LARGEST)  # a NaN fails every comparison
+        odd = _odd(values)
         if rows is not None:
             odd = odd & rows[:, None]
         rank = (odd * ranks).amax(-1)
@@ -77,7 +77,7 @@ class Quarantine:
         Raises:
             UserError: it names the first robot of which it is so, by its global id, int64 (N,).
         """
-        odd = ~(values.abs() <= LARGEST)
+        odd = _odd(values)
         if odd.any():
             row, column = (int(index[0]) for index in odd.nonzero(as_tuple=True))
             name = self._names[self._looks[what][0] + column]
@@ -119,6 +119,11 @@ def names_of(terms: Terms, groups: list[ObservationGroup], errors: list[str], dr
     for mode, events in terms.events.items():
         names |= {f"events.{term.name}": [f"what events.{term.name} draws"] * drawn[mode] for term in events}
     return names
+
+
+def _odd(values: Tensor) -> Tensor:
+    """Find the numbers that are not finite or beyond `LARGEST`."""
+    return ~(values.abs() <= LARGEST)  # a NaN fails every comparison
 
 
 def _numbered(name: str, size: int) -> list[str]:

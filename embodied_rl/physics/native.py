@@ -19,11 +19,10 @@ from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
 from embodied_rl.physics.tensors import touches
 from embodied_rl.scene import Scene
+from embodied_rl.vector_env import LARGEST
 
 #: Steps kept before a blow-up, and blow-ups kept between two drains.
 _HISTORY, _DUMPS = 4, 8
-#: MuJoCo calls a coordinate beyond this unstable (mjMAXVAL).
-_MAX_VALUE = 1e10
 _STATE_FIELDS = ("qpos", "qvel", "mocap_pos", "mocap_quat", "xfrc_applied")
 
 
@@ -93,7 +92,7 @@ class NativePhysics:
         self._pull_state()
         self._pull_forces()
         # nan fails every comparison
-        bad = ~((self.qpos.abs().amax(1) < _MAX_VALUE) & (self.qvel.abs().amax(1) < _MAX_VALUE))
+        bad = ~((self.qpos.abs().amax(1) < LARGEST) & (self.qvel.abs().amax(1) < LARGEST))
         bad[list(errors)] = True
         self.unstable.copy_(bad)
         if bool(bad.any()):

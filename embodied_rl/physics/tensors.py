@@ -20,11 +20,10 @@ from embodied_rl.errors import UserError
 from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
 from embodied_rl.scene import Scene
+from embodied_rl.vector_env import LARGEST
 
 #: Steps kept before a blow-up, and blow-ups handed out by one drain.
 _HISTORY, _DUMPS = 4, 8
-#: MuJoCo calls a coordinate beyond this unstable (mjMAXVAL).
-_MAX_VALUE = 1e10
 #: What MuJoCo's mj_setConst derives from masses, inertias and armature, as far as the dynamics read it.
 _DERIVED = ("body_subtreemass", "body_invweight0", "dof_invweight0", "tendon_invweight0", "actuator_acc0")
 
@@ -227,7 +226,7 @@ class TensorPhysics(ABC):
     def _finish(self) -> None:
         """Sensors by meaning, and quarantine: rows that are not finite are flagged and reset."""
         # nan fails every comparison
-        bad = ~((self.qpos.abs().amax(1) < _MAX_VALUE) & (self.qvel.abs().amax(1) < _MAX_VALUE))
+        bad = ~((self.qpos.abs().amax(1) < LARGEST) & (self.qvel.abs().amax(1) < LARGEST))
         self.unstable.copy_(bad)
         self._kept_at.copy_(torch.where(bad & ~self._kept, self._steps, self._kept_at))
         self._kept.copy_(self._kept | bad)
