@@ -274,8 +274,19 @@ def _counter_faults(state: dict) -> Iterator[str]:
         reward = infos["mean_reward"]
         if _number(reward) is None and not (isinstance(reward, float) and math.isnan(reward)):
             yield f"infos.mean_reward: {_shown(reward)}, and only a number is possible"
+    if "wait" in infos:
+        yield from _wait_faults(infos["wait"])
     if "score" in infos:
         yield from _score_faults(infos["score"])
+
+
+def _wait_faults(wait: Any) -> Iterator[str]:
+    if not isinstance(wait, dict) or wait.keys() != {"until", "metrics"} or not isinstance(wait["metrics"], dict):
+        yield f"infos.wait: {_shown(wait)}, and until and metrics by name are needed"
+        return
+    for name, value in {"until": wait["until"], **wait["metrics"]}.items():
+        if _number(value) is None:
+            yield f"infos.wait.{name}: {_shown(value)}, and only a number is possible"
 
 
 def _score_faults(score: Any) -> Iterator[str]:

@@ -20,8 +20,10 @@ from embodied_rl.mdp.score import judged, score_of
 
 log = logging.getLogger("embodied_rl")
 
-#: Iterations between evaluations where the page says none; then only near the limits.
+#: Iterations between evaluations where the page says none; then only where one may pass.
 _EVERY = 10
+#: Iterations after a failed evaluation that the next one waits at most, however little the training's own metrics have moved.
+_AT_MOST = 50
 
 
 class Measure(Protocol):
@@ -36,11 +38,11 @@ class Evaluation(NamedTuple):
     """What a policy came to."""
 
     figures: dict[str, float]
-    """Those of training physics; where they pass, each limited one of reference physics as well, as `reference_NAME`."""
+    """Those of training physics; where they pass and it was asked for, reference physics' limited ones too, `reference_NAME`."""
     margin: float
     """1 - the worst figure / limit of training physics: from 0 up every limit holds, and larger is better."""
     passed: bool
-    """In training and in reference physics."""
+    """In all physics that were asked for."""
     sentence: str
 
 
@@ -64,11 +66,21 @@ class _Candidate(NamedTuple):
     seconds: float
 
 
+class _Wait(NamedTuple):
+    """When the next evaluation is worth its time, after one that failed."""
+
+    until: int
+    """The iteration from which on it is, whatever the metrics."""
+    metrics: dict[str, float]
+    """Or once none of these is above its value: as far below what they were as the figures must come down."""
+
+
 class Examiner:
     """Evaluates the policy on seeds that training never meets; training goes the same way with it and without, to the last bit.
 
-    A training has passed once two evaluations in a row have, in training and in reference physics, and the first one's policy
-    has again on seeds that it was not chosen by.
+    A training has passed once two evaluations in a row have, and the first one's policy has again, in training and in reference
+    physics, on seeds that it was not chosen by.  With `evaluate_every` each evaluation that passes in training physics goes on
+    in reference physics; without it, evaluations serve the verdict alone, and are made where they may pass.
 
     Args:
         page: the task, with a family.
@@ -87,6 +99,7 @@ class Examiner:
         # its own, which learns no more, and what curricula had moved for it; on rank 0
         self._policy: tuple[Player, Moved] | None = None
         self._latest: tuple[int, Evaluation] | None = None
+        self._wait: _Wait | None = None
         self.seconds = 0.0
         """What evaluations have taken."""
         self.passed: Passed | None = None
@@ -96,14 +109,16 @@ class Examiner:
         every = self._page.train.evaluate_every
         if iteration % (every or _EVERY):
             return False
-        return every is not None or self._group.lead(lambda: self._score.near(metrics))
+        return every is not None or self._group.lead(lambda: self._may_pass(iteration, metrics))
 
     def examine(self, iteration: int, learner: Learner, moved: Moved, metrics: dict[str, float]) -> dict[str, float]:
         """Evaluate the policy as it is after an iteration with these metrics; the score's, by TensorBoard name."""
         started, device = time.perf_counter(), learner.policy.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            evaluation = self._evaluate((Player(learner.policy), moved), SEEDS[0])
+            curve = self._page.train.evaluate_every is not None
+            evaluation = self._evaluate((Player(learner.policy), moved), SEEDS[0], reference=curve)
             self._latest = iteration, evaluation
+            self._wait = None if curve else self._wait_after(iteration, metrics, evaluation)
             self._say(f"evaluated after iteration {iteration}", evaluation)
             if self._page.train.stop_when == "passed":
                 self._follow(iteration, learner, moved, metrics, evaluation)
@@ -112,8 +127,9 @@ class Examiner:
         return {f"Score/{name}": value for name, value in shown.items()}
 
     def infos(self, iteration: int) -> dict[str, Any]:
-        """Tell what a checkpoint of this iteration keeps: its evaluation, if it had one, and whose policy has passed once."""
+        """Tell what a checkpoint of this iteration keeps: its evaluation, if any, whose policy has passed once, when to go on."""
         infos: dict[str, Any] = {"candidate": self._candidate.iteration} if self._candidate else {}
+        infos |= {"wait": self._wait._asdict()} if self._wait else {}
         if self._latest is not None and self._latest[0] == iteration:
             evaluation = self._latest[1]
             infos["score"] = {
@@ -129,7 +145,10 @@ class Examiner:
         Raises:
             CheckpointError: it is gone, or damaged.
         """
-        if self._page.train.stop_when != "passed" or "candidate" not in infos:
+        if self._page.train.stop_when != "passed":
+            return
+        self._wait = _Wait(**infos["wait"]) if "wait" in infos else None
+        if "candidate" not in infos:
             return
 
         def found() -> _Candidate:
@@ -139,18 +158,34 @@ class Examiner:
 
         self._candidate = self._group.lead(found)
 
-    def _evaluate(self, policy: tuple[Player, Moved] | None, seed: int) -> Evaluation:
-        """Evaluate on rank 0, in reference physics only where training physics pass; known to all."""
+    def _may_pass(self, iteration: int, metrics: dict[str, float]) -> bool:
+        """Whether an evaluation is worth its time, by the training's own metrics and how the latest one failed."""
+        if not self._score.near(metrics):
+            return False
+        if self._wait is None or iteration >= self._wait.until:
+            return True
+        return all(metrics.get(name, value) <= value for name, value in self._wait.metrics.items())
+
+    def _wait_after(self, iteration: int, metrics: dict[str, float], evaluation: Evaluation) -> _Wait | None:
+        """Take a figure to come down in proportion to the training's own metric of its name."""
+        figures, limits = evaluation.figures, self._score.limits(False)
+        # a figure of 0 comes down to nothing
+        above = [name for name, limit in limits.items() if figures[name] > max(limit, 0.0) and f"Metrics/{name}" in metrics]
+        scaled = {f"Metrics/{name}": metrics[f"Metrics/{name}"] * limits[name] / figures[name] for name in above}
+        return _Wait(iteration + _AT_MOST, scaled) if scaled else None
+
+    def _evaluate(self, policy: tuple[Player, Moved] | None, seed: int, *, reference: bool) -> Evaluation:
+        """Evaluate on rank 0, where training physics pass in reference physics too if they are asked for; known to all."""
 
         def measured() -> Evaluation:
             assert policy is not None
             figures = self._measure(*policy, seed=seed, reference=False)
             verdict, limits = judged(self._score, figures, False)
             found = margin(figures, limits)
-            if verdict.passed:
-                reference = self._measure(*policy, seed=seed, reference=True)
-                verdict, _ = judged(self._score, reference, True)
-                figures |= {f"reference_{name}": reference[name] for name in limits}
+            if verdict.passed and reference:
+                others = self._measure(*policy, seed=seed, reference=True)
+                verdict, _ = judged(self._score, others, True)
+                figures |= {f"reference_{name}": others[name] for name in limits}
             return Evaluation(figures, found, *verdict)
 
         return self._group.lead(measured)
@@ -159,7 +194,7 @@ class Examiner:
         """Count passes in a row, and try the first one's policy on other seeds."""
         first, self._candidate = self._candidate, None
         if evaluation.passed and first is not None:
-            unseen = self._evaluate(self._policy, SEEDS[1])
+            unseen = self._evaluate(self._policy, SEEDS[1], reference=True)
             self._say(f"that of iteration {first.iteration} on seeds that it was not chosen by", unseen)
             if unseen.passed:
                 self.passed = Passed(*first, unseen.sentence, unseen.figures)

@@ -27,6 +27,7 @@ class Training:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
         self.asked: list[tuple[str, int, bool]] = []
         self.bad: set[tuple[str, int, bool]] = set()
+        self.figures = GOOD
         self.policy = SimpleNamespace(device=torch.device("cpu"), name="")
         copied = lambda page, state, device: SimpleNamespace(device=device, name=state["name"])  # noqa: E731
         monkeypatch.setattr(examiner, "learner_class", lambda page: SimpleNamespace(load_policy=copied))
@@ -40,7 +41,7 @@ class Training:
         assert moved == {"curricula of": policy.policy.name.removeprefix("copy of ")}
         asked = policy.policy.name, seed, reference
         self.asked.append(asked)
-        return dict(BAD if asked in self.bad else GOOD)
+        return dict(BAD if asked in self.bad else self.figures)
 
     def go_on(self, iterations: int) -> None:
         """Evaluate after each iteration until it has passed."""
@@ -57,7 +58,7 @@ class Training:
     [
         ([], 1, 2),
         ([("1", SEEDS[0], False)], 2, 3),
-        ([("2", SEEDS[0], True)], 3, 4),  # not in reference physics
+        ([("2", SEEDS[0], False)], 3, 4),
         ([("copy of 1", SEEDS[1], False)], 3, 4),  # chosen by luck: neither of the two counts
         ([("copy of 1", SEEDS[1], True)], 3, 4),
     ],
@@ -71,8 +72,19 @@ def test_two_passes_in_a_row_and_one_on_other_seeds(monkeypatch: pytest.MonkeyPa
     assert (found.iteration, found.env_steps, found.seconds) == (passed, 1000 * passed, 0.5 * passed)
     assert found.sentence == "it walks" and found.figures["reference_lin_vel_error"] == 0.12
     assert training.asked[-2:] == [(f"copy of {passed}", SEEDS[1], False), (f"copy of {passed}", SEEDS[1], True)]
-    # reference physics are asked where training physics pass
-    assert all((name, seed, True) not in training.asked for name, seed, reference in bad if not reference)
+    # reference physics are asked of who is to end the training, and there where training physics pass
+    assert all(
+        name.startswith("copy") and (name, seed, False) not in bad for name, seed, reference in training.asked if reference
+    )
+
+
+def test_with_a_curve_reference_physics_count_in_each_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(monkeypatch, "train.stop_when=passed", "train.evaluate_every=1")
+    training.bad |= {("1", SEEDS[0], False), ("3", SEEDS[0], True)}
+    training.go_on(9)
+    found = training.examiner.passed
+    assert found is not None and (found.iteration, training.policy.name) == (4, "5")
+    assert ("1", SEEDS[0], True) not in training.asked and ("2", SEEDS[0], True) in training.asked
 
 
 def test_a_curve_never_ends_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +98,40 @@ def test_when_it_is_worth_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [i for i in range(1, 31) if near.due(i, FAR if i < 15 else NEAR)] == [20, 30]
     always = Training(monkeypatch, "train.stop_when=passed", "train.evaluate_every=4").examiner
     assert [i for i in range(1, 10) if always.due(i, FAR)] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("figures", "due"),
+    [
+        (GOOD | {"lin_vel_error": 0.3}, [40, 50]),  # twice the limit: once the training's own error has halved
+        (GOOD | {"lin_vel_error": 0.15 / 0.149 * 0.15}, [40, 50]),
+        (GOOD | {"fall_rate": 0.5}, [20, 30, 40, 50]),  # nothing in training's metrics says when
+        (GOOD | {"lin_vel_error": math.nan}, [20, 30, 40, 50]),
+        (GOOD | {"lin_vel_error": 3.0}, [60]),  # it may be the training that gets harder
+        (GOOD, [20, 30, 40, 50]),
+    ],
+)
+def test_who_failed_is_looked_at_again_where_it_may_pass(monkeypatch: pytest.MonkeyPatch, figures: dict, due: list[int]) -> None:
+    training = Training(monkeypatch, "train.stop_when=passed")
+    monkeypatch.setattr(training, "figures", figures)
+    training.policy.name = "10"
+    told = {"Train/env_steps": 0.0, "Train/seconds": 0.0}
+    training.examiner.examine(10, training, {"curricula of": "10"}, NEAR | told)  # pyright: ignore[reportArgumentType]
+    kept = training.examiner.infos(10)
+    found = [i for i in range(11, 61) if training.examiner.due(i, _metrics(i))]
+    assert found[: len(due)] == due
+    # a run that is resumed waits as long
+    again = Training(monkeypatch, "train.stop_when=passed").examiner
+    again.resume(kept | {"candidate": 10} if "candidate" in kept else kept, lambda iteration: _state(iteration))
+    assert [i for i in range(11, 61) if again.due(i, _metrics(i))] == found
+
+
+def _metrics(iteration: int) -> dict[str, float]:
+    return NEAR | {"Metrics/lin_vel_error": 0.2 if iteration < 35 else 0.1}
+
+
+def _state(iteration: int) -> dict:
+    return {"iter": iteration, "name": str(iteration), "infos": {"env_steps": 0, "seconds": 0.0}}
 
 
 def test_what_is_said_and_kept_of_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
