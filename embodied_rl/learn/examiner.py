@@ -22,8 +22,9 @@ log = logging.getLogger("embodied_rl")
 
 #: Iterations between evaluations where the page says none; then only where one may pass.
 _EVERY = 10
-#: Iterations after a failed evaluation that the next one waits at most, however little the training's own metrics have moved.
-_AT_MOST = 50
+#: After a failed evaluation the next one waits until its figures are expected within so many times the limits, or for so
+#: many iterations, however little the training's own metrics have moved.
+_SLACK, _AT_MOST = 1.2, 50
 
 
 class Measure(Protocol):
@@ -72,7 +73,7 @@ class _Wait(NamedTuple):
     until: int
     """The iteration from which on it is, whatever the metrics."""
     metrics: dict[str, float]
-    """Or once none of these is above its value: as far below what they were as the figures must come down."""
+    """Or once none of these is above its value: almost as far below what they were as the figures must come down."""
 
 
 class Examiner:
@@ -171,7 +172,7 @@ class Examiner:
         figures, limits = evaluation.figures, self._score.limits(False)
         # a figure of 0 comes down to nothing
         above = [name for name, limit in limits.items() if figures[name] > max(limit, 0.0) and f"Metrics/{name}" in metrics]
-        scaled = {f"Metrics/{name}": metrics[f"Metrics/{name}"] * limits[name] / figures[name] for name in above}
+        scaled = {f"Metrics/{name}": metrics[f"Metrics/{name}"] * _SLACK * limits[name] / figures[name] for name in above}
         return _Wait(iteration + _AT_MOST, scaled) if scaled else None
 
     def _evaluate(self, policy: tuple[Player, Moved] | None, seed: int, *, reference: bool) -> Evaluation:
