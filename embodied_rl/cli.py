@@ -92,9 +92,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, choices=(1, 2, 3), default=1, help="which of the evaluation's seeds")
     evaluate.add_argument("--engine", help="the engine to play in")
 
-    export = _verb(verbs, "export", _export, "write a run's policy as ONNX with its contract")
+    export = _verb(verbs, "export", _export, "write all that a robot needs of a run's policy into one folder")
     export.add_argument("run", nargs="?", default="latest", metavar="RUN")
-    export.add_argument("--output", type=Path, metavar="FILE.onnx", help="default RUN/exported/policy.onnx")
+    export.add_argument("--output", type=Path, metavar="DIR", help="default RUN/exported")
+    export.add_argument("--checkpoint", type=int, metavar="N", help="the policy of iteration N; default the newest")
+
+    sim2sim = _verb(verbs, "sim2sim", _sim2sim, "drive an exported policy in plain MuJoCo, in any model of its robot")
+    sim2sim.add_argument(
+        "export", nargs="?", default="latest", metavar="EXPORT", help="a folder that `export` wrote, or a run with one"
+    )
+    sim2sim.add_argument("--model", type=Path, metavar="FILE.xml", help="an MJCF of the robot; default training's own model")
+    sim2sim.add_argument("--keep-motors", action="store_true", help="leave the model's own servos, with their gains")
+    sim2sim.add_argument("--golden", action="store_true", help="compare run_policy.py with golden.npz, term by term, instead")
+    sim2sim.add_argument("--episodes", type=int, metavar="K", help="how many of the rehearsal's episodes; default all")
+    sim2sim.add_argument("--video", type=Path, metavar="FILE.mp4", help="film the first episode")
+    sim2sim.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
 
     listing = _verb(verbs, "list", _list, "list pages, task families, robots and terms")
     listing.add_argument(
@@ -237,6 +249,11 @@ def _eval(options: argparse.Namespace) -> int:
     result = runs.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
     verdict, limits = judged(score, result, options.reference)
     result |= {"seed": seed, "checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
+    if options.engine is None:  # in the run's own physics, or in the reference ones
+        try:
+            _write_json(loaded.evaluation(options.seed, options.reference), result)
+        except OSError as error:
+            logging.warning("%s: the figures are not kept there (%s)", loaded.run.path, error.strerror)
     for name, value in result.items():
         bound = f"   (limit {limits[name]:g})" if name in limits else ""
         print(f"{name:32s} {value:.4f}{bound}" if isinstance(value, float) else f"{name:32s} {value}")
@@ -248,7 +265,24 @@ def _eval(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from embodied_rl import runs
 
-    print(runs.export_run(options.run, options.output))
+    folder = runs.export_run(options.run, options.output, checkpoint=options.checkpoint)
+    print(f"{folder}; next: embodied-rl sim2sim {folder}")
+    return 0
+
+
+def _sim2sim(options: argparse.Namespace) -> int:
+    from embodied_rl import runs
+    from embodied_rl.deploy import report
+
+    if options.episodes is not None and options.episodes < 1:
+        raise UserError(f"--episodes {options.episodes}: at least 1")
+    if options.keep_motors and options.model is None:
+        raise UserError("--keep-motors: training's own model has no motors but the contract's; name another --model")
+    folder = runs.find_export(options.export)
+    if options.golden:
+        return report.golden(folder, options.model)
+    result = report.sim2sim(folder, options.model, options.keep_motors, options.episodes, options.video)
+    _write_json(options.json, result)
     return 0
 
 
@@ -291,7 +325,12 @@ def _view(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    print(load(options.config, options.overrides).to_yaml(), end="")
+    from embodied_rl.config.privileged import warnings_of
+
+    page = load(options.config, options.overrides)
+    for line in warnings_of(page):
+        print(line, file=sys.stderr)
+    print(page.to_yaml(), end="")
     return 0
 
 

@@ -72,7 +72,7 @@ class Env:
         for mode in ("startup", "iteration"):
             self._randomize(mode, 0)
         self.reset()
-        terms.check(self._moment(Draw()), physics, self._registered())
+        terms.check(self.moment(Draw()), physics, self._registered())
         self._outcome, self._observe = compiler(self._outcome), compiler(self._observe)
         if self.captured:  # launches count there; on the CPU compiling it takes longer than it ever saves
             self._act = compiler(self._act)
@@ -135,7 +135,7 @@ class Env:
         episode = self.episode
         episode.age.add_(1)
         episode.episode_length.add_(1)
-        moment = self._moment(self._draw("step"))
+        moment = self.moment(self._draw("step"))
         for update in self.terms.updates:
             update(moment)
         lost = self.physics.unstable | episode.lost | self.quarantine.look("actions", episode.actions)
@@ -245,7 +245,7 @@ class Env:
 
     def _observe(self) -> int:
         """Let memory settle and fill the observations; how many random numbers that took."""
-        moment = self._moment(self._draw("observe"))
+        moment = self.moment(self._draw("observe"))
         for settle in self.terms.settles:
             settle(moment)
         episode = self.episode
@@ -270,7 +270,7 @@ class Env:
         episode = self.episode
         episode.done.fill_(True)
         drawn = self._draw("step")
-        self._restart(self._moment(drawn))
+        self._restart(self.moment(drawn))
         self._write()
         if self.page.env.random_episode_phase:
             phase = random.uniform(self._keys["phase"], self.env_ids, episode.age, 1)[:, 0]
@@ -320,7 +320,7 @@ class Env:
 
     def controls(self) -> Tensor:
         """Make what the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
-        return self.terms.actions.controls(self._moment(Draw()))
+        return self.terms.actions.controls(self.moment(Draw()))
 
     def _errors(self, moment: Moment) -> Tensor:
         """Find how far the robots are from what they are asked for, (N, errors of all commands)."""
@@ -337,13 +337,13 @@ class Env:
         self.memory.add("", self.episode)
         for path, owner in terms.owners.items():
             self.memory.add(path, owner)
-        self.groups = terms.groups(self._moment(Draw()))
+        self.groups = terms.groups(self.moment(Draw()))
         for group in self.groups:
             for term in group.terms:
                 self.memory.add(term.path, term)
         self.obs = {group.name: self._zeros(group.size) for group in self.groups}
         self.final_obs = {name: self._zeros(self.obs[name].shape[1]) for name in self.page.env.final_obs_groups}
-        errors = [name for command in terms.commands.values() for name in command.errors(self._moment(Draw()))]
+        errors = [name for command in terms.commands.values() for name in command.errors(self.moment(Draw()))]
         drawn = {mode: self.fields.num_drawn(mode) for mode in terms.events}
         self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, errors, drawn))
         self._totals = Totals(total_names(terms, errors), self.device)
@@ -358,7 +358,7 @@ class Env:
         self.fields.write_all(mode, self._drafted(mode, Draw(random.uniform(key, self.env_ids, step, counted.used))))
 
     def _drafted(self, mode: str, draw: Draw) -> Draft:
-        draft, moment = self.fields.draft(mode, self.physics.qpos, self.physics.qvel), self._moment(draw)
+        draft, moment = self.fields.draft(mode, self.physics.qpos, self.physics.qvel), self.moment(draw)
         for term in self.terms.events[mode]:
             term.function(moment, draft, **term.params)
             self.quarantine.refuse(f"events.{term.name}", self.fields.drawn_in(mode, draft), self.env_ids)
@@ -421,7 +421,8 @@ class Env:
         fields = {f"model.{name}": tensor for name, tensor in self.fields.values.items()}
         return self.buffers | fields | {f"obs.{name}": tensor for name, tensor in self.obs.items()}
 
-    def _moment(self, draw: Draw) -> Moment:
+    def moment(self, draw: Draw) -> Moment:
+        """Make what terms see now; what they draw, they draw from `draw`."""
         return Moment(
             robot=PartState(self.robot, self.physics),
             scene=self.scene,

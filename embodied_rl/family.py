@@ -50,6 +50,11 @@ class Family:
         """Import demo.py, where there is one."""
         return self._import("demo") if (self.folder / "demo.py").is_file() else None
 
+    def deployment(self) -> Path | None:
+        """Find deploy.py, where there is one: how a robot knows what policies of the family see, in NumPy alone."""
+        path = self.folder / "deploy.py"
+        return path if path.is_file() else None
+
     def import_terms(self) -> None:
         """Import the files with terms that a page adds to the shipped ones."""
         for path, _ in self.term_files:

@@ -62,7 +62,8 @@ def make(
     robot = load_robot(page.robot)
     needs = needed(page) | set(measure)
     controls = driven(page, robot)
-    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needs, controls=controls)
+    world = page.scene.model_dump()
+    scene = build_scene(robot, physics=page.physics, needs=needs, controls=controls, **world)
     device_ = device_of(page)
     compile_ = compiler(page, device_)
     env_ids = torch.arange(page.env.num_envs) if env_ids is None else env_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page, override
+from embodied_rl.deploy.export import export
+from embodied_rl.deploy.rehearsal import EPISODES
 from embodied_rl.env import Env
-from embodied_rl.export import export
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import SEEDS, evaluate, evaluation_page
 from embodied_rl.learn.learner import learner_class, naming_own
@@ -94,19 +96,45 @@ def _rows(env: Env) -> Tensor:
     return torch.arange(env.num_envs, device=env.device)
 
 
-def export_run(run: str | Path, output: Path | None = None) -> Path:
-    """Write a run's policy as ONNX with its contract; where it was written.
+def export_run(run: str | Path, output: Path | None = None, *, checkpoint: int | None = None, episodes: int = EPISODES) -> Path:
+    """Write all that a robot needs of a run's policy into one folder; which.
+
+    Args:
+        run: as `load` takes it.
+        output: the folder; default RUN/exported.
+        checkpoint: the iteration whose policy is meant; default the newest, or the one that `run` names.
+        episodes: of the rehearsal in training's environment.
 
     Raises:
-        UserError: there is no such run, or the exported network does not agree with torch.
+        UserError: there is no such run or checkpoint, or the exported network does not agree with torch.
     """
+    if checkpoint is not None:
+        found, _ = find_run(run)
+        if not (run := found.checkpoint(checkpoint)).is_file():
+            numbers = ", ".join(str(int(path.stem.removeprefix("model_"))) for path in reversed(found.newest_checkpoints()))
+            raise RunError(f"{found.path}: no checkpoint of iteration {checkpoint}; there are {numbers}")
     loaded = load(run)
-    env = make(loaded.page, ["env.compile=false"], num_envs=1)
-    path = output or loaded.run.path / "exported" / "policy.onnx"
-    try:
-        return export(loaded.policy.policy, env, path, git_commit=loaded.run.git_commit)
-    finally:
-        env.close()
+    evaluated = {path.stem.partition(".")[2].replace("_", " "): json.loads(path.read_text()) for path in loaded.evaluations()}
+    return export(
+        loaded.policy.policy,
+        loaded.page,
+        output or loaded.run.path / "exported",
+        git_commit=loaded.run.git_commit,
+        evaluated=evaluated,
+        episodes=episodes,
+    )
+
+
+def find_export(name: str | Path) -> Path:
+    """Find an exported folder, or a run's.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    path = Path(name)
+    if (path / "policy.onnx").is_file() or (path.is_dir() and not (path / "config.yaml").is_file()):
+        return path
+    return find_run(name)[0].path / "exported"
 
 
 @dataclass
@@ -121,6 +149,16 @@ class LoadedRun:
     """Mean actions, (N, A), of the observations of the group `actor`, (N, O), or of a dict of groups."""
     iteration: int
     env_steps: int
+
+    def evaluation(self, seed: int, reference: bool) -> Path:
+        """Where the figures of an evaluation of this policy lie, on one of the seeds 1, 2 and 3."""
+        physics = "reference_physics" if reference else "training_physics"
+        return self.run.path / "evaluations" / f"{self.checkpoint.stem}.{physics},_seed_{seed}.json"
+
+    def evaluations(self) -> list[Path]:
+        """List the evaluations of this policy that were made, those in training physics first."""
+        made = (self.evaluation(seed, reference) for reference in (False, True) for seed in range(1, len(SEEDS) + 1))
+        return [path for path in made if path.is_file()]
 
 
 def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:

@@ -13,6 +13,7 @@ import pytest
 from embodied_rl import __version__, cli, runs
 from embodied_rl.bench import learner
 from embodied_rl.config import Page, config_names, load, override
+from embodied_rl.deploy import rehearsal
 from embodied_rl.family import family_names
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn import evaluate as protocol
@@ -27,7 +28,8 @@ FLAGS = {
     "train": "config overrides --iterations --num-envs --device --engine --seed --run-dir --resume",
     "play": "run overrides --video --command --seconds --num-envs --agent",
     "eval": "run --json --reference --seed --engine",
-    "export": "run --output",
+    "export": "run --output --checkpoint",
+    "sim2sim": "export --model --keep-motors --golden --episodes --video --json",
     "list": "--terms",
     "view": "what",
     "check": "config overrides",
@@ -38,7 +40,7 @@ FLAGS = {
 }
 
 
-def brief_evaluation(page: Page, seed: int, *, reference: bool) -> Page:
+def brief_evaluation(page: Page, seed: int, *, reference: bool = False) -> Page:
     """Episodes of a second."""
     return override(protocol.evaluation_page(page, seed, reference=reference), ["env.episode_s=1.0"])
 
@@ -204,8 +206,15 @@ def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str],
     assert cli.main(["eval", "latest", "--reference"]) == 0
     assert "(limit 0.05)" in capsys.readouterr().out
 
-    assert cli.main(["export", str(run / "checkpoints" / "model_000002.pt"), "--output", "policy.onnx"]) == 0
-    assert capsys.readouterr().out == "policy.onnx\n" and (here / "policy.onnx").is_file()
+    monkeypatch.setattr(rehearsal, "evaluation_page", brief_evaluation)
+    assert cli.main(["export", str(run), "--checkpoint", "7"]) == 2
+    assert capsys.readouterr().err == f"{run}: no checkpoint of iteration 7; there are 2, 3\n"
+    assert cli.main(["export", "latest", "--output", "deployed"]) == 0
+    assert capsys.readouterr().out == "deployed; next: embodied-rl sim2sim deployed\n"
+    assert (here / "deployed" / "policy.onnx").is_file()
+    columns = "|  | training physics, seed 2 | reference physics, seed 1 | rehearsal, without noise |"
+    assert columns in (here / "deployed" / "README.md").read_text()
+    assert cli.main(["sim2sim", "deployed", "--golden"]) == 0
 
 
 @pytest.mark.parametrize("falls", [0.0, 0.5])

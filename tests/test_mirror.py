@@ -88,7 +88,7 @@ def _randomize(env: Env, generator: torch.Generator) -> None:
 
 def _mirrors_of_commands(env: Env) -> dict[Any, tuple[Tensor, Tensor]]:
     """Each command's reflection as the observation that shows it declares it; errors and rewards hold it to the physics."""
-    view = env._moment(Draw())
+    view = env.moment(Draw())
     return {
         command: env.terms.reflect(term)
         for command in env.terms.commands.values()
@@ -149,7 +149,7 @@ def _trace(env: Env, mirrored: bool) -> list[dict[str, Tensor]]:
         _randomize(env, generator)
         if mirrored:
             _mirror(env)
-        view = env._moment(Draw(torch.full((COUNT, 512), 0.5)))
+        view = env.moment(Draw(torch.full((COUNT, 512), 0.5)))
         view.terminated = torch.zeros(COUNT, dtype=torch.bool)
         begun = torch.full((COUNT,), step == 0)
         seen = {f"obs.{g.name}": g.compute(view, noisy=True, fresh=begun).clone() for g in env.groups}

@@ -8,7 +8,7 @@ import torch
 import embodied_rl
 from embodied_rl import runs, training
 from embodied_rl.config import load
-from embodied_rl.export import read_contract
+from embodied_rl.deploy.contract import read_contract
 from embodied_rl.learn.evaluate import SEEDS, evaluation_page
 from embodied_rl.learn.run import Run
 
@@ -104,6 +104,6 @@ def test_what_curricula_had_moved_is_the_policys_from_then_on(tmp_path: Path) ->
     assert with_score.commands["velocity"].params["lin_vel_x"] == (-1.0, 1.0)
     assert with_score.actions["joint_position"].params["scale"] == pytest.approx(0.9)
 
-    contract = read_contract(runs.export_run(tmp_path / "run"))
+    contract = read_contract(runs.export_run(tmp_path / "run", episodes=0) / "policy.onnx")
     (action,) = contract["actions"]
     assert action["scale"] == pytest.approx([0.9] * 12)

@@ -183,7 +183,7 @@ def test_own_memory_begins_anew_or_is_kept(make: Make, remembering: Path) -> Non
     names = [term.name for term in env.terms.rewards]
     for step in range(9):
         env.step(some_actions(env, step))
-        moment = env._moment(Draw())
+        moment = env.moment(Draw())
         expected += env.step_dt * moment.robot.lin_vel_yaw[:, 1]
         record = torch.maximum(record, expected.abs())
         torch.testing.assert_close((way, farthest), (expected, record))
@@ -193,7 +193,7 @@ def test_own_memory_begins_anew_or_is_kept(make: Make, remembering: Path) -> Non
     env.step(some_actions(env, 9))
     assert env.episode.truncated.all() and (env.episode.episode_length == 0).all()
     assert not way.any() and (farthest >= record).all()
-    torch.testing.assert_close(mean, env._moment(Draw()).robot.base_lin_vel_b)
+    torch.testing.assert_close(mean, env.moment(Draw()).robot.base_lin_vel_b)
     assert (place != first).all() and place.abs().max() <= 1.0
 
 

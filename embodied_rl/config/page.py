@@ -51,6 +51,9 @@ class SceneSettings(Model):
     """What stands in the world beside the terrain."""
 
     collisions: Literal["feet", "full"] = Field(default="feet", description="which of the robot's geoms collide")
+    dry_friction: bool = Field(
+        default=True, description="the dry friction that the robot's joints have; false: none, and a constraint row less a joint"
+    )
 
 
 class EnvSettings(Model):

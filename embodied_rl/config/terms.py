@@ -78,6 +78,8 @@ class TermSignature:
     parameters: dict[str, Parameter]
     doc: str
     """The first line of the docstring."""
+    privileged: bool = False
+    """Whether it observes what no robot measures."""
 
 
 #: Terms by kind and name.
@@ -164,7 +166,13 @@ def _read_term(
                 yield Problem(f"{place}:{argument.lineno}", f"{node.name}.{argument.arg}", str(error))
     if not wrong:
         doc = (ast.get_docstring(node) or "").partition("\n")[0]
-        yield TermSignature(node.name, kind, path, module_name, node.lineno, parameters, doc)
+        yield TermSignature(node.name, kind, path, module_name, node.lineno, parameters, doc, _is_privileged(node))
+
+
+def _is_privileged(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    """Whether a decorator says `privileged=True`."""
+    said = (word for one in node.decorator_list if isinstance(one, ast.Call) for word in one.keywords)
+    return any(word.arg == "privileged" and getattr(word.value, "value", None) is True for word in said)
 
 
 def _parameter(argument: ast.arg, default: ast.expr | None, kind: str) -> Parameter:

@@ -31,7 +31,8 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
     Args:
         page: the page that was trained.
         seed: one of `SEEDS`.
-        reference: in reference physics: MuJoCo in C, full collisions, Newton with 100 iterations, dt 2 ms, the same control rate.
+        reference: in reference physics: MuJoCo in C, full collisions, the robot's dry friction, Newton with 100 iterations, dt
+            2 ms, the same control rate.
 
     Raises:
         UserError: the page has no task to be judged by, or is none of its family.
@@ -48,6 +49,7 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
             "physics.engine=native",
             "physics.device=auto",
             "scene.collisions=full",
+            "scene.dry_friction=true",
             "physics.solver=newton",
             "physics.iterations=100",
             "physics.ls_iterations=50",

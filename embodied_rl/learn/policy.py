@@ -65,14 +65,17 @@ class Policy:
         return Gaussian(output, self._std() if std is None else std)
 
     def deploy(self) -> nn.Module:
-        """Make the module that a robot runs: mean actions (N, A), or the choices' logits, of observations (N, O); a copy.
+        """Make the module that a robot runs, a copy: mean actions (N, A), or the choices' logits, of observations (N, O).
 
-        Raises:
-            ValueError: the policy remembers, and one call has no place for that.
+        That of a recurrent policy takes what it remembers too, and gives it anew: `actions, *memory = module(obs, *memory)`.
         """
-        if self.memory is not None:
-            raise ValueError("a recurrent policy needs its memory carried from step to step")
-        return copy.deepcopy(nn.Sequential(self.normalizer, self.network)).eval()
+        if self.memory is None:
+            return copy.deepcopy(nn.Sequential(self.normalizer, self.network)).eval()
+        return copy.deepcopy(_WithMemory(self.normalizer, self.memory, self.network)).eval()
+
+    def bare(self) -> nn.Module:
+        """Make what `deploy` makes, without the normalizer: what a robot would run that has forgotten it."""
+        return Policy(nn.Identity(), self.network, self._std, self.memory).deploy()
 
     def start(self, num_envs: int, device: torch.device | str) -> Memory:
         """Make the memory of episodes that begin."""
@@ -81,6 +84,18 @@ class Policy:
         shape = (self.memory.num_layers, num_envs, self.memory.hidden_size)
         count = 2 if isinstance(self.memory, nn.LSTM) else 1
         return tuple(torch.zeros(shape, device=device) for _ in range(count))
+
+
+class _WithMemory(nn.Module):
+    """A recurrent policy from one call to the next."""
+
+    def __init__(self, normalizer: nn.Module, memory: nn.RNNBase, network: nn.Module) -> None:
+        super().__init__()
+        self.normalizer, self.memory, self.network = normalizer, memory, network
+
+    def forward(self, obs: Tensor, h: Tensor, c: Tensor | None = None) -> tuple[Tensor, ...]:
+        features, memory = remember(self.memory, self.normalizer(obs), (h,) if c is None else (h, c))
+        return self.network(features), *memory
 
 
 def remember(network: nn.RNNBase, features: Tensor, memory: Memory) -> tuple[Tensor, Memory]:

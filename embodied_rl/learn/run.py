@@ -85,9 +85,15 @@ class Run:
             RunError: it is; the message names the commit that reads it, where that is known.
         """
         path = self.path / "config.yaml"
-        if path.is_file() and not re.search(r"^train:", _text(path), re.MULTILINE):
+        text = _text(path) if path.is_file() else ""
+        wanted = {"train": r"^train:"}
+        if re.search(r"^robot: ", text, re.MULTILINE):
+            # shipped robots have their dry friction since pages can leave it out: an earlier page trained without
+            wanted["dry_friction"] = r"\bdry_friction:"
+        missing = [key for key, written in wanted.items() if not re.search(written, text, re.MULTILINE)]
+        if text and missing:
             that = f"that of commit {self.git_commit}" if self.git_commit else "that version"
-            raise RunError(f"{self.path}: an earlier embodied_rl trained it, its page has no `train:`; {that} reads it")
+            raise RunError(f"{self.path}: an earlier embodied_rl trained it, its page has no `{missing[0]}:`; {that} reads it")
 
     def change(self, page: Page) -> None:
         """Make this the run's page.

@@ -8,7 +8,7 @@ from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.term import observation
 
 
-@observation(mirror="vector")
+@observation(mirror="vector", privileged=True)
 def base_lin_vel(env: Moment) -> Tensor:
     """Velocity of the base in its own frame [m/s], (N, 3)."""
     return env.robot.base_lin_vel_b
@@ -26,7 +26,7 @@ def projected_gravity(env: Moment) -> Tensor:
     return env.robot.projected_gravity_b
 
 
-@observation(mirror="scalar")
+@observation(mirror="scalar", privileged=True)
 def base_height(env: Moment) -> Tensor:
     """Height of the base above the ground below it [m], (N, 1)."""
     position = env.robot.base_pos_w
@@ -63,7 +63,7 @@ def foot_contact(env: Moment) -> Tensor:
     return env.robot.foot_contact
 
 
-@observation(mirror="feet", needs=("foot_frames",))
+@observation(mirror="feet", needs=("foot_frames",), privileged=True)
 def foot_height(env: Moment) -> Tensor:
     """Height of the feet's undersides above the ground [m], (N, F)."""
     return env.robot.foot_underside_w - env.terrain.height(env.robot.foot_pos_w[..., :2])
@@ -75,7 +75,7 @@ def foot_air_time(env: Moment) -> Tensor:
     return env.tracker("air_time").time
 
 
-@observation(mirror="feet", needs=("model:geom_friction",))
+@observation(mirror="feet", needs=("model:geom_friction",), privileged=True)
 def foot_friction(env: Moment) -> Tensor:
     """Sliding friction coefficient of each foot, (N, F)."""
     return env.model["geom_friction"][:, env.robot.first_foot_geoms, 0]

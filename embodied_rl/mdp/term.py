@@ -83,7 +83,11 @@ class Command(Protocol):
         ...
 
     def contract(self) -> dict[str, Any]:
-        """Say what a robot must know of it: plain values, or tensors of numbers, by name."""
+        """Say what a robot must know of it: plain values, or tensors of numbers, by name.
+
+        `ranges`, the least and greatest of each number in training, and `rest`, a command that may be given whatever they are,
+        bound what a robot is asked for.
+        """
         ...
 
 
@@ -131,9 +135,12 @@ def action(*, mirror: Mirror, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
     return _declare("action", mirror=_known(mirror), needs=needs)
 
 
-def observation(*, mirror: Mirror, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
-    """Declare an observation term: `(env, *, ...) -> (num_envs, size)`."""
-    return _declare("observation", mirror=_known(mirror), needs=needs)
+def observation(*, mirror: Mirror, needs: tuple[Need, ...] = (), privileged: bool = False) -> Callable[[T], T]:
+    """Declare an observation term: `(env, *, ...) -> (num_envs, size)`.
+
+    A `privileged` one is nothing that a robot measures: it is for critics, and whoever shows it to an actor is warned.
+    """
+    return _declare("observation", mirror=_known(mirror), needs=needs, privileged=privileged)
 
 
 def command(*, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:

@@ -102,6 +102,7 @@ class _Checker:
         elif self.value["joints"] == {}:
             self.problem(("joints",), "nothing is not allowed: at least 1 joint")
         welded = self.welded(names, lists) if names else set()
+        self.check_sdk(joints)
         self.check_feet(feet)
         self.check_mirror(names, welded)
         self.check_model()
@@ -130,6 +131,7 @@ class _Checker:
             armature=optional("armature"),
             friction_loss=optional("friction_loss"),
             joint_damping=optional("joint_damping"),
+            sdk_index=tuple(joints[name].sdk_index for name in moving),
             groups={group: within for group, within in ordered.items() if within},
             feet=tuple(Foot(name, foot.geoms, foot.site, foot.gait_offset) for name, foot in feet.items()),
             bodies=bodies,
@@ -178,7 +180,7 @@ class _Checker:
         """Lay each joint's numbers over those of its motor; what is null is left out."""
         classes, numbers = self.entries("motors", Motor), {}
         for name, joint in joints.items():
-            own = joint.model_dump(exclude_unset=True, exclude={"default", "motor"})
+            own = joint.model_dump(exclude_unset=True, exclude={"default", "motor", "sdk_index"})
             inherited: dict[str, float | None] = {}
             if joint.motor in classes:
                 inherited = classes[joint.motor].model_dump(exclude_unset=True)
@@ -210,6 +212,20 @@ class _Checker:
         if welded == {*names}:
             self.problem(("weld",), "takes every joint; a robot needs one that moves")
         return welded
+
+    def check_sdk(self, joints: Mapping[str, Joint]) -> None:
+        """Check that the motors of an SDK are of all joints or of none, and each of one."""
+        given: dict[int, str] = {}
+        for name, joint in joints.items():
+            index = joint.sdk_index
+            if index is None and any(other.sdk_index is not None for other in joints.values()):
+                self.problem(
+                    ("joints", name, "sdk_index"), "is missing, and other joints have one; write it for every joint or for none"
+                )
+            elif index is not None and index in given:
+                self.problem(("joints", name, "sdk_index"), f"{index} is already of {given[index]!r}")
+            elif index is not None:
+                given[index] = name
 
     def check_feet(self, feet: Mapping[str, FootEntry]) -> None:
         """Check that each geom is of one foot, and that all feet have a gait offset or none."""

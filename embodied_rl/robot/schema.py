@@ -47,6 +47,9 @@ class Joint(Motor):
 
     default: float = Field(description="position in the default pose [rad; m of a slide]")
     motor: str | None = Field(default=None, description="name of one of `motors`, which gives what is not written here")
+    sdk_index: Annotated[int, Ge(0)] | None = Field(
+        default=None, description="place of its motor in the arrays of the robot's SDK; for every joint or for none"
+    )
 
 
 class FootEntry(Section):

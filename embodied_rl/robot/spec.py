@@ -60,6 +60,8 @@ class RobotSpec:
     """Dry friction [N m]; None keeps the model's."""
     joint_damping: tuple[float | None, ...]
     """Passive viscous damping [N m s/rad]; None keeps the model's."""
+    sdk_index: tuple[int | None, ...]
+    """Where each joint's motor stands in the arrays of the robot's SDK; None where the page does not say."""
     groups: dict[str, tuple[str, ...]]
     """Named groups of joints, each in the order of `joint_names`; `all` is every joint."""
     feet: tuple[Foot, ...]

@@ -15,6 +15,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.physics.kinematics import Frame, free_joint
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene.feet import Feet
+from embodied_rl.scene.looks import dress
 from embodied_rl.scene.terrain import FlatTerrain
 
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
@@ -61,6 +62,8 @@ class Scene:
     """Whether a term, or the undersides of the feet, need to know how the frames are turned."""
     joint_torque: bool
     """Whether a term reads the actuators' torques."""
+    velocity_joints: frozenset[str]
+    """Joints whose control is the velocity; that of the others is the position."""
     qpos_address: tuple[int, ...]
     qvel_address: tuple[int, ...]
     """Where the robot's joints stand in qpos and qvel, in robot.yaml's order."""
@@ -88,6 +91,7 @@ def build_scene(
     physics: PhysicsSettings,
     needs: Iterable[str] = (),
     controls: Mapping[str, str] | None = None,
+    dry_friction: bool = True,
 ) -> Scene:
     """Compile the model.
 
@@ -99,6 +103,7 @@ def build_scene(
         controls: what a joint's control is, by its name: its "position", as it is of joints without an entry, with
             torque = stiffness (target - q) - damping qd, or its "velocity", with torque = damping (target - qd); both are
             clipped to the motor's limit.
+        dry_friction: keep the dry friction of the robot's joints.
 
     Raises:
         SceneError: a need that this robot or collision set cannot serve, a control that is unknown, or a base that hangs on
@@ -110,7 +115,7 @@ def build_scene(
     needs |= {"foot_frames"} if "foot_orientation" in needs else set()
     controls = _checked(controls or {}, robot)
     terrain = FlatTerrain()
-    spec = _robot_on_terrain(robot, terrain, physics, controls)
+    spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
     _fix_inertias(spec)
     feet = {geom for foot in robot.feet for geom in foot.geoms}
     for geom in list(spec.geoms):
@@ -127,12 +132,13 @@ def build_scene(
     return Scene(
         robot=robot,
         model=model,
-        render_model=_render_model(robot, terrain, physics, controls),
+        render_model=_with_looks(robot, terrain, physics, controls, dry_friction).compile(),
         terrain=terrain,
         sensors=sensors,
         frames=tuple(_frame(model, foot.name, foot.site) for foot in feet),
         frame_orientation=turning,
         joint_torque="joint_torque" in needs,
+        velocity_joints=frozenset(name for name, kind in controls.items() if kind == "velocity"),
         qpos_address=tuple(int(joint.qposadr[0]) for joint in joints),
         qvel_address=tuple(int(joint.dofadr[0]) for joint in joints),
         foot_geoms=tuple(model.geom(name).id for foot in robot.feet for name in foot.geoms),
@@ -201,11 +207,13 @@ def _fix_inertias(spec: mujoco.MjSpec) -> None:
 
 
 def _robot_on_terrain(
-    robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str]
+    robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
 ) -> mujoco.MjSpec:
     spec = robot.mjspec()
     terrain.add_to(spec)
     for index, name in enumerate(robot.joint_names):
+        if not dry_friction:
+            spec.joint(name).frictionloss = 0.0
         stiffness, damping, limit = robot.stiffness[index], robot.damping[index], robot.effort_limit[index]
         actuator = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
         if controls.get(name, "position") == "velocity":
@@ -268,52 +276,33 @@ def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, co
     return names
 
 
-def _render_model(
-    robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str]
-) -> mujoco.MjModel:
-    spec = _robot_on_terrain(robot, terrain, physics, controls)
-    spec.add_texture(
-        name="sky",
-        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
-        rgb1=(0.93, 0.95, 0.97),
-        rgb2=(0.52, 0.63, 0.76),
-        width=256,
-        height=1536,
-    )
-    spec.add_texture(
-        name="floor",
-        type=mujoco.mjtTexture.mjTEXTURE_2D,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
-        rgb1=(0.56, 0.62, 0.68),
-        rgb2=(0.49, 0.55, 0.61),
-        mark=mujoco.mjtMark.mjMARK_EDGE,
-        markrgb=(0.66, 0.71, 0.76),
-        width=300,
-        height=300,
-    )
-    floor = spec.add_material(name="floor", texrepeat=(1.0, 1.0), texuniform=True, specular=0.1, shininess=0.1)
-    floor.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "floor"
-    spec.geom("ground").material = "floor"
-    # A lamp high above the base, which travels with it: shadows are drawn only near the axis of their light, and those
-    # of MuJoCo's directional light speckle the floor.
-    spec.body(robot.base).add_light(
-        name="sun",
-        type=mujoco.mjtLightType.mjLIGHT_SPOT,
-        mode=mujoco.mjtCamLight.mjCAMLIGHT_TRACK,
-        pos=(4.0, -5.0, 14.0),
-        dir=(-4.0, 5.0, -14.0),
-        cutoff=80.0,
-        exponent=0.0,
-        diffuse=(0.75, 0.74, 0.72),
-        specular=(0.3, 0.3, 0.3),
-    )
-    spec.visual.map.shadowscale = 0.12
-    quality = spec.visual.quality
-    quality.shadowsize, quality.numslices, quality.numstacks, quality.numquads = 2048, 20, 10, 1
-    spec.visual.headlight.ambient = (0.3, 0.3, 0.32)
-    spec.visual.headlight.diffuse = (0.3, 0.3, 0.3)
-    spec.visual.headlight.specular = (0.1, 0.1, 0.1)
-    spec.visual.rgba.haze = (0.93, 0.95, 0.97, 1.0)
-    spec.visual.global_.fovy = 35.0
-    return spec.compile()
+def whole_spec(
+    robot: RobotSpec, *, collisions: str, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
+) -> mujoco.MjSpec:
+    """Assemble what `build_scene` compiles, with looks, without sensors, and the default pose as its one keyframe.
+
+    Raises:
+        SceneError: a control is unknown.
+    """
+    spec = _with_looks(robot, FlatTerrain(), physics, _checked(controls, robot), dry_friction)
+    _fix_inertias(spec)
+    feet = {geom for foot in robot.feet for geom in foot.geoms}
+    for geom in spec.geoms:
+        if geom.name != "ground" and collisions == "feet" and geom.name not in feet:
+            geom.contype = geom.conaffinity = 0
+    model = spec.compile()
+    pose, root = model.qpos0.copy(), _root(model, robot)
+    if root is not None:
+        pose[root.qpos + 2] = robot.base_height
+    for name, position in zip(robot.joint_names, robot.default_joint_pos, strict=True):
+        pose[model.joint(name).qposadr[0]] = position
+    spec.add_key(name="default", qpos=pose)
+    return spec
+
+
+def _with_looks(
+    robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
+) -> mujoco.MjSpec:
+    spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
+    dress(spec, robot.base, "ground")
+    return spec

@@ -13,6 +13,9 @@ _FRICTION = (1.0, 0.02, 0.01)
 class FlatTerrain:
     """An endless plane at z = 0."""
 
+    friction = _FRICTION
+    """Sliding [1], spinning and rolling [m]."""
+
     def add_to(self, spec: mujoco.MjSpec) -> None:
         """Add the ground to a model: contype 1, which robots' geoms (conaffinity 1) collide with."""
         spec.worldbody.add_geom(
@@ -22,7 +25,7 @@ class FlatTerrain:
             contype=1,
             conaffinity=0,
             condim=3,
-            friction=_FRICTION,
+            friction=self.friction,
             group=0,
         )
 

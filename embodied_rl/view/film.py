@@ -20,7 +20,6 @@ from embodied_rl.config.page import VideoSettings
 from embodied_rl.errors import UserError
 from embodied_rl.machine import GL_REMEDY, gl_backend
 from embodied_rl.mdp.demo import Demo
-from embodied_rl.scene import Scene
 
 _COMMAND, _MEASURED = (0.16, 0.64, 0.32), (0.13, 0.42, 0.92)
 """Green and blue, of arrows and text alike."""
@@ -35,7 +34,9 @@ class Film:
 
     Args:
         path: the file, H.264 in yuv420p; missing folders are made.
-        scene: what is filmed.
+        model: what is filmed.
+        base: the body that the camera follows.
+        size: its usual height above the ground [m]; all that is drawn and the camera's distance go by it.
         video: the size of the picture [pixels] and its rate [1/s].
         demo: names and draws what is asked for and done; without one there are the robot and the time alone.
 
@@ -43,15 +44,23 @@ class Film:
         FilmError: MuJoCo cannot render here.
     """
 
-    def __init__(self, path: str | Path, scene: Scene, video: VideoSettings, demo: Demo | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        model: mujoco.MjModel,
+        base: str,
+        size: float,
+        video: VideoSettings,
+        demo: Demo | None = None,
+    ) -> None:
         import av
 
         self.frames, self.fps = 0, video.fps
         self._width, self._height = video.width & ~1, video.height & ~1  # yuv420p halves both for its colours
-        self._model, self._base = scene.render_model, scene.render_model.body(scene.robot.base).id
+        self._model, self._base = model, model.body(base).id
         self._data = mujoco.MjData(self._model)
-        self._camera = _ChaseCamera(scene.robot.base_height, 1.0 / video.fps)
-        self._size, self._demo = scene.robot.base_height, demo
+        self._camera = _ChaseCamera(size, 1.0 / video.fps)
+        self._size, self._demo = size, demo
         self._measured: np.ndarray | None = None
         _use_gl()
         frame = self._model.vis.global_

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import mujoco
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.demo import Demo, demo_of
 from embodied_rl.mdp.score import failures_of
+from embodied_rl.scene import Scene
 from embodied_rl.vector_env import Step
 from embodied_rl.view.film import Film
 
@@ -106,7 +108,7 @@ def play(
     script = [command] if command is not None else demo.script(env) if demo and commands(demo, env) else []
     steps = max(1, round(seconds / env.step_dt))
     with ExitStack() as stack:
-        film = stack.enter_context(Film(video, env.scene, env.page.video, demo)) if video else None
+        film = stack.enter_context(Film(video, *filmed(env.scene), env.page.video, demo)) if video else None
         if script:
             hold_command(env, script[0])
         env.reset()
@@ -118,6 +120,11 @@ def play(
             while film and film.frames < (step + 1) * env.step_dt * film.fps - 1e-6:
                 _shoot(env, film, demo)
     return _summary(env, steps, video, report)
+
+
+def filmed(scene: Scene) -> tuple[mujoco.MjModel, str, float]:
+    """Give what a film needs of a scene: the model, the body to follow and its height [m]."""
+    return scene.render_model, scene.robot.base, scene.robot.base_height
 
 
 def _shoot(env: Env, film: Film, demo: Demo | None) -> None:

@@ -70,7 +70,7 @@ class pose:  # noqa: N801  named as its entry on the page
 
     def contract(self) -> dict[str, Any]:
         """Return the ranges that the policy was asked for."""
-        return {"ranges": dict(zip(("height", "roll", "pitch"), self.ranges, strict=True))}
+        return {"ranges": self.ranges}
 
 
 def height_above(position: Tensor, terrain: Any) -> Tensor:

@@ -125,7 +125,8 @@ class velocity:  # noqa: N801  named as its entry on the page
     def contract(self) -> dict[str, Any]:
         """Return ranges and clock: standing is |v_xy| <= `standing_below` and |wz| <= `standing_below`."""
         return {
-            "ranges": dict(zip(("lin_vel_x", "lin_vel_y", "ang_vel_z"), self.ranges, strict=True)),
+            "ranges": self.ranges,
+            **({"rest": (0.0, 0.0, 0.0)} if self.standing > 0.0 else {}),
             "gait_frequency": self.gait_frequency,
             "settle_s": self.settle_s,
             "standing_below": _STANDING,

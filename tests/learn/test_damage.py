@@ -476,7 +476,7 @@ def test_a_file_in_place_of_the_exported(run: Run) -> None:
     with pytest.raises(UserError) as caught:
         runs.export_run(run.path)
     line = str(caught.value)
-    assert line.startswith(f"{run.path}/exported/policy.onnx: not written (") and line.endswith("; name another --output")
+    assert line.startswith(f"{run.path}/exported: not written (") and line.endswith("; name another --output")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\x00", b"[]", b"{}"])

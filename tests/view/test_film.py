@@ -10,7 +10,7 @@ from embodied_rl.env import Env
 from embodied_rl.mdp.demo import Canvas, demo_of
 from embodied_rl.mdp.score import Environment
 from embodied_rl.view import film
-from embodied_rl.view.play import agent, play
+from embodied_rl.view.play import agent, filmed, play
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_a_film_runs_in_real_time_and_shows_the_robot(env: Env, tmp_path: Path) 
 @pytest.mark.usefixtures("gl")
 def test_command_and_velocity_are_drawn(env: Env, tmp_path: Path) -> None:
     _, qpos, _ = env.render_state(0)
-    with film.Film(tmp_path / "a.mp4", env.scene, env.page.video, demo_of(env.page)) as one:
+    with film.Film(tmp_path / "a.mp4", *filmed(env.scene), env.page.video, demo_of(env.page)) as one:
         plain = one.shoot([qpos], (0.0, 0.0, 0.0)).astype(int)
         green = one.shoot([qpos], (0.0, 0.0, 0.0), (1.0, 0.0, 0.0)).astype(int)
     upper = slice(0, 32)  # above the robot, where no text is
@@ -64,9 +64,9 @@ class Squat:
 def test_any_family_is_filmed(env: Env, tmp_path: Path) -> None:
     """Without one there are the robot and a panel with the time, which is narrower."""
     _, qpos, _ = env.render_state(0)
-    with film.Film(tmp_path / "a.mp4", env.scene, env.page.video) as one:
+    with film.Film(tmp_path / "a.mp4", *filmed(env.scene), env.page.video) as one:
         bare = one.shoot([qpos]).astype(int)
-    with film.Film(tmp_path / "b.mp4", env.scene, env.page.video, Squat()) as one:
+    with film.Film(tmp_path / "b.mp4", *filmed(env.scene), env.page.video, Squat()) as one:
         shown = one.shoot([qpos], [0.2], [0.3]).astype(int)
     green = lambda image: ((image[..., 1] > image[..., 0] + 40) & (image[..., 1] > image[..., 2] + 20)).sum()  # noqa: E731
     assert green(shown) > 5 > green(bare)
@@ -84,7 +84,7 @@ def test_columns_have_room_for_their_names(names: tuple[str, ...], ends: list[fl
 @pytest.mark.usefixtures("gl")
 def test_the_camera_follows(env: Env, tmp_path: Path) -> None:
     _, qpos, _ = env.render_state(0)
-    with film.Film(tmp_path / "a.mp4", env.scene, env.page.video) as one:
+    with film.Film(tmp_path / "a.mp4", *filmed(env.scene), env.page.video) as one:
         for step in range(25):
             qpos[0] = 0.04 * step  # 1 m/s for 1 s
             one.shoot([qpos])
@@ -100,7 +100,7 @@ def test_the_camera_follows(env: Env, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("gl")
 def test_what_was_shot_survives_an_error(env: Env, tmp_path: Path) -> None:
     _, qpos, _ = env.render_state(0)
-    with pytest.raises(KeyboardInterrupt), film.Film(tmp_path / "a.mp4", env.scene, env.page.video) as one:
+    with pytest.raises(KeyboardInterrupt), film.Film(tmp_path / "a.mp4", *filmed(env.scene), env.page.video) as one:
         for _ in range(3):
             one.shoot([qpos])
         raise KeyboardInterrupt
@@ -111,6 +111,6 @@ def test_without_gl_one_line_says_what_to_install(env: Env, tmp_path: Path, monk
     film._use_gl.cache_clear()
     monkeypatch.setattr(film, "gl_backend", lambda: (None, "MUJOCO_GL=egl: no libEGL"))
     with pytest.raises(film.FilmError) as caught:
-        film.Film(tmp_path / "a.mp4", env.scene, env.page.video)
+        film.Film(tmp_path / "a.mp4", *filmed(env.scene), env.page.video)
     assert str(caught.value) == f"no film: MuJoCo cannot render here (MUJOCO_GL=egl: no libEGL); {film.GL_REMEDY}"
     assert not (tmp_path / "a.mp4").exists()

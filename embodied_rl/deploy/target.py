@@ -1,0 +1,330 @@
+"""Any model of a robot as a target for an exported policy: the contract's joints found by name, its motors put in."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from embodied_rl.deploy.contract import DeployError
+from embodied_rl.deploy.place import carrier, place
+from embodied_rl.problems import did_you_mean, quoted
+from embodied_rl.scene.looks import dress
+from embodied_rl.strict_yaml import display
+
+#: Numbers that differ by less, as a share of the larger one, are called the same.
+_SAME = 0.01
+#: The last group of geoms that MuJoCo shows unasked.
+_SHOWN = 2
+#: Begins the names of what is added.
+_PREFIX = "contract_"
+_GROUND = (int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_HFIELD))
+
+
+@dataclass
+class Target:
+    """A model that an exported policy can drive."""
+
+    model: mujoco.MjModel
+    base: str
+    """The body whose orientation and angular velocity the policy sees."""
+    notes: list[str] = field(default_factory=list)
+    """What was changed in it, and what is left as it was."""
+    differences: list[str] = field(default_factory=list)
+    """What it has otherwise than training's."""
+    twice: mujoco.MjModel | None = None
+    """The same with the joint damping kept that the contract's gains replace, where there is any."""
+    lift: float = 0.0
+    """How much higher its base stands than in training, in the default pose [m]."""
+
+
+def fit(path: Path, contract: Mapping[str, Any], own: mujoco.MjModel, *, keep_motors: bool = False) -> Target:
+    """Make a target of an MJCF file.
+
+    Args:
+        path: the file; it needs no ground.
+        contract: of the policy.
+        own: the model that the policy was trained in.
+        keep_motors: leave the file's own motors, which must be position or velocity servos.
+
+    Raises:
+        DeployError: it is no model of this robot; one line.
+    """
+    where = display(path)
+    spec, notes = _read(path)
+    for key in list(spec.keys):
+        spec.delete(key)
+    spec.add_key(name="default")
+    joints = {joint.name: joint for joint in spec.joints}
+    names = [joint["name"] for joint in contract["joints"]]
+    if missing := [name for name in names if name not in joints]:
+        near = did_you_mean(missing[0], joints)
+        more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
+        raise DeployError(f"{where}: no joint {missing[0]!r}{near or f'; it has {quoted(joints)}'}{more}")
+    free = mujoco.mjtJoint.mjJNT_FREE
+    if others := [name for name, joint in joints.items() if name not in names and joint.type != free]:
+        notes.append(f"joints that the policy does not know, left as they are: {', '.join(others)}")
+    # what blows up must be seen, not silently put back
+    spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
+    before = spec.compile()
+    base = _base(before, contract, where)
+    free, frees = (carrier(one, one.body(name).id) is not None for one, name in ((before, base), (own, contract["base"])))
+    if free != frees:
+        what = "is fixed to the world, and moves freely in training; give it a <freejoint/>"
+        raise DeployError(
+            f"{where}: {base!r} {what if frees else 'moves freely, and is fixed in training; take its free joint away'}"
+        )
+    if base != contract["base"]:
+        notes.append(f"no body {contract['base']!r}: {base!r}, which has the free joint, is taken for it, with its frame")
+    _check_time(before, contract, where)
+    if not any(int(kind) in _GROUND and not body for kind, body in zip(before.geom_type, before.geom_bodyid, strict=True)):
+        _add_ground(spec, before, base, contract)
+        notes.append("the file has no ground; the contract's plane was added")
+    limits = _limits(before, names)
+    twice = None
+    if keep_motors:
+        _check_servos(before, names, where)
+        for actuator in spec.actuators:
+            actuator.name = actuator.target if actuator.target in names else actuator.name
+        notes.append("the file's own motors drive it")
+    else:
+        damped = _put_motors(spec, before, contract, limits)
+        if damped:
+            twice = spec.compile()
+            for name in damped:
+                spec.joint(name).damping = np.zeros_like(spec.joint(name).damping)
+            value = ", ".join(sorted({f"{float(twice.dof_damping[twice.joint(name).dofadr[0]]):g}" for name in damped}))
+            why = "it stood for the controller's kd, which the motors have now"
+            notes.append(f"joint damping {value} -> 0 of {_counted(damped, names)}: {why}")
+    model = spec.compile()
+    own_geoms = model.geom_bodyid > 0
+    if (model.geom_group[own_geoms] > _SHOWN).all():  # collision geoms alone
+        model.geom_group[own_geoms] = _SHOWN
+    differences = list(_differences((before, base), (own, contract["base"]), contract, limits))
+    here, there = _grip(own, contract["base"], contract), _grip(model, base, contract)
+    if here is not None and there is not None and abs(here - there) > _SAME * here:
+        differences.append(f"friction with the ground: {here:.4g} in training, where it was not random, {there:.4g} here")
+    lift = _lift(model, base, contract) - _lift(own, contract["base"], contract)
+    return Target(model, base, notes, differences, twice, lift)
+
+
+def hang(model: mujoco.MjModel, runner: Any, policy: Any, seconds: float = 2.0) -> tuple[str, float]:
+    """Hang the robot up by its base and ask for actions of zero: the joint that ends farthest from its target, and how far."""
+    policy.reset()
+    robot = runner.Simulation(policy, model)
+    base, qvel = model.body(robot.base).id, np.zeros(6 + len(policy.joints))
+    qpos = np.array([0.0, 0.0, 10.0, 1.0, 0.0, 0.0, 0.0, *policy.default])
+    place(model, robot.data, base, policy.joints, qpos, qvel)
+    told = policy.targets(np.zeros(len(policy.action)))
+    for _ in range(round(seconds / model.opt.timestep)):
+        qpos[7:], qvel[6:] = robot.data.qpos[robot.qpos], robot.data.qvel[robot.qvel]
+        place(model, robot.data, base, policy.joints, qpos, qvel)
+        robot.write(*told)
+        mujoco.mj_step(model, robot.data)
+    away = np.abs(robot.data.qpos[robot.qpos] - told[0]) * (told[2] > 0.0)
+    return policy.joints[int(np.argmax(away))], float(away.max())
+
+
+def _read(path: Path) -> tuple[mujoco.MjSpec, list[str]]:
+    """Read a file; looks whose meshes are not there are left out."""
+    if not path.is_file():
+        raise DeployError(f"{display(path)}: no such file")
+    try:
+        spec = mujoco.MjSpec.from_file(str(path))
+        spec.compile()
+        return spec, []
+    except ValueError as error:
+        problem = " ".join(str(error).split())
+    try:
+        stripped, left_out = _without_missing_meshes(path)
+        if left_out:
+            spec = mujoco.MjSpec.from_string(stripped)
+            spec.compile()
+            return spec, [f"{left_out} meshes are not there; their looks are left out"]
+    except (ValueError, ElementTree.ParseError) as error:
+        problem = " ".join(str(error).split())
+    raise DeployError(f"{display(path)}: cannot be read: {problem}")
+
+
+def _without_missing_meshes(path: Path) -> tuple[str, int]:
+    """Leave out meshes whose files are missing, with the geoms that only show them; the text, and how many."""
+    tree = ElementTree.parse(path).getroot()
+    compiler = tree.find("compiler")
+    folder = path.parent / (compiler.get("meshdir", "") if compiler is not None else "")
+    missing = set()
+    for asset in tree.findall("asset"):
+        for mesh in asset.findall("mesh"):
+            if (file := mesh.get("file")) and not (folder / file).is_file():
+                missing.add(mesh.get("name") or Path(file).stem)
+                asset.remove(mesh)
+    count = len(missing)
+    for parent in tree.iter():
+        for geom in parent.findall("geom"):
+            if geom.get("mesh") in missing:
+                parent.remove(geom)
+    return ElementTree.tostring(tree, encoding="unicode"), count
+
+
+def _base(model: mujoco.MjModel, contract: Mapping[str, Any], where: str) -> str:
+    """Find the contract's base by its name, or else the free body on which the robot's joints hang.
+
+    Raises:
+        DeployError: there is none.
+    """
+    bodies = [model.body(index).name for index in range(model.nbody)]
+    if contract["base"] in bodies:
+        return contract["base"]
+    carriers = {carrier(model, int(model.joint(joint["name"]).bodyid[0])) for joint in contract["joints"]}
+    if len(carriers) == 1 and (body := carriers.pop()) is not None:
+        return bodies[body]
+    near = did_you_mean(contract["base"], bodies) or f"; it has {quoted(bodies[1:8])}"
+    raise DeployError(f"{where}: no body {contract['base']!r}, whose orientation the policy sees{near}")
+
+
+def _check_time(model: mujoco.MjModel, contract: Mapping[str, Any], where: str) -> None:
+    """Check that a policy's step is a whole number of the model's."""
+    steps = contract["control_dt"] / model.opt.timestep
+    if abs(steps - round(steps)) > 1e-6 * steps or round(steps) < 1:
+        raise DeployError(
+            f"{where}: option.timestep: {model.opt.timestep:g} s goes {steps:.3f} times into the policy's step of "
+            f"{contract['control_dt']:g} s; give it one that goes a whole number of times, like {contract['physics_dt']:g}"
+        )
+
+
+def _add_ground(spec: mujoco.MjSpec, model: mujoco.MjModel, base: str, contract: Mapping[str, Any]) -> None:
+    """Add the contract's plane, which everything that can collide at all collides with, and light to see by."""
+    bits = int(np.bitwise_or.reduce(np.concatenate((model.geom_contype, model.geom_conaffinity, [1]))))
+    spec.worldbody.add_geom(
+        name=f"{_PREFIX}ground",
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=[0.0, 0.0, 0.05],
+        contype=bits,
+        conaffinity=bits,
+        friction=contract["ground"],
+    )
+    for texture in list(spec.textures):
+        if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
+            spec.delete(texture)
+    dress(spec, base, f"{_PREFIX}ground", _PREFIX)
+
+
+def _motors_of(model: mujoco.MjModel, name: str) -> list[int]:
+    """List the actuators that drive a joint."""
+    joint, kinds = model.joint(name).id, [int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT)]
+    return [one for one in range(model.nu) if int(model.actuator_trntype[one]) in kinds and model.actuator_trnid[one, 0] == joint]
+
+
+def _limits(model: mujoco.MjModel, names: list[str]) -> dict[str, float]:
+    """Find the largest torque that a model lets each joint have; infinite where it sets none."""
+    found = {}
+    for name in names:
+        joint, limit = model.joint(name).id, np.inf
+        if model.jnt_actfrclimited[joint]:
+            limit = float(np.abs(model.jnt_actfrcrange[joint]).min())
+        for motor in _motors_of(model, name):
+            gear = abs(model.actuator_gear[motor, 0])
+            if model.actuator_forcelimited[motor]:
+                limit = min(limit, gear * float(np.abs(model.actuator_forcerange[motor]).min()))
+            elif model.actuator_ctrllimited[motor] and model.actuator_biastype[motor] == int(mujoco.mjtBias.mjBIAS_NONE):
+                limit = min(limit, gear * float(np.abs(model.actuator_ctrlrange[motor]).min() * model.actuator_gainprm[motor, 0]))
+        found[name] = limit
+    return found
+
+
+def _put_motors(
+    spec: mujoco.MjSpec, model: mujoco.MjModel, contract: Mapping[str, Any], limits: Mapping[str, float]
+) -> list[str]:
+    """Replace the motors; the joints whose damping stands for the gain of a position servo without one."""
+    names, damped = [joint["name"] for joint in contract["joints"]], []
+    for name in names:
+        servos = [one for one in _motors_of(model, name) if model.actuator_biasprm[one, 1] != 0.0]
+        if any(model.actuator_biasprm[one, 2] == 0.0 for one in servos) and model.dof_damping[model.joint(name).dofadr[0]] > 0.0:
+            damped.append(name)
+    for actuator in list(spec.actuators):
+        if actuator.target in names or actuator.name in names:
+            spec.delete(actuator)
+    for joint in contract["joints"]:
+        motor = spec.add_actuator(name=joint["name"], target=joint["name"], trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        motor.set_to_position(kp=joint["stiffness"], kv=joint["damping"])
+        limit = min(joint["effort_limit"], limits[joint["name"]])
+        motor.forcelimited, motor.forcerange, motor.ctrllimited = True, (-limit, limit), False
+        spec.joint(joint["name"]).actfrclimited = mujoco.mjtLimited.mjLIMITED_FALSE
+    return damped
+
+
+def _check_servos(model: mujoco.MjModel, names: list[str], where: str) -> None:
+    """Check that each joint has one motor of its own that follows a target."""
+    for name in names:
+        motors = _motors_of(model, name)
+        if len(motors) != 1 or model.actuator_biastype[motors[0]] != int(mujoco.mjtBias.mjBIAS_AFFINE):
+            what = "torque motor, which follows no target" if len(motors) == 1 else f"{len(motors)} motors"
+            raise DeployError(
+                f"{where}: --keep-motors: {name} has {'a ' if len(motors) == 1 else ''}{what}; leave the option out"
+            )
+
+
+def _differences(
+    theirs: tuple[mujoco.MjModel, str], ours: tuple[mujoco.MjModel, str], contract: Mapping[str, Any], limits: Mapping[str, float]
+) -> Iterator[str]:
+    """Tell, joint by joint, what a model has otherwise than training's; the same of several joints in one line."""
+    names = [joint["name"] for joint in contract["joints"]]
+    told: dict[tuple[str, str, str], list[str]] = {}
+    for joint in contract["joints"]:
+        there, here = (_properties(model, joint["name"]) for model, _ in (theirs, ours))
+        if np.isfinite(limits[joint["name"]]):  # else the contract's holds
+            there["effort"], here["effort"] = (limits[joint["name"]],), (joint["effort_limit"],)
+        for what, values in there.items():
+            if not np.allclose(values, here[what], rtol=_SAME, atol=1e-6):
+                written = [" to ".join(f"{one:.4g}" for one in of) for of in (here[what], values)]
+                told.setdefault((what, *written), []).append(joint["name"])  # pyright: ignore[reportArgumentType]
+    bodies = [(model, model.body(base).id) for model, base in (ours, theirs)]
+    here, there = (float(model.body_subtreemass[carrier(model, body) or body]) for model, body in bodies)
+    if abs(here - there) > _SAME * here:
+        yield f"mass of the robot: {here:.4g} in training, {there:.4g} here"
+    for (what, ours_are, theirs_are), joints in told.items():
+        yield f"{what}: {ours_are} in training, {theirs_are} here, of {_counted(joints, names)}"
+
+
+def _properties(model: mujoco.MjModel, name: str) -> dict[str, tuple[float, ...]]:
+    joint = model.joint(name)
+    dof = int(joint.dofadr[0])
+    return {
+        "mass of the link": (float(model.body_mass[joint.bodyid[0]]),),
+        "armature": (float(model.dof_armature[dof]),),
+        "joint damping": (float(model.dof_damping[dof]),),
+        "dry friction": (float(model.dof_frictionloss[dof]),),
+        "range": tuple(float(one) for one in joint.range) if joint.limited[0] else (-np.inf, np.inf),
+    }
+
+
+def _counted(joints: list[str], names: list[str]) -> str:
+    if len(joints) == len(names):
+        return f"all {len(names)} joints"
+    return ", ".join(joints[:4]) + (f" and {len(joints) - 4} more" if len(joints) > 4 else "")
+
+
+def _stand(model: mujoco.MjModel, base: str, contract: Mapping[str, Any], lower: float) -> mujoco.MjData:
+    """Put the robot on the ground in its default pose, so much lower than it would just touch it in training [m]."""
+    data, joints = mujoco.MjData(model), contract["joints"]
+    height = contract["base_height"] - lower
+    qpos = np.array([0.0, 0.0, height, 1.0, 0.0, 0.0, 0.0, *(joint["default"] for joint in joints)])
+    place(model, data, model.body(base).id, [joint["name"] for joint in joints], qpos, np.zeros(6 + len(joints)))
+    mujoco.mj_forward(model, data)
+    return data
+
+
+def _lift(model: mujoco.MjModel, base: str, contract: Mapping[str, Any]) -> float:
+    """Find how much the base must rise in the default pose so that nothing is in the ground [m]."""
+    data = _stand(model, base, contract, 0.0)
+    return max(0.0, -float(data.contact.dist.min())) if data.ncon else 0.0
+
+
+def _grip(model: mujoco.MjModel, base: str, contract: Mapping[str, Any]) -> float | None:
+    """Find the sliding friction with the ground of what the robot stands on; None where it stands on nothing."""
+    data = _stand(model, base, contract, 0.005)
+    return float(data.contact.friction[:, 0].min()) if data.ncon else None

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import pytest
+
+from embodied_rl.deploy.contract import DeployError
+from embodied_rl.deploy.sim2sim import Export, judge_hanging
+from embodied_rl.deploy.target import Target, fit, hang
+from embodied_rl.paths import shipped
+
+GO2 = shipped("robots") / "go2" / "go2.xml"
+FIXED = ('<freejoint name="base"/>', "")
+OPTION = '<option timestep="0.002"/>'
+
+
+@pytest.fixture(scope="module")
+def export(exported: Path) -> Export:
+    return Export(exported)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, export: Export) -> Callable[..., Target]:
+    """`theirs((old, new), ...)`: the go2 of the package, changed, as somebody else's file."""
+
+    def fitted(*changes: tuple[str, str], **options: Any) -> Target:
+        text = GO2.read_text().replace(
+            '<compiler angle="radian" autolimits="true"/>', f'<compiler angle="radian" autolimits="true"/>{OPTION}'
+        )
+        assert OPTION in text
+        for old, new in changes:
+            assert old in text, old
+            text = text.replace(old, new)
+        (tmp_path / "theirs.xml").write_text(text)
+        return fit(tmp_path / "theirs.xml", export.contract, export.model, **options)
+
+    return fitted
+
+
+def servos(kp: float, kv: float | None = None) -> tuple[str, str]:
+    """Position servos of all joints, in an order of their own."""
+    names = [f"{leg}_{part}_joint" for part in ("calf", "hip", "thigh") for leg in ("RR", "FL", "RL", "FR")]
+    gain = "" if kv is None else f' kv="{kv}"'
+    motors = "".join(f'<position name="{name[:-6]}" joint="{name}" kp="{kp}"{gain}/>' for name in names)
+    return "</mujoco>", f"<actuator>{motors}</actuator></mujoco>"
+
+
+def test_a_file_without_ground_and_motors_gets_the_contracts(theirs: Callable[..., Target], export: Export) -> None:
+    target = theirs()
+    assert target.notes == ["the file has no ground; the contract's plane was added"]
+    assert target.differences == ["dry friction: 0 in training, 0.2 here, of all 12 joints"]
+    model, joints = target.model, export.contract["joints"]
+    for joint in joints:
+        motor = model.actuator(joint["name"])
+        assert (motor.gainprm[0], -motor.biasprm[2], motor.forcerange[1]) == (
+            joint["stiffness"],
+            joint["damping"],
+            joint["effort_limit"],
+        )
+    (plane,) = (geom for geom in range(model.ngeom) if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_PLANE)
+    np.testing.assert_allclose(model.geom_friction[plane], export.contract["ground"])
+    assert target.lift == pytest.approx(0.0, abs=1e-3) and judge_hanging(export, target) == ""
+
+
+def test_the_controllers_damping_counts_once(theirs: Callable[..., Target]) -> None:
+    """Servos without kv have their kd in the joint's damping: it goes, and dry friction and armature stay."""
+    target = theirs(('damping="0.1"', 'damping="0.5"'), servos(35))
+    assert "joint damping 0.5 -> 0 of all 12 joints: it stood for the controller's kd, which the motors have now" in target.notes
+    assert target.twice is not None
+    dofs = slice(6, None)
+    for model, damping in ((target.model, 0.0), (target.twice, 0.5)):
+        assert (model.dof_damping[dofs] == damping).all()
+        assert (model.dof_frictionloss[dofs] == 0.2).all() and (model.dof_armature[dofs] == 0.01).all()
+    assert target.differences == [
+        "joint damping: 0.1 in training, 0.5 here, of all 12 joints",
+        "dry friction: 0 in training, 0.2 here, of all 12 joints",
+    ]
+    # that of a servo with a kv of its own, or beside a torque motor, is the joint's
+    for motors in (servos(35, 0.5), ("</mujoco>", '<actuator><motor joint="FL_hip_joint"/></actuator></mujoco>')):
+        target = theirs(('damping="0.1"', 'damping="0.5"'), motors)
+        assert target.twice is None and (target.model.dof_damping[dofs] == 0.5).all()
+
+
+def test_torque_is_bounded_by_the_smaller_limit(theirs: Callable[..., Target]) -> None:
+    text = '<joint name="FL_calf_joint" class="calf"'
+    assert text in GO2.read_text()
+    target = theirs((text, f'{text} actuatorfrcrange="-10 10"'))
+    assert target.model.actuator("FL_calf_joint").forcerange.tolist() == [-10.0, 10.0]
+    assert target.model.actuator("FR_calf_joint").forcerange.tolist() == [-45.43, 45.43]
+    assert target.differences[1:] == ["effort: 45.43 in training, 10 here, of FL_calf_joint"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([("FL_hip_joint", "FL_hip_jnt")], r"no joint 'FL_hip_joint'; did you mean '.L_hip_j\w+'\?"),
+        ([('name="base" pos', 'name="trunk" pos'), FIXED], r"no body 'base', whose orientation the policy sees"),
+        ([FIXED], r"'base' is fixed to the world, and moves freely in training; give it a <freejoint/>"),
+        (
+            [('timestep="0.002"', 'timestep="0.003"')],
+            r"option\.timestep: 0\.003 s goes 6\.667 times into the policy's step of 0\.02 s",
+        ),
+        ([("<worldbody>", "<worldbod>")], "cannot be read: "),
+    ],
+)
+def test_what_is_no_model_of_this_robot_is_refused(changes: list, message: str, theirs: Callable[..., Target]) -> None:
+    with pytest.raises(DeployError, match=rf"theirs\.xml: {message}[^\n]*$"):
+        theirs(*changes)
+
+
+def test_a_base_of_another_name_is_told_by_its_free_joint(theirs: Callable[..., Target]) -> None:
+    target = theirs(('name="base" pos', 'name="trunk" pos'))
+    assert target.base == "trunk"
+    assert "no body 'base': 'trunk', which has the free joint, is taken for it, with its frame" in target.notes
+
+
+def test_the_policys_step_is_as_long_in_any_model(theirs: Callable[..., Target], export: Export) -> None:
+    for timestep, steps in (("0.002", 10), ("0.005", 4), ("0.02", 1)):
+        target = theirs(('timestep="0.002"', f'timestep="{timestep}"'))
+        assert export.runner.Simulation(export.policy, target.model).substeps == steps
+    assert theirs((OPTION, "")).model.opt.timestep == 0.002  # MuJoCo's own, where a file names none: 10 a policy's step
+
+
+def test_their_own_motors_are_kept_if_they_follow_targets(theirs: Callable[..., Target]) -> None:
+    target = theirs(servos(20, 1.0), keep_motors=True)
+    assert "the file's own motors drive it" in target.notes and target.twice is None
+    motor = target.model.actuator("FL_calf_joint")
+    assert (motor.gainprm[0], motor.biasprm[2]) == (20.0, -1.0)
+    with pytest.raises(DeployError, match=r"--keep-motors: FL_hip_joint has 0 motors; leave the option out$"):
+        theirs(keep_motors=True)
+    with pytest.raises(DeployError, match=r"--keep-motors: FL_hip_joint has a torque motor, which follows no target"):
+        theirs(("</mujoco>", '<actuator><motor joint="FL_hip_joint"/></actuator></mujoco>'), keep_motors=True)
+
+
+def test_looks_whose_meshes_are_missing_are_left_out(theirs: Callable[..., Target]) -> None:
+    mesh = '<asset><mesh name="shell" file="shell.stl"/></asset>'
+    target = theirs(("<worldbody>", f'{mesh}<worldbody><geom type="mesh" mesh="shell" contype="0" conaffinity="0"/>'))
+    assert target.notes[0] == "1 meshes are not there; their looks are left out"
+
+
+def test_joints_that_the_policy_does_not_know_are_named(theirs: Callable[..., Target]) -> None:
+    tail = '<body pos="-0.3 0 0"><joint name="tail" range="-1 1"/><geom size="0.01" mass="1"/></body>'
+    target = theirs(('<body name="FL_hip"', f'{tail}<body name="FL_hip"'))
+    assert "joints that the policy does not know, left as they are: tail" in target.notes
+    assert any(line.startswith("mass of the robot: ") for line in target.differences)
+
+
+def test_a_joint_that_sinks_while_it_hangs_is_named(theirs: Callable[..., Target], export: Export) -> None:
+    target = theirs(('<joint name="FL_thigh_joint"', '<joint name="FL_thigh_joint" stiffness="200" springref="2.5"'))
+    assert hang(target.model, export.runner, copy.copy(export.policy))[0] == "FL_thigh_joint"
+    assert re.match(
+        r"hung up and asked for nothing, FL_thigh_joint ends \d\.\d\d rad from its target", judge_hanging(export, target)
+    )
