@@ -31,7 +31,7 @@ def physics_alone(options: Namespace, num_envs: int, *overrides: str) -> tuple[A
     given = [*options.overrides, *overrides]
     page = resolve(options.page, given, num_envs=num_envs, device=options.device, engine="warp")
     robot = load_robot(page.robot)
-    scene = build_scene(robot, collisions=page.scene.collisions, physics=page.physics, needs=needed(page))
+    scene = build_scene(robot, physics=page.physics, needs=needed(page), **page.scene.model_dump())
     physics = WarpPhysics(scene, num_envs, page.physics, torch.device(options.device))
     default = torch.tensor(robot.default_joint_pos, device=physics.device)
     qpos = physics.qpos.clone()

@@ -138,7 +138,9 @@ def one_step(engines: Any, robot: str, collisions: str, overrides: tuple[str, ..
     """Step as benchmarks/parity/engines.py does."""
     settings = engines.load_page(f"{robot}_flat", ["physics.engine=warp", *overrides]).physics
     needs = {"foot_contact", "foot_frames", "joint_torque"}
-    scene = engines.build_scene(engines.load_robot(robot), collisions=collisions, physics=settings, needs=needs)
+    scene = engines.build_scene(
+        engines.load_robot(robot), collisions=collisions, physics=settings, needs=needs, dry_friction=False
+    )
     engines.start("warp", scene, settings, 2, "cpu").step(torch.zeros(2, scene.model.nu))
 
 

@@ -169,7 +169,7 @@ def compare(
     """The engine's step and mj_step's, of the same pairs."""
     settings = load_page(f"{robot}_flat", [f"physics.engine={engine}", *overrides]).physics
     needs = {"foot_contact", "foot_frames", "joint_torque"}
-    scene = build_scene(load_robot(robot), collisions=collisions, physics=settings, needs=needs)
+    scene = build_scene(load_robot(robot), collisions=collisions, physics=settings, needs=needs, dry_friction=False)
     pairs = draw(scene, count)
     physics = start(engine, scene, settings, count, device)
     try:

@@ -13,11 +13,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from embodied_rl import strict_yaml
 from embodied_rl.config import Page
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.family import load_family
-from embodied_rl.problems import did_you_mean, shown
+from embodied_rl.problems import ConfigError, did_you_mean, shown
 from embodied_rl.strict_yaml import display
 
 #: Rises with every change that a runner must know of.
@@ -122,8 +123,8 @@ class Contract(Strict):
     task: str | None
     base: str = Field(description="the body whose orientation and angular velocity are observed, in its own frame")
     base_height: float = Field(description="of the base above flat ground in the default pose [m]")
-    control_dt: float = Field(description="the policy's period [s]")
-    physics_dt: float = Field(description="training's physics step [s]")
+    control_dt: float = Field(gt=0.0, description="the policy's period [s]")
+    physics_dt: float = Field(gt=0.0, description="training's physics step [s]")
     joints: tuple[Joint, ...]
     actions: tuple[Action, ...]
     observations: tuple[Observation, ...]
@@ -133,7 +134,7 @@ class Contract(Strict):
     ground: tuple[float, float, float] = Field(
         description="friction of the ground in training: sliding [1], spinning, rolling [m]"
     )
-    stop_tilt: float = Field(description="beyond this angle from the vertical the runner lets go [rad]")
+    stop_tilt: float = Field(gt=0.0, description="beyond this angle from the vertical the runner lets go [rad]")
     git_commit: str = Field(description="of the code that trained the policy; empty: not known")
 
 
@@ -225,7 +226,15 @@ def read_contract(path: Path) -> dict[str, Any]:
     found = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
     if found is None:
         raise DeployError(f"{display(path)}: an ONNX file without a contract; write it with `embodied-rl export RUN`")
-    return check(json.loads(found), display(path))
+    try:
+        contract = json.loads(found)
+    except ValueError as error:
+        raise DeployError(f"{display(path)}: its contract is not JSON ({error}); export the run anew") from None
+    if not isinstance(contract, dict):
+        raise DeployError(
+            f"{display(path)}: its contract is {shown(contract)}, and fields by name are needed; export the run anew"
+        )
+    return check(contract, display(path))
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
@@ -236,13 +245,16 @@ def read_folder(folder: Path) -> dict[str, Any]:
     """
     contract, path = read_contract(folder / "policy.onnx"), folder / "contract.yaml"
     try:
-        written = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        return contract  # the one for people
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DeployError(f"{display(path)}: cannot be read: {str(error).splitlines()[0]}") from None
-    for place, there, here in _differences(written, contract, ()):
-        said = f"{'.'.join(map(str, place)) or KEY}: {shown(there)}, and policy.onnx, which is run, has {shown(here)}"
+        document = strict_yaml.read(path)
+        if document.problems:
+            raise ConfigError(document.problems)
+        written = document.value
+    except ConfigError as error:
+        if not path.exists():
+            return contract  # the one for people
+        raise DeployError(str(error).splitlines()[0]) from None
+    for place, there, here in compared(written, contract):
+        said = f"{place or KEY}: {there}, and policy.onnx, which is run, has {here}"
         raise DeployError(f"{display(path)}: {said}; change the run's page and export it anew")
     return contract
 
@@ -279,6 +291,23 @@ def _faults(given: Mapping[str, Any]) -> Iterator[tuple[tuple, str]]:
             yield tuple(one["loc"]), _explained(one, given)
         return
     joints, commands = [joint.name for joint in contract.joints], [command.name for command in contract.commands]
+    if contract.base_height <= 0.0 or not contract.actions or not contract.observations:
+        yield ("base_height",), f"{contract.base_height:g}; a height, actions and observations are needed"
+    for index, joint in enumerate(contract.joints):
+        if joint.effort_limit <= 0.0 or min(joint.stiffness, joint.damping) < 0.0:
+            yield ("joints", index), f"{joint.name}: gains below 0, or an effort limit that is not above it"
+    motors = [joint.sdk_index for joint in contract.joints if joint.sdk_index is not None]
+    if len(set(motors)) < len(motors) or len(motors) not in (0, len(joints)):
+        yield ("joints",), "sdk_index: each joint has one of its own, or none has"
+    for index, command in enumerate(contract.commands):
+        counts = [len(part) for part in (command.names, command.ranges, command.rest) if part is not None]
+        if any(count != command.size for count in counts):
+            yield (
+                ("commands", index),
+                f"{command.name}: names, ranges and rest hold a value for each of its {command.size} numbers",
+            )
+        if any(low > high for low, high in command.ranges or ()):
+            yield ("commands", index, "ranges"), f"{command.name}: a least number is above the greatest"
     for index, action in enumerate(contract.actions):
         for name in (name for name in action.joint_names if name not in joints):
             yield ("actions", index, "joint_names"), f"no joint {name!r}{did_you_mean(name, joints)}"
@@ -307,16 +336,29 @@ def _fields(path: tuple) -> list[str]:
     return list((kinds[path[0]] if len(path) > 1 else Contract).model_fields)
 
 
-def _differences(there: Any, here: Any, place: tuple) -> Iterator[tuple[tuple, Any, Any]]:
-    """Find where two contracts differ, with the name of what a list holds where it has one."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in {**here, **there}:
-            yield from _differences(there.get(key), here.get(key), (*place, key))
-    elif isinstance(there, list) and isinstance(here, list) and any(isinstance(one, dict) for one in here):
-        for index, (one, other) in enumerate(zip_longest(there, here)):
-            yield from _differences(one, other, (*place, (other or one or {}).get("name", index)))
-    elif there != here:
-        yield place, there, here
+#: Stands for what is not there.
+_NOTHING = object()
+
+
+def compared(one: Any, other: Any) -> list[tuple[str, str, str]]:
+    """Find where two contracts differ: the place, by the names of what lists hold, and what each has there."""
+    return [(".".join(place), _shown(values[0]), _shown(values[1])) for *place, values in _differing(one, other)]
+
+
+def _differing(one: Any, other: Any, *place: str) -> Iterator[tuple]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**other, **one}:
+            yield from _differing(one.get(key, _NOTHING), other.get(key, _NOTHING), *place, str(key))
+    elif isinstance(one, list) and isinstance(other, list) and any(isinstance(part, dict) for part in other):
+        for index, parts in enumerate(zip_longest(one, other, fillvalue=_NOTHING)):
+            named = next((part["name"] for part in reversed(parts) if isinstance(part, dict) and "name" in part), index)
+            yield from _differing(*parts, *place, str(named))
+    elif one != other or isinstance(one, bool) != isinstance(other, bool):
+        yield (*place, (one, other))
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is _NOTHING else shown(value)
 
 
 def _part(env: Env, section: str, name: str, term: Any, **known: Any) -> dict[str, Any]:

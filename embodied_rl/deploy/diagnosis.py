@@ -33,6 +33,11 @@ def diagnose(name: str, got: np.ndarray, golden: Golden, contract: Contract) -> 
     if kind == "actions":
         bare = "the network sees observations that are not normalized; its normalizer was left out"
         return _first(got, itertools.chain([(bare, golden["bare_actions"])], _of_columns(got, wanted, _driven(contract), golden)))
+    if kind == "motion":
+        if name == "motion/time":
+            here, there = f"{got[0, 0]:.4g} s", f"{wanted[0, 0]:.4g} s"
+            return f"it takes {here} where it took {there}: another number of physics steps, or another timestep"
+        return "the model, its timestep, or the motors' loop between two reads is another one"
     joints = golden["joints"].tolist()
     special = _of_torque(got, golden, contract) if kind == "fine" else _of_targets(wanted, golden, contract)
     return _first(got, itertools.chain(special, _of_columns(got, wanted, joints, golden)))

@@ -99,8 +99,10 @@ def export(
             shutil.copyfile(path, temporary / "assets" / name)
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
+        numbers["contract"] = written = np.array(json.dumps(contract))
         np.savez_compressed(temporary / "golden.npz", **numbers)  # pyright: ignore[reportArgumentType]
         if rehearsal:
+            rehearsal["contract"] = written
             np.savez_compressed(temporary / "rehearsal.npz", **rehearsal)  # pyright: ignore[reportArgumentType]
         (temporary / "policy.onnx").write_bytes(network)
     return folder

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embodied_rl.config import Page, override
 from embodied_rl.deploy.diagnosis import diagnose
-from embodied_rl.deploy.place import base_state, place
+from embodied_rl.deploy.place import place, state_of
 from embodied_rl.env import Env
 from embodied_rl.learn.policy import Policy
 from embodied_rl.mdp.moment import Draw
@@ -29,6 +29,8 @@ _YAWS, _TILT = (0.0, 0.5 * math.pi, math.pi), math.pi / 6
 _SHARES = (0.9, 0.35, 0.75, 0.1, 0.6)
 #: What float32 leaves of equal numbers, as a share of a quantity's largest one, and at least.
 _TOLERANCE = 1e-4
+#: What a model that was written as text leaves of equal motions, after a control step, likewise.
+_MOTION = 1e-3
 
 Golden = dict[str, np.ndarray]
 
@@ -72,7 +74,8 @@ def record(env: Env, policy: Policy) -> Golden:
         `joints`, their names, and `mirror`, each one's partner or nothing; and a row per step: `reset`, `time` since then
         [s]; `qpos` and `qvel` as `embodied_rl.deploy.place` has them, `command/NAME`; `observation/NAME` with its history, the
         oldest value first; the network's `actions`, and `bare_actions` without its normalizer; the joints' targets `q`, `dq`.
-        Of the first steps a row per physics step: `fine/step`, `fine/qpos`, `fine/qvel`, `fine/q`, `fine/dq`, `fine/torque`.
+        Of the first steps a row per physics step: `fine/step`, `fine/qpos`, `fine/qvel`, `fine/q`, `fine/dq`, `fine/torque`; and
+        what they come to: `motion/step`, `motion/qpos`, `motion/qvel`, `motion/time`.
     """
     spec, (group,) = env.robot.spec, (group for group in env.groups if group.name == "actor")
     network, bare = policy.deploy().cpu(), policy.bare().cpu()
@@ -107,8 +110,10 @@ def record(env: Env, policy: Policy) -> Golden:
         parts = np.split(obs[0].numpy(), splits)
         add("observation/", **{term.name: values for term, values in zip(group.terms, parts, strict=True)})
         if step < FINE:
-            for fine in _physics_steps(env, control):
-                add("fine/", step=step, **targets, **fine)
+            fine, (after, rate) = _physics_steps(env, control)
+            for row in fine:
+                add("fine/", step=step, **targets, **row)
+            add("motion/", step=step, qpos=after, qvel=rate, time=env.step_dt)
         memory, calls = tuple(kept), calls + 1
         if step == STANDS:
             ask(env, None)
@@ -120,7 +125,7 @@ def record(env: Env, policy: Policy) -> Golden:
 
 
 def compare(
-    golden: Golden, runner: Any, policy: Any, model: mujoco.MjModel, read: Callable[[Any], dict[str, Any]]
+    golden: Golden, runner: Any, policy: Any, model: mujoco.MjModel, read: Callable[[Any], dict[str, Any]], *, own: bool
 ) -> Iterator[Difference]:
     """Compute everything anew, each stage from the golden numbers of the one before; what differs, in the pipeline's order.
 
@@ -130,6 +135,7 @@ def compare(
         policy: its `Policy`.
         model: what its `Simulation` simulates.
         read: measures one.
+        own: it is training's model, so that it also moves as there.
     """
     contract, robot = policy.contract, runner.Simulation(policy, model)
     names, base = golden["joints"].tolist(), model.body(contract["base"]).id
@@ -165,6 +171,14 @@ def compare(
         mujoco.mj_forward(robot.model, robot.data)
         torques = [robot.data.qfrc_actuator[robot.model.joint(name).dofadr[0]] for name in names]
         note(**{"fine/torque": torques})
+    for step in golden["motion/step"].astype(int) if own else ():
+        mujoco.mj_resetData(robot.model, robot.data)
+        place(robot.model, robot.data, base, names, golden["qpos"][step], golden["qvel"][step])
+        robot.write(*policy.targets(golden["actions"][step].astype(np.float32)))
+        robot.tick()
+        qpos, qvel = state_of(robot.model, robot.data, base, names)
+        note(**{"motion/time": [robot.data.time], "motion/qpos": qpos, "motion/qvel": qvel})
+    golden = golden | {"motion/time": golden["motion/time"][:, None]}
     for name, values in found.items():
         got, wanted = np.stack(values), golden[name]
         if got.shape != wanted.shape:
@@ -173,10 +187,11 @@ def compare(
             )
             continue
         errors = np.abs(got - wanted).max(axis=1)
-        bound = _TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+        bound = (_MOTION if name.startswith("motion/") else _TOLERANCE) * max(1.0, float(np.abs(wanted).max()))
         if not errors.max() <= bound:
             first = int(np.argmax(~(errors <= bound)))
-            step = int(golden["fine/step"][first]) if name == "fine/torque" else first
+            kind = name.partition("/")[0]
+            step = int(golden[f"{kind}/step"][first]) if kind in ("fine", "motion") else first
             yield Difference(_told(name), float(errors.max()), step, diagnose(name, got, golden, contract))
 
 
@@ -212,19 +227,18 @@ def _state(env: Env) -> tuple[np.ndarray, np.ndarray]:
     return qpos.double().numpy(), qvel.double().numpy()
 
 
-def _physics_steps(env: Env, control: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """Take a control step of plain MuJoCo: state and torques at each of its physics steps."""
+def _physics_steps(env: Env, control: np.ndarray) -> tuple[list[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
+    """Take a control step of plain MuJoCo: state and torques at each of its physics steps, and the state after them."""
     scene, names, data = env.scene, env.robot.joint_names, mujoco.MjData(env.scene.model)
-    base, dofs = scene.base_body, list(scene.qvel_address)
+    base, dofs, rows = scene.base_body, list(scene.qvel_address), []
     place(scene.model, data, base, names, *_state(env))
     data.ctrl[:] = control
     for _ in range(env.page.physics.decimation):
         mujoco.mj_forward(scene.model, data)
-        position, turned, linear, angular = base_state(scene.model, data, base)
-        qpos = np.concatenate((position, turned, data.qpos[list(scene.qpos_address)]))
-        qvel = np.concatenate((linear, angular, data.qvel[dofs]))
-        yield {"qpos": qpos, "qvel": qvel, "torque": data.qfrc_actuator[dofs].copy()}
+        qpos, qvel = state_of(scene.model, data, base, names)
+        rows.append({"qpos": qpos, "qvel": qvel, "torque": data.qfrc_actuator[dofs].copy()})
         mujoco.mj_step(scene.model, data)
+    return rows, state_of(scene.model, data, base, names)
 
 
 def _all(given: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -239,4 +253,5 @@ def _clipped(contract: Any, outputs: np.ndarray) -> np.ndarray:
 def _told(name: str) -> str:
     """Name a quantity for people."""
     known = {"q": "position targets", "dq": "velocity targets", "fine/torque": "joint torques"}
+    known |= {"motion/time": "the period", "motion/qpos": "positions a period later", "motion/qvel": "velocities a period later"}
     return known.get(name) or name.replace("observation/", "observation ")

@@ -53,6 +53,14 @@ def base_state(model: mujoco.MjModel, data: mujoco.MjData, base: int) -> tuple[n
     return data.xpos[base].copy(), data.xquat[base].copy(), world[3:], own[:3]
 
 
+def state_of(model: mujoco.MjModel, data: mujoco.MjData, base: int, joints: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Measure a state as `place` takes it: qpos and qvel."""
+    position, quat, linear, angular = base_state(model, data, base)
+    found = [model.joint(name) for name in joints]
+    positions, rates = [data.qpos[joint.qposadr[0]] for joint in found], [data.qvel[joint.dofadr[0]] for joint in found]
+    return np.concatenate((position, quat, positions)), np.concatenate((linear, angular, rates))
+
+
 def carrier(model: mujoco.MjModel, body: int) -> int | None:
     """Find the body with the free joint on which a body hangs, itself perhaps; None where nothing moves freely."""
     while body and free_joint(model, body) is None:

@@ -49,9 +49,11 @@ class _Notes:
         self._score.step(env, going)
         self._look(env)
 
-    def asked(self) -> Rehearsal:
-        """Stack what was asked for, (steps + 1, N, ...)."""
-        return {name: torch.stack(values).numpy() for name, values in self._asked.items()}
+    def asked(self, steps: int) -> Rehearsal:
+        """Stack what was asked for, (steps + 1, N, ...); where all fell before, the last of it goes on."""
+        return {
+            name: torch.stack(values + values[-1:] * (steps + 1 - len(values))).numpy() for name, values in self._asked.items()
+        }
 
     def _look(self, env: Any) -> None:
         for name, term in env.terms.commands.items():
@@ -78,7 +80,7 @@ def rehearse(page: Page, policy: Policy, episodes: int = EPISODES) -> Rehearsal:
         figures = evaluate(env, Player(policy), score)
     finally:
         env.close()
-    return score.start | score.asked() | {"figures": np.array(json.dumps(figures))}
+    return score.start | score.asked(env.max_episode_length) | {"figures": np.array(json.dumps(figures))}
 
 
 def _fields(env: Env) -> Rehearsal:

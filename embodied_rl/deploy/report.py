@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from embodied_rl.deploy.golden import FINE, STEPS
 from embodied_rl.deploy.sim2sim import Export, compare_golden, judge_hanging
 from embodied_rl.deploy.sim2sim import sim2sim as drive
 from embodied_rl.deploy.target import Target
@@ -21,11 +20,18 @@ def golden(folder: Path, model: Path | None) -> int:
         DeployError: it is no exported folder, or the model is none of its robot.
     """
     export = Export(folder)
-    differences = compare_golden(export, export.target(model))
+    numbers, target = export.numbers("golden.npz"), export.target(model)
+    for line in (*target.notes, *target.differences):
+        print(line)
+    differences = compare_golden(export, numbers, target)
+    changed = export.changed(numbers) if model is None else []
     if not differences:
-        terms = len(export.contract["observations"])
-        print(f"golden: {STEPS + 3} steps of {terms} terms, actions and targets, torques of {FINE} steps: all agree")
-        return 0
+        steps, fine, terms = len(numbers["reset"]), len(numbers["motion/step"]), len(export.contract["observations"])
+        said = "all agree" if not changed else "agree, and yet"
+        print(f"golden: {steps} steps of {terms} terms, actions and targets, torques of {fine} steps: {said}")
+        for line in changed:
+            print(f"        {line}")
+        return int(bool(changed or (model is None and target.differences)))
     print(f"golden: {differences[0]}")
     if others := [one.name for one in differences[1:]]:
         print(f"        so do, each from golden numbers of what comes before it: {', '.join(others)}")
@@ -41,7 +47,8 @@ def sim2sim(folder: Path, model: Path | None, keep_motors: bool, episodes: int |
     """
     export = Export(folder)
     target = export.target(model, keep_motors=keep_motors)
-    for line in (*target.notes, *target.differences):
+    changed = export.changed(export.numbers("rehearsal.npz")) if model is None else []
+    for line in (*target.notes, *target.differences, *changed):
         print(line)
     if not keep_motors and (hanging := judge_hanging(export, target)):
         print(hanging)

@@ -52,7 +52,7 @@ class Policy:
         seen = []
         for name, part in self.commands.items():
             asked, bounds = np.array(command[name], dtype=float), part.get("ranges") or [(-np.inf, np.inf)] * part["size"]
-            taken = asked if asked.tolist() == part.get("rest") else np.clip(asked, *np.transpose(bounds))
+            taken = asked if asked.tolist() == part.get("rest") else np.clip(np.nan_to_num(asked), *np.transpose(bounds))
             if (taken != asked).any() and not np.array_equal(taken, self.command.get(name)):
                 print(f"{name}: {asked} is more than training asked for, {taken} is taken ({', '.join(part['names'])})")
             self.command[name] = taken

@@ -9,7 +9,7 @@ import io
 import json
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ import torch
 
 from embodied_rl.config import Page, load
 from embodied_rl.deploy import golden
-from embodied_rl.deploy.contract import DeployError, read_folder
+from embodied_rl.deploy.contract import DeployError, compared, read_folder
 from embodied_rl.deploy.place import base_state, place
 from embodied_rl.deploy.rehearsal import apply_fields
 from embodied_rl.deploy.stage import Stage
-from embodied_rl.deploy.target import Target, fit, hang
+from embodied_rl.deploy.target import Target, check_time, fit, hang
 from embodied_rl.learn.evaluate import SEEDS, evaluation_page
 from embodied_rl.mdp.demo import demo_of
 from embodied_rl.mdp.score import figures_of, judged, score_of
@@ -33,6 +33,12 @@ from embodied_rl.strict_yaml import display
 
 #: What a simulation knows and no robot: of terms, the name in the runner's state.
 _PRIVILEGED = {"base_lin_vel": "lin_vel", "base_height": "height"}
+#: What golden.npz and rehearsal.npz hold at least.
+_GOLDEN = (
+    *("contract", "joints", "mirror", "reset", "qpos", "qvel", "actions", "bare_actions", "q", "dq"),
+    *("fine/step", "fine/qpos", "fine/qvel", "fine/q", "fine/dq", "fine/torque", "motion/step", "motion/time"),
+)
+_REHEARSAL = ("contract", "qpos", "qvel", "figures")
 #: A joint that ends farther from its target than this, hung up and asked for nothing, is told of [rad].
 _HANGS = 0.2
 
@@ -72,6 +78,32 @@ class Export:
             state |= {"lin_vel": turned, "height": position[2]}
         return state
 
+    def _against_contract(self) -> Iterator[str]:
+        """Tell what model.xml has otherwise than the contract says that training had.
+
+        Raises:
+            DeployError: it is no model of the contract's robot.
+        """
+        for joint in self.contract["joints"]:
+            try:
+                found, motor = self.model.joint(joint["name"]), self.model.actuator(joint["name"])
+                self.model.body(self.contract["base"])
+            except KeyError as error:
+                said = str(error.args[0]).partition(".")[0]
+                raise DeployError(f"{display(self.folder / 'model.xml')}: {said}; export the run anew") from None
+            dof, limit = int(found.dofadr[0]), float(np.abs(motor.forcerange).min())
+            numbers = {"armature": self.model.dof_armature[dof], "friction_loss": self.model.dof_frictionloss[dof]}
+            numbers |= {"joint_damping": self.model.dof_damping[dof], "effort_limit": limit}
+            for name, value in numbers.items():
+                if not np.isclose(value, joint[name], rtol=1e-3, atol=1e-6):
+                    yield f"model.xml: {name} of {joint['name']} is {value:.4g}, and {joint[name]:.4g} in the contract"
+
+    def changed(self, numbers: Mapping[str, np.ndarray]) -> list[str]:
+        """Tell where the contract says something else than when golden.npz or rehearsal.npz was written."""
+        written = json.loads(str(numbers["contract"]))
+        changes = compared(written, self.contract)
+        return [f"contract.{place}: {here}, and {there} when it was exported" for place, there, here in changes]
+
     def numbers(self, name: str) -> dict[str, np.ndarray]:
         """Read golden.npz or rehearsal.npz.
 
@@ -79,13 +111,21 @@ class Export:
             DeployError: it is not there, or damaged.
         """
         path = self.folder / name
+        wanted = _GOLDEN if name == "golden.npz" else _REHEARSAL
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
+                found = dict(arrays)
         except FileNotFoundError:
             raise DeployError(f"{display(path)}: no such file; export the run anew") from None
         except Exception as error:  # zipfile's, numpy's and the operating system's
             raise DeployError(f"{display(path)}: cannot be read ({type(error).__name__}); export the run anew") from None
+        for key in wanted:
+            if key not in found:
+                raise DeployError(f"{display(path)}: has no {key}; export the run anew")
+        for key, values in found.items():
+            if values.dtype.kind == "f" and (not len(values) or not np.isfinite(values).all()):
+                raise DeployError(f"{display(path)}: {key} is {'not finite' if len(values) else 'empty'}; export the run anew")
+        return found
 
     def page(self) -> Page:
         """Read the page that the policy was trained on, as it is evaluated.
@@ -98,21 +138,23 @@ class Export:
     def target(self, path: Path | None, *, keep_motors: bool = False) -> Target:
         """Make what is driven: training's own model, or that of a file."""
         if path is None:
-            return Target(self.model, self.contract["base"])
+            differences = list(self._against_contract())
+            check_time(self.model, self.contract, display(self.folder / "model.xml"))
+            return Target(self.model, self.contract["base"], differences=differences)
         target = fit(path, self.contract, self.model, keep_motors=keep_motors)
         self.policy.contract["base"] = self.contract["base"] = target.base  # the runner knows it by this name
         return target
 
 
-def compare_golden(export: Export, target: Target) -> list[golden.Difference]:
+def compare_golden(export: Export, numbers: dict[str, np.ndarray], target: Target) -> list[golden.Difference]:
     """Compare with golden.npz, one by one; what differs, in the order of the pipeline.
 
     Raises:
-        DeployError: there is no golden.npz, or the runner fails.
+        DeployError: the runner fails.
     """
-    numbers = export.numbers("golden.npz")
+    own = target.model is export.model
     try:
-        return list(golden.compare(numbers, export.runner, export.policy, target.model, export.read))
+        return list(golden.compare(numbers, export.runner, export.policy, target.model, export.read, own=own))
     except Exception as error:  # the runner is a file that people change
         raise _told(error, export.folder / "run_policy.py") from error
 
@@ -213,7 +255,8 @@ def _robots(
         policy = copy.copy(export.policy)
         policy.reset()
         robot = export.runner.Simulation(policy, copy.copy(target.model))
-        apply_fields(robot.model, dict(rehearsal), row)
+        if target.model is export.model:
+            apply_fields(robot.model, dict(rehearsal), row)
         qpos = rehearsal["qpos"][row].copy()
         qpos[2] += target.lift
         place(robot.model, robot.data, base, names, qpos, rehearsal["qvel"][row])
@@ -278,6 +321,10 @@ def _import(path: Path) -> Any:
     sys.modules[name] = module
     try:
         exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+    except SyntaxError as error:
+        raise DeployError(f"{display(path)}:{error.lineno}: not valid Python: {error.msg}") from None
+    except SystemExit as error:
+        raise DeployError(f"{display(path)}: ends while it is imported ({error})") from None
     except Exception as error:
         raise _told(error, path) from error
     if missing := [part for part in ("OBSERVATIONS", "Policy", "Simulation") if not hasattr(module, part)]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import mujoco
 import numpy as np
 
 from embodied_rl.deploy.contract import DeployError
+from embodied_rl.deploy.differences import SAME, beside, counted
+from embodied_rl.deploy.differences import differences as compared
 from embodied_rl.deploy.place import carrier, place
 from embodied_rl.problems import did_you_mean, quoted
 from embodied_rl.scene.looks import dress
 from embodied_rl.strict_yaml import display
 
-#: Numbers that differ by less, as a share of the larger one, are called the same.
-_SAME = 0.01
 #: The last group of geoms that MuJoCo shows unasked.
 _SHOWN = 2
 #: Begins the names of what is added.
@@ -81,14 +81,14 @@ def fit(path: Path, contract: Mapping[str, Any], own: mujoco.MjModel, *, keep_mo
         )
     if base != contract["base"]:
         notes.append(f"no body {contract['base']!r}: {base!r}, which has the free joint, is taken for it, with its frame")
-    _check_time(before, contract, where)
+    check_time(before, contract, where)
     if not any(int(kind) in _GROUND and not body for kind, body in zip(before.geom_type, before.geom_bodyid, strict=True)):
         _add_ground(spec, before, base, contract)
         notes.append("the file has no ground; the contract's plane was added")
     limits = _limits(before, names)
     twice = None
     if keep_motors:
-        _check_servos(before, names, where)
+        notes += _check_servos(before, contract, where)
         for actuator in spec.actuators:
             actuator.name = actuator.target if actuator.target in names else actuator.name
         notes.append("the file's own motors drive it")
@@ -100,14 +100,17 @@ def fit(path: Path, contract: Mapping[str, Any], own: mujoco.MjModel, *, keep_mo
                 spec.joint(name).damping = np.zeros_like(spec.joint(name).damping)
             value = ", ".join(sorted({f"{float(twice.dof_damping[twice.joint(name).dofadr[0]]):g}" for name in damped}))
             why = "it stood for the controller's kd, which the motors have now"
-            notes.append(f"joint damping {value} -> 0 of {_counted(damped, names)}: {why}")
+            notes.append(f"joint damping {value} -> 0 of {counted(damped, names)}: {why}")
     model = spec.compile()
     own_geoms = model.geom_bodyid > 0
     if (model.geom_group[own_geoms] > _SHOWN).all():  # collision geoms alone
         model.geom_group[own_geoms] = _SHOWN
-    differences = list(_differences((before, base), (own, contract["base"]), contract, limits))
+    differences = list(compared((before, base), (own, contract["base"]), contract, limits))
+    differences += list(beside(before, base, names))
     here, there = _grip(own, contract["base"], contract), _grip(model, base, contract)
-    if here is not None and there is not None and abs(here - there) > _SAME * here:
+    if there is None:
+        differences.append("nothing of the robot touches the ground in the default pose: masks, or a ground that lies elsewhere?")
+    elif here is not None and abs(here - there) > SAME * here:
         differences.append(f"friction with the ground: {here:.4g} in training, where it was not random, {there:.4g} here")
     lift = _lift(model, base, contract) - _lift(own, contract["base"], contract)
     return Target(model, base, notes, differences, twice, lift)
@@ -186,7 +189,7 @@ def _base(model: mujoco.MjModel, contract: Mapping[str, Any], where: str) -> str
     raise DeployError(f"{where}: no body {contract['base']!r}, whose orientation the policy sees{near}")
 
 
-def _check_time(model: mujoco.MjModel, contract: Mapping[str, Any], where: str) -> None:
+def check_time(model: mujoco.MjModel, contract: Mapping[str, Any], where: str) -> None:
     """Check that a policy's step is a whole number of the model's."""
     steps = contract["control_dt"] / model.opt.timestep
     if abs(steps - round(steps)) > 1e-6 * steps or round(steps) < 1:
@@ -225,13 +228,13 @@ def _limits(model: mujoco.MjModel, names: list[str]) -> dict[str, float]:
     for name in names:
         joint, limit = model.joint(name).id, np.inf
         if model.jnt_actfrclimited[joint]:
-            limit = float(np.abs(model.jnt_actfrcrange[joint]).min())
+            limit = float(np.abs(model.jnt_actfrcrange[joint]).max())
         for motor in _motors_of(model, name):
             gear = abs(model.actuator_gear[motor, 0])
             if model.actuator_forcelimited[motor]:
-                limit = min(limit, gear * float(np.abs(model.actuator_forcerange[motor]).min()))
+                limit = min(limit, gear * float(np.abs(model.actuator_forcerange[motor]).max()))
             elif model.actuator_ctrllimited[motor] and model.actuator_biastype[motor] == int(mujoco.mjtBias.mjBIAS_NONE):
-                limit = min(limit, gear * float(np.abs(model.actuator_ctrlrange[motor]).min() * model.actuator_gainprm[motor, 0]))
+                limit = min(limit, gear * float(np.abs(model.actuator_ctrlrange[motor]).max() * model.actuator_gainprm[motor, 0]))
         found[name] = limit
     return found
 
@@ -253,59 +256,54 @@ def _put_motors(
         motor.set_to_position(kp=joint["stiffness"], kv=joint["damping"])
         limit = min(joint["effort_limit"], limits[joint["name"]])
         motor.forcelimited, motor.forcerange, motor.ctrllimited = True, (-limit, limit), False
+        # whatever the file's defaults say of motors
+        motor.gear, motor.ctrlrange, motor.inheritrange = (1, 0, 0, 0, 0, 0), (0, 0), 0.0
+        motor.dyntype, motor.actlimited, motor.actrange, motor.actdim = mujoco.mjtDyn.mjDYN_NONE, False, (0, 0), -1
         spec.joint(joint["name"]).actfrclimited = mujoco.mjtLimited.mjLIMITED_FALSE
     return damped
 
 
-def _check_servos(model: mujoco.MjModel, names: list[str], where: str) -> None:
-    """Check that each joint has one motor of its own that follows a target."""
-    for name in names:
-        motors = _motors_of(model, name)
-        if len(motors) != 1 or model.actuator_biastype[motors[0]] != int(mujoco.mjtBias.mjBIAS_AFFINE):
-            what = "torque motor, which follows no target" if len(motors) == 1 else f"{len(motors)} motors"
-            raise DeployError(
-                f"{where}: --keep-motors: {name} has {'a ' if len(motors) == 1 else ''}{what}; leave the option out"
-            )
+def _check_servos(model: mujoco.MjModel, contract: Mapping[str, Any], where: str) -> list[str]:
+    """Check that each joint has one motor of its own that follows its kind of target; what gains it has, measured.
 
-
-def _differences(
-    theirs: tuple[mujoco.MjModel, str], ours: tuple[mujoco.MjModel, str], contract: Mapping[str, Any], limits: Mapping[str, float]
-) -> Iterator[str]:
-    """Tell, joint by joint, what a model has otherwise than training's; the same of several joints in one line."""
-    names = [joint["name"] for joint in contract["joints"]]
-    told: dict[tuple[str, str, str], list[str]] = {}
+    Raises:
+        DeployError: it has none, or one of another kind.
+    """
+    by_velocity = {name for part in contract["actions"] if part["target"] == "velocity" for name in part["joint_names"]}
+    told, data = [], mujoco.MjData(model)
     for joint in contract["joints"]:
-        there, here = (_properties(model, joint["name"]) for model, _ in (theirs, ours))
-        if np.isfinite(limits[joint["name"]]):  # else the contract's holds
-            there["effort"], here["effort"] = (limits[joint["name"]],), (joint["effort_limit"],)
-        for what, values in there.items():
-            if not np.allclose(values, here[what], rtol=_SAME, atol=1e-6):
-                written = [" to ".join(f"{one:.4g}" for one in of) for of in (here[what], values)]
-                told.setdefault((what, *written), []).append(joint["name"])  # pyright: ignore[reportArgumentType]
-    bodies = [(model, model.body(base).id) for model, base in (ours, theirs)]
-    here, there = (float(model.body_subtreemass[carrier(model, body) or body]) for model, body in bodies)
-    if abs(here - there) > _SAME * here:
-        yield f"mass of the robot: {here:.4g} in training, {there:.4g} here"
-    for (what, ours_are, theirs_are), joints in told.items():
-        yield f"{what}: {ours_are} in training, {theirs_are} here, of {_counted(joints, names)}"
+        name, motors = joint["name"], _motors_of(model, joint["name"])
+        what = ""
+        if len(motors) != 1:
+            what = f"has {len(motors)} motors"
+        elif model.actuator_biastype[motors[0]] != int(mujoco.mjtBias.mjBIAS_AFFINE):
+            what = "has a torque motor, which follows no target"
+        elif model.actuator_dyntype[motors[0]] != int(mujoco.mjtDyn.mjDYN_NONE):
+            what = "has a motor with a state of its own"
+        elif (model.actuator_biasprm[motors[0], 1] == 0.0) != (name in by_velocity):
+            what = (
+                "has a servo of the " + ("position" if name in by_velocity else "velocity") + ", and the policy gives the other"
+            )
+        if what:
+            raise DeployError(f"{where}: --keep-motors: {name} {what}; leave the option out")
+        kp, kd = _gains(model, data, model.joint(name), motors[0])
+        for letter, measured, wanted in (("kp", kp, joint["stiffness"]), ("kd", kd, joint["damping"])):
+            if not (letter == "kp" and name in by_velocity) and abs(measured - wanted) > SAME * max(abs(wanted), 1e-3):
+                told.append(f"{letter} of {name}: {wanted:.4g} in training, {measured:.4g} here")
+    return told
 
 
-def _properties(model: mujoco.MjModel, name: str) -> dict[str, tuple[float, ...]]:
-    joint = model.joint(name)
-    dof = int(joint.dofadr[0])
-    return {
-        "mass of the link": (float(model.body_mass[joint.bodyid[0]]),),
-        "armature": (float(model.dof_armature[dof]),),
-        "joint damping": (float(model.dof_damping[dof]),),
-        "dry friction": (float(model.dof_frictionloss[dof]),),
-        "range": tuple(float(one) for one in joint.range) if joint.limited[0] else (-np.inf, np.inf),
-    }
-
-
-def _counted(joints: list[str], names: list[str]) -> str:
-    if len(joints) == len(names):
-        return f"all {len(names)} joints"
-    return ", ".join(joints[:4]) + (f" and {len(joints) - 4} more" if len(joints) > 4 else "")
+def _gains(model: mujoco.MjModel, data: mujoco.MjData, joint: Any, motor: int) -> tuple[float, float]:
+    """Measure the torque of a servo per radian that its joint is away, and per radian a second."""
+    qpos, dof, torques = int(joint.qposadr[0]), int(joint.dofadr[0]), []
+    for away, rate in ((0.0, 0.0), (0.001, 0.0), (0.0, 0.01)):
+        mujoco.mj_resetData(model, data)
+        data.ctrl[motor] = data.qpos[qpos]
+        data.qpos[qpos] -= away
+        data.qvel[dof] = -rate
+        mujoco.mj_forward(model, data)
+        torques.append(float(data.qfrc_actuator[dof]))
+    return (torques[1] - torques[0]) / 0.001, (torques[2] - torques[0]) / 0.01
 
 
 def _stand(model: mujoco.MjModel, base: str, contract: Mapping[str, Any], lower: float) -> mujoco.MjData:

@@ -93,6 +93,22 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"runner": (' * term["scale"]', ' * (term["scale"] if term["name"] != "joint_vel" else 1.0)')},
         r"observation joint_vel: .*: it is not multiplied by its scale, 0\.05",
     ),
+    "torques of old states": (
+        {
+            "runner": (
+                "        gain[self.motors, 0], bias[self.motors, 1], bias[self.motors, 2] = 1.0, -kp, -kd\n"
+                "        self.data.ctrl[self.motors] = kp * q + kd * dq",
+                "        gain[self.motors, 0], bias[self.motors, 1], bias[self.motors, 2] = 1.0, 0.0, 0.0\n"
+                "        now, rate = self.data.qpos[self.qpos], self.data.qvel[self.qvel]\n"
+                "        self.data.ctrl[self.motors] = kp * (q - now) + kd * (dq - rate)",
+            )
+        },
+        r"(positions|velocities) a period later: .*: the model, its timestep, or the motors' loop between two reads",
+    ),
+    "twice the physics steps": (
+        {"runner": ("self.data, self.substeps)", "self.data, 2 * self.substeps)")},
+        r"the period: .*: it takes 0\.04 s where it took 0\.02 s: another number of physics steps, or another timestep",
+    ),
     "gains of a part": (
         {"runner": ("self.data.ctrl[self.motors] = kp * q + kd * dq", "self.data.ctrl[self.motors] = 0.9 * kp * q + kd * dq")},
         r"joint torques: ",
@@ -157,3 +173,43 @@ def test_an_error_in_the_runner_is_told_with_its_line(planted: Callable[..., Pat
     with pytest.raises(DeployError, match=r"golden\.npz: no such file; export the run anew$"):
         (folder / "golden.npz").unlink()
         compare(folder, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda c: c["joints"][0].update(effort_limit=300.0),
+            "model.xml: effort_limit of FL_hip_joint is 23.7, and 300 in the contract",
+        ),
+        (lambda c: c.update(stop_tilt=2.0), "contract.stop_tilt: 2.0, and 1.0 when it was exported"),
+        (lambda c: c["joints"][0].update(sdk_index=77), "contract.joints.FL_hip_joint.sdk_index: 77, and 3 when it was exported"),
+    ],
+)
+def test_what_no_number_shows_is_told_by_the_contract(
+    change: Any, said: str, planted: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(planted(contract=change), None) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_a_model_that_was_changed_is_told(planted: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = planted()
+    model = folder / "model.xml"
+    model.write_text(model.read_text().replace('mass="6.921"', 'mass="13.8"'))
+    assert compare(folder, None) == 1
+    assert "a period later: differs" in capsys.readouterr().out
+
+
+def test_numbers_that_are_not_there_agree_with_nothing(planted: Callable[..., Path]) -> None:
+    folder = planted()
+    with np.load(folder / "golden.npz") as arrays:
+        numbers = dict(arrays)
+    for changed, said in (
+        (numbers | {"actions": numbers["actions"][:0]}, "actions is empty"),
+        (numbers | {"q": numbers["q"] * np.nan}, "q is not finite"),
+        ({name: values for name, values in numbers.items() if name != "joints"}, "has no joints"),
+    ):
+        np.savez(folder / "golden.npz", **changed)
+        with pytest.raises(DeployError, match=rf"golden\.npz: {said}; export the run anew$"):
+            compare(folder, None)

@@ -157,3 +157,50 @@ def test_a_joint_that_sinks_while_it_hangs_is_named(theirs: Callable[..., Target
     assert re.match(
         r"hung up and asked for nothing, FL_thigh_joint ends \d\.\d\d rad from its target", judge_hanging(export, target)
     )
+
+
+BENT = '<joint name="FL_thigh_joint" class="front_thigh"'
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            [(BENT, f'{BENT} axis="0 -1 0"')],
+            "axis in the base's frame: 0 0.995 0.09983 in training, 0 -0.995 -0.09983 here, of FL_thigh_joint",
+        ),
+        ([(BENT, f'{BENT} pos="0 0 0.05"')], "place in the base's frame: "),
+        ([(BENT, f'{BENT} ref="0.3"')], "position of the drawn pose (ref): 0 in training, 0.3 here, of FL_thigh_joint"),
+        ([(BENT, f'{BENT} type="slide"')], "kind (2 slide, 3 hinge): 3 in training, 2 here, of FL_thigh_joint"),
+        ([(BENT, f'{BENT} stiffness="5"')], "springs in joints, which training has not: FL_thigh_joint"),
+        ([(BENT, f'{BENT} damping="0.1 5 3"')], "damping that grows with the speed, which training has not: FL_thigh_joint"),
+        ([("0.021112 0 -0.005366", "0.15 0 -0.005366")], "centre of mass of the link in the base's frame: "),
+        ([('timestep="0.002"', 'timestep="0.002" gravity="0 0 -5"')], "option gravity: 0 0 -9.81 in training, 0 0 -5 here"),
+        (
+            [(OPTION, '<option timestep="0.002"><flag contact="disable"/></option>')],
+            "option flag contact: off here, not so in training",
+        ),
+        (
+            [("</mujoco>", '<equality><joint joint1="FL_thigh_joint" joint2="FR_thigh_joint"/></equality></mujoco>')],
+            "1 equality constraints, which training has not",
+        ),
+        ([('conaffinity="1"', 'conaffinity="0"')], "nothing of the robot touches the ground in the default pose: "),
+        ([('friction="0.8', 'friction="0.05')], "friction with the ground: 0.8 in training, where it was not random, 0.05 here"),
+    ],
+)
+def test_what_a_model_has_otherwise_is_said(changes: list, said: str, theirs: Callable[..., Target]) -> None:
+    assert [line for line in theirs(*changes).differences if line.startswith(said)], theirs(*changes).differences
+
+
+def test_the_files_defaults_of_motors_are_not_the_contracts(theirs: Callable[..., Target]) -> None:
+    for default in ('<motor gear="6.33"/>', '<general gear="5" ctrlrange="-1 1"/>'):
+        model = theirs(("<default>\n    <joint", f"<default>\n    {default}<joint")).model
+        assert (model.actuator_gear[:, 0] == 1.0).all() and not model.actuator_ctrllimited.any()
+
+
+def test_kept_servos_are_measured(theirs: Callable[..., Target]) -> None:
+    notes = theirs(servos(20, 1.0), keep_motors=True).notes
+    assert "kp of FL_hip_joint: 35 in training, 20 here" in notes and "kd of FL_hip_joint: 0.5 in training, 1 here" in notes
+    motors = servos(35)[1].replace("<position", "<velocity", 1).replace(' kp="35"', ' kv="1"', 1)
+    with pytest.raises(DeployError, match=r"has a servo of the velocity, and the policy gives the other"):
+        theirs(("</mujoco>", motors), keep_motors=True)

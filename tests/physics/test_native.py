@@ -23,7 +23,9 @@ EVERY = slice(None)
 
 def _scene(robot: str = "go2", collisions: str = "feet") -> Scene:
     groups = {"contact:thighs", "contact:base"} if collisions == "full" else set()
-    return build_scene(load_robot(robot), collisions=collisions, physics=PhysicsSettings(), needs=NEEDS | groups)
+    return build_scene(
+        load_robot(robot), collisions=collisions, physics=PhysicsSettings(), needs=NEEDS | groups, dry_friction=False
+    )
 
 
 @pytest.fixture(scope="module")

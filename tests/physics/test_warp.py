@@ -34,7 +34,7 @@ NEEDS = {"foot_contact", "foot_frames", "joint_torque"}
 
 def make_scene(robot: str = "go2", collisions: str = "feet") -> Scene:
     settings = PhysicsSettings(engine="warp")
-    return build_scene(load_robot(robot), collisions=collisions, physics=settings, needs=NEEDS)
+    return build_scene(load_robot(robot), collisions=collisions, physics=settings, needs=NEEDS, dry_friction=False)
 
 
 @pytest.fixture(scope="module")
