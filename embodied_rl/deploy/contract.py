@@ -49,9 +49,11 @@ class Joint(Strict):
     name: str
     sdk_index: int | None = Field(description="its motor's place in the arrays of the robot's SDK; null: robot.yaml has none")
     default: float = Field(description="position in the default pose [rad, or m]")
-    stiffness: float = Field(description="kp [N m/rad]: torque = kp (q - position) + kd (dq - velocity), within effort_limit")
-    damping: float = Field(description="kd [N m s/rad]")
-    effort_limit: float = Field(description="largest torque, either way [N m]")
+    stiffness: float = Field(
+        ge=0.0, description="kp [N m/rad]: torque = kp (q - position) + kd (dq - velocity), within effort_limit"
+    )
+    damping: float = Field(ge=0.0, description="kd [N m s/rad]")
+    effort_limit: float = Field(gt=0.0, description="largest torque, either way [N m]")
     velocity_limit: float | None = Field(description="largest speed, either way [rad/s]; null: not known")
     armature: float = Field(description="rotor inertia as the joint feels it in training [kg m^2]")
     friction_loss: float = Field(description="dry friction of the joint in training [N m]")
@@ -122,12 +124,12 @@ class Contract(Strict):
     robot: str
     task: str | None
     base: str = Field(description="the body whose orientation and angular velocity are observed, in its own frame")
-    base_height: float = Field(description="of the base above flat ground in the default pose [m]")
+    base_height: float = Field(gt=0.0, description="of the base above flat ground in the default pose [m]")
     control_dt: float = Field(gt=0.0, description="the policy's period [s]")
     physics_dt: float = Field(gt=0.0, description="training's physics step [s]")
     joints: tuple[Joint, ...]
-    actions: tuple[Action, ...]
-    observations: tuple[Observation, ...]
+    actions: tuple[Action, ...] = Field(min_length=1)
+    observations: tuple[Observation, ...] = Field(min_length=1)
     commands: tuple[Command, ...]
     memory: tuple[Memory, ...]
     feet: tuple[Foot, ...]
@@ -291,11 +293,6 @@ def _faults(given: Mapping[str, Any]) -> Iterator[tuple[tuple, str]]:
             yield tuple(one["loc"]), _explained(one, given)
         return
     joints, commands = [joint.name for joint in contract.joints], [command.name for command in contract.commands]
-    if contract.base_height <= 0.0 or not contract.actions or not contract.observations:
-        yield ("base_height",), f"{contract.base_height:g}; a height, actions and observations are needed"
-    for index, joint in enumerate(contract.joints):
-        if joint.effort_limit <= 0.0 or min(joint.stiffness, joint.damping) < 0.0:
-            yield ("joints", index), f"{joint.name}: gains below 0, or an effort limit that is not above it"
     motors = [joint.sdk_index for joint in contract.joints if joint.sdk_index is not None]
     if len(set(motors)) < len(motors) or len(motors) not in (0, len(joints)):
         yield ("joints",), "sdk_index: each joint has one of its own, or none has"

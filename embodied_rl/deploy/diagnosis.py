@@ -106,8 +106,7 @@ def _of_vector(term: Mapping[str, Any], wanted: np.ndarray, quats: np.ndarray) -
 def _of_targets(wanted: np.ndarray, golden: Golden, contract: Contract) -> Explanations:
     names, driven = golden["joints"].tolist(), _driven(contract)
     default, actions = _column(contract, "default", golden), np.zeros_like(wanted)
-    clips = np.concatenate([np.full(len(part["joint_names"]), part["clip"]) for part in contract["actions"]])
-    actions[:, [names.index(name) for name in driven]] = np.clip(golden["actions"], -clips, clips)
+    actions[:, [names.index(name) for name in driven]] = clipped(contract, golden["actions"])
     moved = np.isin(names, driven)
     yield "the action's offset, the default pose, is not added", np.where(moved, wanted - default, wanted)
     yield "the action is not multiplied by its scale", np.where(moved, default + actions, wanted)
@@ -176,6 +175,12 @@ def _labels(term: Mapping[str, Any], golden: Golden, contract: Contract) -> list
 
 def _driven(contract: Contract) -> list[str]:
     return [*itertools.chain.from_iterable(part["joint_names"] for part in contract["actions"])]
+
+
+def clipped(contract: Contract, outputs: np.ndarray) -> np.ndarray:
+    """Bound outputs (..., A) as each action says."""
+    clips = np.concatenate([np.full(len(part["joint_names"]), part["clip"]) for part in contract["actions"]])
+    return np.clip(outputs, -clips, clips)
 
 
 def _column(contract: Contract, key: str, golden: Golden) -> np.ndarray:

@@ -63,8 +63,8 @@ def beside(model: mujoco.MjModel, base: str, names: Sequence[str]) -> Iterator[s
         yield f"{model.neq} equality constraints, which training has not"
     if model.ntendon:
         yield f"{model.ntendon} tendons, which training has not"
-    others = [model.actuator(index).name or str(index) for index in range(model.nu) if not _drives(model, index, names)]
-    if others:
+    driving = {motor for name in names for motor in motors_of(model, name)}
+    if others := [model.actuator(index).name or str(index) for index in range(model.nu) if index not in driving]:
         yield f"actuators of other things than the contract's joints, told nothing: {', '.join(others)}"
     root = carrier(model, model.body(base).id)
     if root is not None:
@@ -78,6 +78,12 @@ def counted(joints: Sequence[str], names: Sequence[str]) -> str:
     if len(joints) == len(names):
         return f"all {len(names)} joints"
     return ", ".join(joints[:4]) + (f" and {len(joints) - 4} more" if len(joints) > 4 else "")
+
+
+def motors_of(model: mujoco.MjModel, name: str) -> list[int]:
+    """List the actuators that drive a joint."""
+    joint, kinds = model.joint(name).id, [int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT)]
+    return [one for one in range(model.nu) if int(model.actuator_trntype[one]) in kinds and model.actuator_trnid[one, 0] == joint]
 
 
 _PLACES = ("axis in the base's frame", "place in the base's frame")
@@ -136,12 +142,6 @@ def _posed(side: Side, contract: Mapping[str, Any]) -> tuple[mujoco.MjModel, muj
     place(model, data, body, [joint["name"] for joint in joints], qpos, np.zeros(6 + len(joints)))
     mujoco.mj_kinematics(model, data)
     return model, data, data.xmat[body].reshape(3, 3).copy(), data.xpos[body].copy()
-
-
-def _drives(model: mujoco.MjModel, motor: int, names: Sequence[str]) -> bool:
-    """Whether an actuator drives one of these joints, and nothing else."""
-    kinds = [int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT)]
-    return int(model.actuator_trntype[motor]) in kinds and model.joint(int(model.actuator_trnid[motor, 0])).name in names
 
 
 def _written(values: Any) -> str:

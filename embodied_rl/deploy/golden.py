@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page, override
-from embodied_rl.deploy.diagnosis import diagnose
+from embodied_rl.deploy.diagnosis import clipped, diagnose
 from embodied_rl.deploy.place import place, state_of
 from embodied_rl.env import Env
 from embodied_rl.learn.policy import Policy
@@ -25,6 +25,8 @@ from embodied_rl.mdp.part import PartState
 STEPS, RESETS, STANDS, FINE = 100, (0, 60), 40, 10
 #: States that end the list, each an episode's first: yaw and tilt, about an axis between pitch and roll [rad].
 _YAWS, _TILT = (0.0, 0.5 * math.pi, math.pi), math.pi / 6
+#: All of them.
+STATES = STEPS + len(_YAWS)
 #: Shares of a command's range that are asked for, one after the other.
 _SHARES = (0.9, 0.35, 0.75, 0.1, 0.6)
 #: What float32 leaves of equal numbers, as a share of a quantity's largest one, and at least.
@@ -89,7 +91,7 @@ def record(env: Env, policy: Policy) -> Golden:
         for name, value in values.items():
             rows.setdefault(kind + name, []).append(torch.as_tensor(value, dtype=torch.float64).numpy().copy())
 
-    for step in range(STEPS + len(_YAWS)):
+    for step in range(STATES):
         tilted = step >= STEPS
         if begins or tilted or step in RESETS:
             ask(env, episodes)
@@ -103,7 +105,7 @@ def record(env: Env, policy: Policy) -> Golden:
         told: Any = SimpleNamespace(actions=env.terms.actions.clip(actions), previous_actions=actions, decimation=1)
         control = env.terms.actions.controls(told)[0].double().numpy()
         targets = {"q": np.where(velocity, spec.default_joint_pos, control), "dq": np.where(velocity, control, 0.0)}
-        qpos, qvel = _state(env)
+        (qpos,), (qvel,) = states_of(env)
         add(reset=begins, time=calls * env.step_dt, qpos=qpos, qvel=qvel, **targets)
         add(actions=actions[0], bare_actions=_all(bare(obs, *memory))[0][0])
         add("command/", **{name: term.command[0] for name, term in env.terms.commands.items()})
@@ -151,7 +153,7 @@ def compare(
             found.setdefault(name, []).append(np.array(value, dtype=float))
 
     for step, begins in enumerate(golden["reset"]):
-        policy.action = _clipped(contract, golden["actions"][step - 1])
+        policy.action = clipped(contract, golden["actions"][step - 1])
         if begins:
             policy.reset()
         place(robot.model, robot.data, base, names, golden["qpos"][step], golden["qvel"][step])
@@ -220,10 +222,11 @@ def tilt(env: Env, yaw: float) -> None:
     env.physics.write(torch.ones(1, dtype=torch.bool), qpos=qpos, qvel=env.physics.qvel.clone())
 
 
-def _state(env: Env) -> tuple[np.ndarray, np.ndarray]:
+def states_of(env: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Measure an environment's robots as `embodied_rl.deploy.place` has them: qpos and qvel, a row each."""
     robot = PartState(env.robot, env.physics)
-    qpos = torch.cat((robot.base_pos_w[0], robot.base_quat_w[0], robot.joint_pos[0]))
-    qvel = torch.cat((robot.base_lin_vel_w[0], robot.base_ang_vel_b[0], robot.joint_vel[0]))
+    qpos = torch.cat((robot.base_pos_w, robot.base_quat_w, robot.joint_pos), dim=1)
+    qvel = torch.cat((robot.base_lin_vel_w, robot.base_ang_vel_b, robot.joint_vel), dim=1)
     return qpos.double().numpy(), qvel.double().numpy()
 
 
@@ -231,7 +234,8 @@ def _physics_steps(env: Env, control: np.ndarray) -> tuple[list[dict[str, np.nda
     """Take a control step of plain MuJoCo: state and torques at each of its physics steps, and the state after them."""
     scene, names, data = env.scene, env.robot.joint_names, mujoco.MjData(env.scene.model)
     base, dofs, rows = scene.base_body, list(scene.qvel_address), []
-    place(scene.model, data, base, names, *_state(env))
+    (qpos,), (qvel,) = states_of(env)
+    place(scene.model, data, base, names, qpos, qvel)
     data.ctrl[:] = control
     for _ in range(env.page.physics.decimation):
         mujoco.mj_forward(scene.model, data)
@@ -243,11 +247,6 @@ def _physics_steps(env: Env, control: np.ndarray) -> tuple[list[dict[str, np.nda
 
 def _all(given: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return given if isinstance(given, tuple) else (given,)
-
-
-def _clipped(contract: Any, outputs: np.ndarray) -> np.ndarray:
-    clips = np.concatenate([np.full(len(part["joint_names"]), part["clip"]) for part in contract["actions"]])
-    return np.clip(outputs, -clips, clips)
 
 
 def _told(name: str) -> str:

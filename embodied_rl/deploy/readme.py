@@ -7,6 +7,7 @@ from typing import Any
 
 from embodied_rl import __version__
 from embodied_rl.config import Page
+from embodied_rl.deploy.golden import STATES
 
 
 def readme(
@@ -37,7 +38,7 @@ Exported by embodied_rl {__version__}, trained at commit {contract["git_commit"]
 | `contract.yaml` | the same contract for people: joints, gains, observations, actions, commands, with units |
 | `model.xml` | the robot and its ground as in training, for MuJoCo |
 | `run_policy.py` | runs the policy in MuJoCo; a robot's SDK replaces three methods |
-| `golden.npz` | what the policy saw, answered and asked of the motors in {_steps()} states; whoever writes a runner compares with it |
+| `golden.npz` | what the policy saw, answered and asked of the motors in {STATES} states; whoever writes a runner compares with it |
 | `rehearsal.npz` | where robots started and what they were asked for in an evaluation |
 | `config.yaml` | the page that it was trained on |
 
@@ -63,12 +64,6 @@ Exported by embodied_rl {__version__}, trained at commit {contract["git_commit"]
 | --- | --- | --- | --- | --- | --- |
 {_joints(contract)}
 """
-
-
-def _steps() -> int:
-    from embodied_rl.deploy.golden import STEPS
-
-    return STEPS + 3
 
 
 def _figures(evaluated: Mapping[str, Mapping[str, Any]], rehearsed: Mapping[str, Any]) -> str:

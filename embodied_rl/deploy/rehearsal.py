@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page, override
-from embodied_rl.deploy.golden import quiet
+from embodied_rl.deploy.golden import quiet, states_of
 from embodied_rl.env import Env
 from embodied_rl.learn.evaluate import SEEDS, evaluate, evaluation_page
 from embodied_rl.learn.policy import Player, Policy
 from embodied_rl.make_env import make
-from embodied_rl.mdp.part import PartState
 from embodied_rl.mdp.score import Score, score_of
 
 #: Episodes of a rehearsal: at 2 % falls, one or two.
@@ -38,10 +37,8 @@ class _Notes:
         self._asked: dict[str, list[Tensor]] = {}
 
     def begin(self, env: Any) -> None:
-        robot = PartState(env.robot, env.physics)
-        qpos = torch.cat((robot.base_pos_w, robot.base_quat_w, robot.joint_pos), dim=1)
-        qvel = torch.cat((robot.base_lin_vel_w, robot.base_ang_vel_b, robot.joint_vel), dim=1)
-        self.start = {"qpos": qpos.double().numpy(), "qvel": qvel.double().numpy(), **_fields(env)}
+        qpos, qvel = states_of(env)
+        self.start = {"qpos": qpos, "qvel": qvel, **_fields(env)}
         self._score.begin(env)
         self._look(env)
 

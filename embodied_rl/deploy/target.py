@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 
 from embodied_rl.deploy.contract import DeployError
-from embodied_rl.deploy.differences import SAME, beside, counted
+from embodied_rl.deploy.differences import SAME, beside, counted, motors_of
 from embodied_rl.deploy.differences import differences as compared
 from embodied_rl.deploy.place import carrier, place
 from embodied_rl.problems import did_you_mean, quoted
@@ -216,12 +216,6 @@ def _add_ground(spec: mujoco.MjSpec, model: mujoco.MjModel, base: str, contract:
     dress(spec, base, f"{_PREFIX}ground", _PREFIX)
 
 
-def _motors_of(model: mujoco.MjModel, name: str) -> list[int]:
-    """List the actuators that drive a joint."""
-    joint, kinds = model.joint(name).id, [int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT)]
-    return [one for one in range(model.nu) if int(model.actuator_trntype[one]) in kinds and model.actuator_trnid[one, 0] == joint]
-
-
 def _limits(model: mujoco.MjModel, names: list[str]) -> dict[str, float]:
     """Find the largest torque that a model lets each joint have; infinite where it sets none."""
     found = {}
@@ -229,7 +223,7 @@ def _limits(model: mujoco.MjModel, names: list[str]) -> dict[str, float]:
         joint, limit = model.joint(name).id, np.inf
         if model.jnt_actfrclimited[joint]:
             limit = float(np.abs(model.jnt_actfrcrange[joint]).max())
-        for motor in _motors_of(model, name):
+        for motor in motors_of(model, name):
             gear = abs(model.actuator_gear[motor, 0])
             if model.actuator_forcelimited[motor]:
                 limit = min(limit, gear * float(np.abs(model.actuator_forcerange[motor]).max()))
@@ -245,7 +239,7 @@ def _put_motors(
     """Replace the motors; the joints whose damping stands for the gain of a position servo without one."""
     names, damped = [joint["name"] for joint in contract["joints"]], []
     for name in names:
-        servos = [one for one in _motors_of(model, name) if model.actuator_biasprm[one, 1] != 0.0]
+        servos = [one for one in motors_of(model, name) if model.actuator_biasprm[one, 1] != 0.0]
         if any(model.actuator_biasprm[one, 2] == 0.0 for one in servos) and model.dof_damping[model.joint(name).dofadr[0]] > 0.0:
             damped.append(name)
     for actuator in list(spec.actuators):
@@ -272,7 +266,7 @@ def _check_servos(model: mujoco.MjModel, contract: Mapping[str, Any], where: str
     by_velocity = {name for part in contract["actions"] if part["target"] == "velocity" for name in part["joint_names"]}
     told, data = [], mujoco.MjData(model)
     for joint in contract["joints"]:
-        name, motors = joint["name"], _motors_of(model, joint["name"])
+        name, motors = joint["name"], motors_of(model, joint["name"])
         what = ""
         if len(motors) != 1:
             what = f"has {len(motors)} motors"

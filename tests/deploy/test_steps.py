@@ -7,7 +7,7 @@ import pytest
 
 from embodied_rl.config import Page, load, override
 from embodied_rl.deploy.export import export
-from embodied_rl.deploy.golden import _state, golden_page
+from embodied_rl.deploy.golden import golden_page, states_of
 from embodied_rl.deploy.place import place
 from embodied_rl.deploy.sim2sim import Export
 from embodied_rl.learn.policy import Player, Policy
@@ -31,7 +31,8 @@ def test_500_steps_with_resets_are_torchs(kind: str, exported: Path, page: Page,
     robot, player = runner.runner.Simulation(runner.policy, runner.model), Player(policy)
     base, ends = runner.model.body("base").id, 0
     for _ in range(500):
-        place(robot.model, robot.data, base, runner.policy.joints, *_state(env))
+        (qpos,), (qvel,) = states_of(env)
+        place(robot.model, robot.data, base, runner.policy.joints, qpos, qvel)
         command = {name: term.command[0].numpy() for name, term in env.terms.commands.items()}
         seen = runner.policy.observe(robot.read(), command)
         np.testing.assert_allclose(seen, env.obs["actor"][0].numpy(), atol=1e-5)
