@@ -280,6 +280,11 @@ def _sim2sim(options: argparse.Namespace) -> int:
         raise UserError("--keep-motors: training's own model has no motors but the contract's; name another --model")
     folder = runs.find_export(options.export)
     if options.golden:
+        for name in ("keep_motors", "episodes", "video", "json"):
+            if getattr(options, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: --golden compares numbers and drives nothing; leave one of them out"
+                )
         return report.golden(folder, options.model)
     result = report.sim2sim(folder, options.model, options.keep_motors, options.episodes, options.video)
     _write_json(options.json, result)

@@ -8,7 +8,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from embodied_rl.deploy.place import carrier, place
+from embodied_rl.deploy.place import default_pose, place
+from embodied_rl.physics.kinematics import free_body
 
 #: Numbers that differ by less, as a share of the larger one, are called the same; and lengths [m] and directions.
 SAME, _NEAR = 0.01, 0.003
@@ -17,14 +18,16 @@ Side = tuple[mujoco.MjModel, str]
 """A model, and the name of its base."""
 
 
-def differences(theirs: Side, ours: Side, contract: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator[str]:
+def differences(
+    theirs: Side, ours: Side, contract: Mapping[str, Any], limits: Mapping[str, tuple[float, float]]
+) -> Iterator[str]:
     """Tell what a model has otherwise than training's; the same of several joints in one line.
 
     Args:
         theirs: the model.
         ours: training's.
         contract: of the policy.
-        limits: the largest torque that the model lets each joint have, infinite where it sets none.
+        limits: the torques between which the model lets each joint act, infinite where it sets none.
     """
     yield from _of_the_world(theirs[0], ours[0])
     names = [joint["name"] for joint in contract["joints"]]
@@ -33,8 +36,9 @@ def differences(theirs: Side, ours: Side, contract: Mapping[str, Any], limits: M
     moments = _links(theirs, contract), _links(ours, contract)
     for joint in contract["joints"]:
         name = joint["name"]
-        if np.isfinite(limits[name]):  # else the contract's holds
-            there[name]["effort"], here[name]["effort"] = (limits[name],), (joint["effort_limit"],)
+        if np.isfinite(limits[name]).any():  # else the contract's holds
+            there[name]["effort"] = limits[name]
+            here[name]["effort"] = (-joint["effort_limit"], joint["effort_limit"])
     for one, other, exact in ((there, here, True), (*moments, False)):
         for name, properties in one.items():
             for what, values in properties.items():
@@ -43,7 +47,7 @@ def differences(theirs: Side, ours: Side, contract: Mapping[str, Any], limits: M
                     written = (_written(other[name][what]), _written(values))
                     told.setdefault((what, *written), []).append(name)
     bodies = [(model, model.body(base).id) for model, base in (ours, theirs)]
-    mass, theirs_is = (float(model.body_subtreemass[carrier(model, body) or body]) for model, body in bodies)
+    mass, theirs_is = (float(model.body_subtreemass[free_body(model, body) or body]) for model, body in bodies)
     if abs(mass - theirs_is) > SAME * mass:
         yield f"mass of the robot: {mass:.4g} in training, {theirs_is:.4g} here"
     for (what, ours_are, theirs_are), of in told.items():
@@ -66,7 +70,7 @@ def beside(model: mujoco.MjModel, base: str, names: Sequence[str]) -> Iterator[s
     driving = {motor for name in names for motor in motors_of(model, name)}
     if others := [model.actuator(index).name or str(index) for index in range(model.nu) if index not in driving]:
         yield f"actuators of other things than the contract's joints, told nothing: {', '.join(others)}"
-    root = carrier(model, model.body(base).id)
+    root = free_body(model, model.body(base).id)
     if root is not None:
         dofs = slice(int(model.body_dofadr[root]), int(model.body_dofadr[root]) + 6)
         if np.any(model.dof_damping[dofs]) or np.any(model.dof_armature[dofs]) or np.any(model.dof_frictionloss[dofs]):
@@ -90,7 +94,11 @@ _PLACES = ("axis in the base's frame", "place in the base's frame")
 
 
 def _of_the_world(theirs: mujoco.MjModel, ours: mujoco.MjModel) -> Iterator[str]:
-    for name in ("gravity", "wind", "density", "viscosity"):
+    for name, kinds in (("integrator", mujoco.mjtIntegrator), ("cone", mujoco.mjtCone)):
+        here, there = (kinds(getattr(model.opt, name)).name.partition("_")[2].lower() for model in (ours, theirs))
+        if here != there:
+            yield f"option {name}: {here} in training, {there} here"
+    for name in ("gravity", "wind", "density", "viscosity", "impratio"):
         here, there = (np.atleast_1d(getattr(model.opt, name)) for model in (ours, theirs))
         if not np.allclose(here, there, rtol=SAME, atol=1e-6):
             yield f"option {name}: {_written(here)} in training, {_written(there)} here"
@@ -138,8 +146,7 @@ def _posed(side: Side, contract: Mapping[str, Any]) -> tuple[mujoco.MjModel, muj
     """Put a robot into its default pose; with the base's rotation and origin."""
     model, base = side
     data, joints, body = mujoco.MjData(model), contract["joints"], model.body(base).id
-    qpos = np.array([0.0, 0.0, 10.0, 1.0, 0.0, 0.0, 0.0, *(joint["default"] for joint in joints)])
-    place(model, data, body, [joint["name"] for joint in joints], qpos, np.zeros(6 + len(joints)))
+    place(model, data, body, [joint["name"] for joint in joints], *default_pose(contract, 10.0))
     mujoco.mj_kinematics(model, data)
     return model, data, data.xmat[body].reshape(3, 3).copy(), data.xpos[body].copy()
 

@@ -6,12 +6,13 @@ world [m/s] and its angular one in its own frame [rad/s], then the joints' veloc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import mujoco
 import numpy as np
 
-from embodied_rl.physics.kinematics import free_joint
+from embodied_rl.physics.kinematics import free_body, free_joint
 
 _BODY = mujoco.mjtObj.mjOBJ_XBODY
 
@@ -23,7 +24,7 @@ def place(
     for index, name in enumerate(joints):
         found = model.joint(name)
         data.qpos[found.qposadr[0]], data.qvel[found.dofadr[0]] = qpos[7 + index], qvel[6 + index]
-    root = carrier(model, base)
+    root = free_body(model, base)
     if root is None:
         return
     address = free_joint(model, root)
@@ -61,11 +62,10 @@ def state_of(model: mujoco.MjModel, data: mujoco.MjData, base: int, joints: Sequ
     return np.concatenate((position, quat, positions)), np.concatenate((linear, angular, rates))
 
 
-def carrier(model: mujoco.MjModel, body: int) -> int | None:
-    """Find the body with the free joint on which a body hangs, itself perhaps; None where nothing moves freely."""
-    while body and free_joint(model, body) is None:
-        body = int(model.body_parentid[body])
-    return body or None
+def default_pose(contract: Mapping[str, Any], height: float) -> tuple[np.ndarray, np.ndarray]:
+    """Give the default pose, upright and at rest with the base so high [m], as `place` takes it: qpos and qvel."""
+    joints = [joint["default"] for joint in contract["joints"]]
+    return np.array([0.0, 0.0, height, 1.0, 0.0, 0.0, 0.0, *joints]), np.zeros(6 + len(joints))
 
 
 def _rotated(quat: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -119,12 +119,14 @@ def gravity(w, x, y, z):
 
 
 if __name__ == "__main__":  # bring the robot into its default pose, run the policy, let go of it where it tilts too far
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--command", type=float, nargs="+", help="numbers of the commands, in the contract's order; else zeros")
+    parser, policy = argparse.ArgumentParser(), Policy()
+    names = [name for part in policy.commands.values() for name in part["names"]]
+    said = f"{', '.join(names) or 'this policy takes no command'}; default zeros"
+    parser.add_argument("--command", type=float, nargs=len(names) or "*", default=[0.0] * len(names), help=said)
     parser.add_argument("--seconds", type=float, default=10.0, help="for which the policy runs")
-    options, policy = parser.parse_args(), Policy()
-    robot, dt, numbers = Simulation(policy), policy.contract["control_dt"], iter(options.command or [])
-    command = {name: [next(numbers, 0.0) for _ in part["names"]] for name, part in policy.commands.items()}
+    options = parser.parse_args()
+    robot, dt, numbers = Simulation(policy), policy.contract["control_dt"], iter(options.command)
+    command = {name: [next(numbers) for _ in part["names"]] for name, part in policy.commands.items()}
     start, begun = robot.read()["joint_pos"], time.perf_counter()
     for step in range(-100, round(options.seconds / dt)):  # the first 100 bring it into the default pose
         state = robot.read()

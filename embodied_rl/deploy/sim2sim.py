@@ -63,6 +63,7 @@ class Export:
             self.policy = self.runner.Policy(self.folder / "policy.onnx")
         except SystemExit as error:
             raise DeployError(str(error)) from None
+        self._check_network()
         try:
             self.model = mujoco.MjModel.from_xml_path(str(self.folder / "model.xml"))
         except ValueError as error:
@@ -78,19 +79,36 @@ class Export:
             state |= {"lin_vel": turned, "height": position[2]}
         return state
 
+    def _check_network(self) -> None:
+        """Compare the network's inputs and outputs with the contract's.
+
+        Raises:
+            DeployError: the contract is of another network; one line.
+        """
+        observed = sum(term["size"] * term["history"] for term in self.contract["observations"])
+        driven = sum(len(action["joint_names"]) for action in self.contract["actions"])
+        wanted = {"obs": [observed]} | {part["input"]: part["shape"][2:] for part in self.contract["memory"]}
+        wanted |= {"actions": [driven]} | {part["output"]: part["shape"][2:] for part in self.contract["memory"]}
+        session = self.policy.session
+        found = {one.name: one.shape[-1:] for one in (*session.get_inputs(), *session.get_outputs())}
+        for name in (name for name in {**wanted, **found} if wanted.get(name) != found.get(name)):
+            numbers = [f"{shape[0]} numbers" if shape else "none" for shape in (found.get(name), wanted.get(name))]
+            said = f"{name}: the network has {numbers[0]}, and by the contract {numbers[1]}"
+            raise DeployError(f"{display(self.folder / 'policy.onnx')}: {said}; export the run anew")
+
     def _against_contract(self) -> Iterator[str]:
         """Tell what model.xml has otherwise than the contract says that training had.
 
         Raises:
             DeployError: it is no model of the contract's robot.
         """
-        for joint in self.contract["joints"]:
-            try:
-                found, motor = self.model.joint(joint["name"]), self.model.actuator(joint["name"])
-                self.model.body(self.contract["base"])
-            except KeyError as error:
-                said = str(error.args[0]).partition(".")[0]
-                raise DeployError(f"{display(self.folder / 'model.xml')}: {said}; export the run anew") from None
+        try:
+            self.model.body(self.contract["base"])
+            parts = [(self.model.joint(name), self.model.actuator(name)) for name in self.policy.joints]
+        except KeyError as error:
+            said = str(error.args[0]).partition(".")[0]
+            raise DeployError(f"{display(self.folder / 'model.xml')}: {said}; export the run anew") from None
+        for joint, (found, motor) in zip(self.contract["joints"], parts, strict=True):
             dof, limit = int(found.dofadr[0]), float(np.abs(motor.forcerange).min())
             numbers = {"armature": self.model.dof_armature[dof], "friction_loss": self.model.dof_frictionloss[dof]}
             numbers |= {"joint_damping": self.model.dof_damping[dof], "effort_limit": limit}

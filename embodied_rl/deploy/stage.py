@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.deploy.place import base_state, carrier
+from embodied_rl.deploy.place import base_state
 from embodied_rl.mdp.bind import Finder, bind, numbers
 from embodied_rl.mdp.moment import Draw, Moment
 from embodied_rl.mdp.part import PartState
+from embodied_rl.physics.kinematics import free_body
 from embodied_rl.scene.terrain import FlatTerrain
 
 
@@ -42,7 +43,7 @@ class Stage:
         self.robot: Any = SimpleNamespace(
             joint_names=tuple(joints),
             default_joint_pos=torch.tensor([joint["default"] for joint in contract["joints"]]),
-            mass=float(model.body_subtreemass[carrier(model, self._base) or self._base]),
+            mass=float(model.body_subtreemass[free_body(model, self._base) or self._base]),
             floating=True,
             root_qpos=0,
             root_qvel=0,

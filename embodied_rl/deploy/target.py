@@ -14,7 +14,8 @@ import numpy as np
 from embodied_rl.deploy.contract import DeployError
 from embodied_rl.deploy.differences import SAME, beside, counted, motors_of
 from embodied_rl.deploy.differences import differences as compared
-from embodied_rl.deploy.place import carrier, place
+from embodied_rl.deploy.place import default_pose, place
+from embodied_rl.physics.kinematics import free_body
 from embodied_rl.problems import did_you_mean, quoted
 from embodied_rl.scene.looks import dress
 from embodied_rl.strict_yaml import display
@@ -73,7 +74,7 @@ def fit(path: Path, contract: Mapping[str, Any], own: mujoco.MjModel, *, keep_mo
     spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
     before = spec.compile()
     base = _base(before, contract, where)
-    free, frees = (carrier(one, one.body(name).id) is not None for one, name in ((before, base), (own, contract["base"])))
+    free, frees = (free_body(one, one.body(name).id) is not None for one, name in ((before, base), (own, contract["base"])))
     if free != frees:
         what = "is fixed to the world, and moves freely in training; give it a <freejoint/>"
         raise DeployError(
@@ -120,8 +121,7 @@ def hang(model: mujoco.MjModel, runner: Any, policy: Any, seconds: float = 2.0) 
     """Hang the robot up by its base and ask for actions of zero: the joint that ends farthest from its target, and how far."""
     policy.reset()
     robot = runner.Simulation(policy, model)
-    base, qvel = model.body(robot.base).id, np.zeros(6 + len(policy.joints))
-    qpos = np.array([0.0, 0.0, 10.0, 1.0, 0.0, 0.0, 0.0, *policy.default])
+    base, (qpos, qvel) = model.body(robot.base).id, default_pose(policy.contract, 10.0)
     place(model, robot.data, base, policy.joints, qpos, qvel)
     told = policy.targets(np.zeros(len(policy.action)))
     for _ in range(round(seconds / model.opt.timestep)):
@@ -182,7 +182,7 @@ def _base(model: mujoco.MjModel, contract: Mapping[str, Any], where: str) -> str
     bodies = [model.body(index).name for index in range(model.nbody)]
     if contract["base"] in bodies:
         return contract["base"]
-    carriers = {carrier(model, int(model.joint(joint["name"]).bodyid[0])) for joint in contract["joints"]}
+    carriers = {free_body(model, int(model.joint(joint["name"]).bodyid[0])) for joint in contract["joints"]}
     if len(carriers) == 1 and (body := carriers.pop()) is not None:
         return bodies[body]
     near = did_you_mean(contract["base"], bodies) or f"; it has {quoted(bodies[1:8])}"
@@ -216,25 +216,24 @@ def _add_ground(spec: mujoco.MjSpec, model: mujoco.MjModel, base: str, contract:
     dress(spec, base, f"{_PREFIX}ground", _PREFIX)
 
 
-def _limits(model: mujoco.MjModel, names: list[str]) -> dict[str, float]:
-    """Find the largest torque that a model lets each joint have; infinite where it sets none."""
+def _limits(model: mujoco.MjModel, names: list[str]) -> dict[str, tuple[float, float]]:
+    """Find the torques between which a model lets each joint act; infinite where it sets none."""
     found = {}
     for name in names:
-        joint, limit = model.joint(name).id, np.inf
-        if model.jnt_actfrclimited[joint]:
-            limit = float(np.abs(model.jnt_actfrcrange[joint]).max())
+        joint = model.joint(name).id
+        ranges = [model.jnt_actfrcrange[joint]] if model.jnt_actfrclimited[joint] else []
         for motor in motors_of(model, name):
-            gear = abs(model.actuator_gear[motor, 0])
+            gear, torque = model.actuator_gear[motor, 0], model.actuator_biastype[motor] == int(mujoco.mjtBias.mjBIAS_NONE)
             if model.actuator_forcelimited[motor]:
-                limit = min(limit, gear * float(np.abs(model.actuator_forcerange[motor]).max()))
-            elif model.actuator_ctrllimited[motor] and model.actuator_biastype[motor] == int(mujoco.mjtBias.mjBIAS_NONE):
-                limit = min(limit, gear * float(np.abs(model.actuator_ctrlrange[motor]).max() * model.actuator_gainprm[motor, 0]))
-        found[name] = limit
+                ranges.append(np.sort(gear * model.actuator_forcerange[motor]))
+            elif model.actuator_ctrllimited[motor] and torque:
+                ranges.append(np.sort(gear * model.actuator_gainprm[motor, 0] * model.actuator_ctrlrange[motor]))
+        found[name] = (max([-np.inf, *(float(low) for low, _ in ranges)]), min([np.inf, *(float(high) for _, high in ranges)]))
     return found
 
 
 def _put_motors(
-    spec: mujoco.MjSpec, model: mujoco.MjModel, contract: Mapping[str, Any], limits: Mapping[str, float]
+    spec: mujoco.MjSpec, model: mujoco.MjModel, contract: Mapping[str, Any], limits: Mapping[str, tuple[float, float]]
 ) -> list[str]:
     """Replace the motors; the joints whose damping stands for the gain of a position servo without one."""
     names, damped = [joint["name"] for joint in contract["joints"]], []
@@ -248,8 +247,8 @@ def _put_motors(
     for joint in contract["joints"]:
         motor = spec.add_actuator(name=joint["name"], target=joint["name"], trntype=mujoco.mjtTrn.mjTRN_JOINT)
         motor.set_to_position(kp=joint["stiffness"], kv=joint["damping"])
-        limit = min(joint["effort_limit"], limits[joint["name"]])
-        motor.forcelimited, motor.forcerange, motor.ctrllimited = True, (-limit, limit), False
+        (low, high), effort = limits[joint["name"]], joint["effort_limit"]
+        motor.forcelimited, motor.forcerange, motor.ctrllimited = True, (max(low, -effort), min(high, effort)), False
         # whatever the file's defaults say of motors
         motor.gear, motor.ctrlrange, motor.inheritrange = (1, 0, 0, 0, 0, 0), (0, 0), 0.0
         motor.dyntype, motor.actlimited, motor.actrange, motor.actdim = mujoco.mjtDyn.mjDYN_NONE, False, (0, 0), -1
@@ -302,10 +301,8 @@ def _gains(model: mujoco.MjModel, data: mujoco.MjData, joint: Any, motor: int) -
 
 def _stand(model: mujoco.MjModel, base: str, contract: Mapping[str, Any], lower: float) -> mujoco.MjData:
     """Put the robot on the ground in its default pose, so much lower than it would just touch it in training [m]."""
-    data, joints = mujoco.MjData(model), contract["joints"]
-    height = contract["base_height"] - lower
-    qpos = np.array([0.0, 0.0, height, 1.0, 0.0, 0.0, 0.0, *(joint["default"] for joint in joints)])
-    place(model, data, model.body(base).id, [joint["name"] for joint in joints], qpos, np.zeros(6 + len(joints)))
+    data, names = mujoco.MjData(model), [joint["name"] for joint in contract["joints"]]
+    place(model, data, model.body(base).id, names, *default_pose(contract, contract["base_height"] - lower))
     mujoco.mj_forward(model, data)
     return data
 

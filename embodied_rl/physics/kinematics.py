@@ -326,6 +326,13 @@ def free_joint(model: mujoco.MjModel, body: int) -> tuple[int, int] | None:
     return int(model.jnt_qposadr[joints[0]]), int(model.jnt_dofadr[joints[0]])
 
 
+def free_body(model: mujoco.MjModel, body: int) -> int | None:
+    """Find the body with the free joint on which a body hangs, itself perhaps; None where nothing moves freely."""
+    while body and free_joint(model, body) is None:
+        body = int(model.body_parentid[body])
+    return body or None
+
+
 def _joints(model: mujoco.MjModel, body: int) -> list[int]:
     start, count = int(model.body_jntadr[body]), int(model.body_jntnum[body])
     return list(range(start, start + count))

@@ -12,7 +12,7 @@ import torch
 
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
-from embodied_rl.physics.kinematics import Frame, free_joint
+from embodied_rl.physics.kinematics import Frame, free_body, free_joint
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene.feet import Feet
 from embodied_rl.scene.looks import dress
@@ -155,17 +155,14 @@ def _frame(model: mujoco.MjModel, name: str, site: str) -> Frame:
 
 def _root(model: mujoco.MjModel, robot: RobotSpec) -> Root | None:
     base = model.body(robot.base).id
-    address = free_joint(model, base)
+    address, carrier = free_joint(model, base), free_body(model, base)
     if address is not None:
         return Root(*address)
-    body = base
-    while body := int(model.body_parentid[body]):
-        if free_joint(model, body) is not None:
-            name = model.body(body).name
-            raise SceneError(
-                f"{robot.folder / 'robot.yaml'}: base: {robot.base!r} hangs on {name!r}, which has the free joint; "
-                f"write base: {name}"
-            )
+    if carrier is not None:
+        name = model.body(carrier).name
+        raise SceneError(
+            f"{robot.folder / 'robot.yaml'}: base: {robot.base!r} hangs on {name!r}, which has the free joint; write base: {name}"
+        )
     return None
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from embodied_rl.deploy import run_policy
-from embodied_rl.deploy.place import base_state, carrier, place
+from embodied_rl.deploy.place import base_state, place
+from embodied_rl.physics.kinematics import free_body
 
 # the free joint is the torso's; the pelvis, the base, hangs on it by a waist
 TORSO = """
@@ -46,7 +47,7 @@ def test_the_base_is_where_it_is_put_wherever_the_free_joint_is(base: str) -> No
     data.qpos[:] = ahead
     mujoco.mj_kinematics(model, data)
     np.testing.assert_allclose((data.body(base).xpos - before) / 1e-6, qvel[:3], atol=1e-5)
-    assert carrier(model, number) == model.body("torso").id
+    assert free_body(model, number) == model.body("torso").id
 
 
 def test_the_runner_measures_the_base_and_not_the_free_joint() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,8 +52,31 @@ def test_the_command_line(exported: Path, tmp_path: Path, capsys: pytest.Capture
     assert main(["sim2sim", str(exported), "--golden"]) == 0
     assert main(["sim2sim", str(exported), "--keep-motors"]) == 2
     assert "--keep-motors: training's own model has no motors" in capsys.readouterr().err
+    assert main(["sim2sim", str(exported), "--golden", "--keep-motors", "--model", str(GO2)]) == 2
+    assert "--keep-motors: --golden compares numbers and drives nothing" in capsys.readouterr().err
     assert main(["sim2sim", str(tmp_path)]) == 2
     assert "policy.onnx: no such file; write it with `embodied-rl export RUN`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda c: c["actions"][0].update({key: c["actions"][0][key][:11] for key in ("joint_names", "offset", "scale")}),
+            "actions: the network has 12 numbers, and by the contract 11 numbers",
+        ),
+        (lambda c: c["observations"][4].update(history=2), "obs: the network has 71 numbers, and by the contract 59 numbers"),
+        (
+            lambda c: c["memory"].append({"input": "h", "output": "next_h", "shape": [1, 1, 8]}),
+            "h: the network has none, and by the contract 8 numbers",
+        ),
+    ],
+)
+def test_a_contract_of_another_network_is_named(
+    planted: Callable[..., Path], change: Callable[[dict[str, Any]], Any], said: str
+) -> None:
+    with pytest.raises(DeployError, match=rf"policy\.onnx: {said}; export the run anew$"):
+        Export(planted(contract=change))
 
 
 def test_a_runner_that_lacks_something_is_named(planted: Callable[..., Path]) -> None:

@@ -17,7 +17,7 @@ from embodied_rl.paths import shipped
 
 GO2 = shipped("robots") / "go2" / "go2.xml"
 FIXED = ('<freejoint name="base"/>', "")
-OPTION = '<option timestep="0.002"/>'
+OPTION = '<option timestep="0.002" integrator="implicitfast"/>'
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +90,20 @@ def test_the_controllers_damping_counts_once(theirs: Callable[..., Target]) -> N
 def test_torque_is_bounded_by_the_smaller_limit(theirs: Callable[..., Target]) -> None:
     text = '<joint name="FL_calf_joint" class="calf"'
     assert text in GO2.read_text()
-    target = theirs((text, f'{text} actuatorfrcrange="-10 10"'))
-    assert target.model.actuator("FL_calf_joint").forcerange.tolist() == [-10.0, 10.0]
+    target = theirs((text, f'{text} actuatorfrcrange="-10 60"'))
+    assert target.model.actuator("FL_calf_joint").forcerange.tolist() == [-10.0, 45.43]
     assert target.model.actuator("FR_calf_joint").forcerange.tolist() == [-45.43, 45.43]
-    assert target.differences[1:] == ["effort: 45.43 in training, 10 here, of FL_calf_joint"]
+    assert target.differences[1:] == ["effort: -45.43 to 45.43 in training, -10 to 60 here, of FL_calf_joint"]
+
+
+def test_another_cone_and_integrator_are_told(theirs: Callable[..., Target]) -> None:
+    changed = OPTION.replace("implicitfast", 'RK4" cone="elliptic" impratio="100')
+    told = [line for line in theirs((OPTION, changed)).differences if line.startswith("option")]
+    assert told == [
+        "option integrator: implicitfast in training, rk4 here",
+        "option cone: pyramidal in training, elliptic here",
+        "option impratio: 1 in training, 100 here",
+    ]
 
 
 @pytest.mark.parametrize(
