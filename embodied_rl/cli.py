@@ -116,8 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     view = _verb(verbs, "view", _view, "open a robot or a page in MuJoCo's viewer")
     view.add_argument("what", metavar="ROBOT|CONFIG")
 
-    check = _verb(verbs, "check", _check, "check a page; print it with every default")
+    check = _verb(verbs, "check", _check, "open a page, and say what is wrong with it or what a training takes")
     _config(check)
+    check.add_argument("--print", action="store_true", help="print the page with every default, as YAML")
 
     schema = _verb(verbs, "schema", _schema, "print the JSON schema of pages or of robot.yaml, for editors")
     schema.add_argument("kind", nargs="?", choices=("page", "robot"), default="page", help="of what; default page")
@@ -332,10 +333,15 @@ def _view(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from embodied_rl.config.privileged import warnings_of
 
-    page = load(options.config, options.overrides)
-    for line in warnings_of(page):
+    page = load(options.config, options.overrides)  # what is wrong in the text is told before anything heavy is loaded
+    from embodied_rl import inspection
+
+    found = inspection.inspect(page)
+    for line in (*warnings_of(page), *inspection.warnings_of(page, found)):
         print(line, file=sys.stderr)
-    print(page.to_yaml(), end="")
+    if options.print:
+        print(page.to_yaml(), end="")
+    print(f"{found.summary(page)}\n{page.name}: ok", file=sys.stderr if options.print else sys.stdout)
     return 0
 
 

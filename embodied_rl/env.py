@@ -19,7 +19,7 @@ from torch import Tensor
 from embodied_rl import random
 from embodied_rl.config.page import Page
 from embodied_rl.cuda_graph import WARMUP, try_to_capture
-from embodied_rl.mdp.bind import Terms
+from embodied_rl.mdp.bind import Terms, naming_own
 from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.fields import ModelFields
 from embodied_rl.mdp.moment import Draw, Episode, Moment
@@ -68,10 +68,11 @@ class Env:
         # until the first pass has counted them, zeros stand for the random numbers that each half of the step draws
         self._block_sizes: dict[str, int] = {}
         self.physics_seconds = 0.0
-        self._allocate()
-        for mode in ("startup", "iteration"):
-            self._randomize(mode, 0)
-        self.reset()
+        with naming_own(page.name):
+            self._allocate()
+            for mode in ("startup", "iteration"):
+                self._randomize(mode, 0)
+            self.reset()
         terms.check(self.moment(Draw()), physics, self._registered())
         self._outcome, self._observe = compiler(self._outcome), compiler(self._observe)
         if self.captured:  # launches count there; on the CPU compiling it takes longer than it ever saves
@@ -113,15 +114,16 @@ class Env:
         A row to which a term, or the policy, gives a number that is not finite is treated as one that blew up: the step that
         led there is not valid, the number goes nowhere, and a new episode begins.
         """
-        controls = self._act(actions)
-        started = time.perf_counter()
-        self.physics.step(controls)
-        self.physics_seconds += time.perf_counter() - started
-        if self.terms.kinematic:
-            self.physics.refresh()
-        self._outcome()
-        self._write()
-        self._observe()
+        with naming_own(self.page.name):
+            controls = self._act(actions)
+            started = time.perf_counter()
+            self.physics.step(controls)
+            self.physics_seconds += time.perf_counter() - started
+            if self.terms.kinematic:
+                self.physics.refresh()
+            self._outcome()
+            self._write()
+            self._observe()
 
     def _act(self, actions: Tensor) -> Tensor:
         """Note the actions, and make what the engine is told by them."""

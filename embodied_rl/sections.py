@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,6 +28,11 @@ _BOUNDS = {
 }
 
 
+#: Bounds of numbers, either way: beyond the first a robot is taken for lost, and nearer to 0 than the second float32 has none.
+LARGEST, SMALLEST = 1e10, 1e-30
+#: What an unsigned int32 holds, as env.seed is one.
+LARGEST_INTEGER = 2**32 - 1
+
 #: Which of its two forms a number by joint has; pydantic puts it into the path of an error.
 FORMS = ("one number", "numbers by joint")
 
@@ -47,14 +53,40 @@ def check_section(
     """Validate a flat mapping: the section, or None and what is wrong, by place inside it."""
     value = {key: _tuples(one) for key, one in value.items()}
     told: dict[Keys, str] = {}
+    for where, number in _numbers(value):
+        if (
+            (info := model.model_fields.get(str(where[0])))
+            and info.annotation != dict[str, Any]
+            and (why := _meaningless(number))
+        ):
+            told[where] = f"{shown(number)} is not allowed: {why}"
     try:
-        return model.model_validate(value, context=context), told
+        parsed = model.model_validate(value, context=context)
+        return (None if told else parsed), told
     except ValidationError as error:
         for one in error.errors(include_url=False):
             where, message = _explain(model, value, one)
             if not any(first[: len(where)] == where for first in told):  # a list that fails for one of its items
                 told[where] = message
     return None, told
+
+
+def _numbers(value: Any, where: Keys = ()) -> Iterator[tuple[Keys, int | float]]:
+    """Find every number of nested mappings and lists, with its place."""
+    if isinstance(value, Mapping | tuple):
+        for key, one in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _numbers(one, (*where, key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield where, value
+
+
+def _meaningless(number: int | float) -> str:
+    """Say why a number is none that a simulation can mean; empty where it may be one."""
+    if isinstance(number, int):
+        return f"at most {LARGEST_INTEGER}, either way" if abs(number) > LARGEST_INTEGER else ""
+    if math.isfinite(number) and abs(number) > LARGEST:
+        return f"at most {LARGEST:g}, either way"
+    return f"0, or at least {SMALLEST:g}, either way" if 0.0 < abs(number) < SMALLEST else ""
 
 
 def _tuples(value: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
 from embodied_rl.errors import UserError
+from embodied_rl.inspection import inspect, warnings_of
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.apart import ApartCollector, OverlapCollector
 from embodied_rl.learn.cpu.team import cores
@@ -49,7 +50,7 @@ def start(page: Page, path: Path | None = None) -> Trainer:
     _check_device(page)
     group = _join(page)
     names = launchers(group)
-    page, run, candidates = group.lead(lambda: _create(page, path, names))
+    page, run, candidates = group.lead(lambda: _create(_inspected(page), path, names))
     return _go_on(make_trainer(page, run, group), candidates)
 
 
@@ -139,6 +140,17 @@ def _create(page: Page, path: Path | None, names: list[str]) -> tuple[Page, Run,
         return begun.page, begun, begun.newest_checkpoints()
     run.note_launchers()
     return page, run, []
+
+
+def _inspected(page: Page) -> Page:
+    """Give back a page that can be trained; what is hardly meant is told.
+
+    Raises:
+        UserError: it cannot.
+    """
+    for line in warnings_of(page, inspect(page)):
+        log.warning("%s", line)
+    return page
 
 
 def _go_on(trainer: Trainer, candidates: list[Path]) -> Trainer:

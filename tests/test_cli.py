@@ -32,7 +32,7 @@ FLAGS = {
     "sim2sim": "export --model --keep-motors --golden --episodes --video --json",
     "list": "--terms",
     "view": "what",
-    "check": "config overrides",
+    "check": "config overrides --print",
     "schema": "kind",
     "doctor": "",
     "pool": "what run",
@@ -94,8 +94,10 @@ def test_list_terms(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_prints_a_page_that_loads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check", "go2_flat", "env.num_envs=7", "rewards.pose=null"]) == 0
-    (here / "page.yaml").write_text(capsys.readouterr().out)
+    assert cli.main(["check", "--print", "go2_flat", "env.num_envs=7", "rewards.pose=null"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.endswith("go2_flat: ok\n")
+    (here / "page.yaml").write_text(printed.out)
     assert load("page.yaml") == load("go2_flat", ["env.num_envs=7", "rewards.pose=null"])
 
 
@@ -108,7 +110,7 @@ def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_needs_no_torch_imports_none() -> None:
     code = "import sys; from embodied_rl import cli; cli.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    for arguments in (["list"], ["check", "go2_flat"], ["train", "go2_flatt"]):
+    for arguments in (["list"], ["check", "go2_flatt"], ["train", "go2_flatt"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=60)
         assert done.returncode == 0, arguments
 

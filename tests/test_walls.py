@@ -681,7 +681,7 @@ def test_a_robot_and_a_family_of_ones_own_from_any_directory(hopper: Callable[[P
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    checked = run(str(Path(sys.executable).with_name("embodied-rl")), "check", "page.yaml")
+    checked = run(str(Path(sys.executable).with_name("embodied-rl")), "check", "page.yaml", "--print")
     assert str(tmp_path / "balance") in checked and str(tmp_path / "hopper") in checked
     said = run(sys.executable, "-c", VERBS)
     assert re.findall(r"^ended: (\w+)$", said, re.MULTILINE) == ["train", "eval", "export"]

@@ -14,6 +14,8 @@ from embodied_rl.config.types import Fraction, NonNegative, Ordered, PerGroup, P
 from embodied_rl.problems import did_you_mean, shown
 
 Count = Annotated[int, Ge(1)]
+SolverIterations = Annotated[int, Ge(1), Le(10_000)]
+Rows = Annotated[int, Ge(1), Le(1_000_000)]
 NaturalNumber = Annotated[int, Ge(0)]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 IntRange = Annotated[tuple[NaturalNumber, NaturalNumber], Ordered()]
@@ -60,7 +62,7 @@ class EnvSettings(Model):
     """The environment around the physics."""
 
     num_envs: Count = Field(default=1024, description="robots simulated at once")
-    episode_s: Positive = Field(default=20.0, description="length of an episode [s]")
+    episode_s: Annotated[float, Gt(0), Le(86_400)] = Field(default=20.0, description="length of an episode [s]")
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = Field(default=1, description="key of every random number")
     reward_scale_dt: bool = Field(default=True, description="multiply rewards by the control period")
     reward_floor: float | None = Field(default=0.0, description="least reward of a step; null: no floor")
@@ -94,20 +96,20 @@ class PhysicsSettings(Model):
 
     engine: Literal["native", "warp", "mjx"] = Field(default="native", description="the physics engine")
     device: Device = Field(default="auto", description="cpu, cuda, cuda:1; auto: a GPU if the engine can use one")
-    dt: Positive = Field(default=0.005, description="physics step [s]")
-    decimation: Count = Field(default=4, description="physics steps per control step")
+    dt: Annotated[float, Ge(1e-5), Le(1)] = Field(default=0.005, description="physics step [s]")
+    decimation: Annotated[int, Ge(1), Le(1000)] = Field(default=4, description="physics steps per control step")
     integrator: Literal["euler", "implicit", "implicitfast", "rk4"] = "implicitfast"
     solver: Literal["newton", "cg", "pgs"] = "newton"
     cone: Literal["pyramidal", "elliptic"] = "pyramidal"
-    iterations: Count = Field(default=10, description="most iterations of the constraint solver")
-    ls_iterations: Count = Field(default=20, description="most iterations of its line search")
+    iterations: SolverIterations = Field(default=10, description="most iterations of the constraint solver")
+    ls_iterations: SolverIterations = Field(default=20, description="most iterations of its line search")
     impratio: Positive = Field(default=1.0, description="frictional to normal constraint impedance")
     tolerance: NonNegative = Field(default=1e-8, description="the solver stops early below this")
-    nconmax: Count | None = Field(default=None, description="warp: room for contacts of one robot; null: measured")
-    njmax: Count | None = Field(default=None, description="warp: room for constraint rows of one robot; null: measured")
+    nconmax: Rows | None = Field(default=None, description="warp: room for contacts of one robot; null: measured")
+    njmax: Rows | None = Field(default=None, description="warp: room for constraint rows of one robot; null: measured")
     graph: bool = Field(default=True, description="warp on a GPU: the whole step as one CUDA graph")
     max_overflow: Fraction = Field(default=0.01, description="the run stops when more of the robots run out of room for contacts")
-    num_threads: NaturalNumber = Field(default=0, description="physics threads; 0: one per core")
+    num_threads: Annotated[int, Ge(0), Le(1024)] = Field(default=0, description="physics threads; 0: one per core")
     max_unstable: Fraction = Field(default=0.05, description="the run stops when more of the robots blow up in an iteration")
 
     @field_validator("engine", mode="before")
@@ -183,7 +185,7 @@ class TrainSettings(Model):
 class PPOSettings(Model):
     """Proximal policy optimization."""
 
-    num_learning_epochs: Count = 5
+    num_learning_epochs: Annotated[int, Ge(1), Le(1000)] = 5
     num_mini_batches: Count = 4
     reshuffle: bool = Field(
         default=False, description="minibatches of other transitions in each epoch; false: in each iteration, as in rsl_rl"
@@ -230,7 +232,7 @@ class PPOSettings(Model):
     obs_normalization: bool = True
     rnn_type: Literal["none", "gru", "lstm"] = Field(default="none", description="a recurrent network before the actor's MLP")
     rnn_hidden_dim: Count = 128
-    rnn_num_layers: Count = 1
+    rnn_num_layers: Annotated[int, Ge(1), Le(64)] = 1
     bfloat16: bool = Field(default=False, description="networks of the update compute in bfloat16")
     tf32: bool = Field(default=True, description="a GPU's products round their factors to 10 bits (TensorFloat-32)")
     symmetry: Literal["none", "augmentation", "mirror_loss"] = Field(default="none", description="use of left-right symmetry")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import create_model
+from pydantic import create_model, field_validator
 
 from embodied_rl import family
 from embodied_rl.config.learner_numbers import why_not
 from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page, PPOSettings
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
+from embodied_rl.config.types import refuse
 from embodied_rl.problems import ConfigError, did_you_mean, quoted, shown
 from embodied_rl.robot import RobotError, RobotSpec, load_robot
 from embodied_rl.sections import M, check_section
@@ -38,19 +40,30 @@ _ELSEWHERE = {
 }
 
 
-class _Head(Model):
-    """The page's keys that are no sections."""
+class _Named(Model):
+    """What runs are called by, which stand in a folder of that name."""
 
     name: str
+
+    @field_validator("name")
+    @classmethod
+    def is_a_name(cls, name: str) -> str:
+        """Check that a folder can have it."""
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+            raise refuse(f"{shown(name)} is no name of a run: up to 100 letters, digits, - _ and ., not beginning with - or .")
+        return name
+
+
+class _Head(_Named):
+    """The page's keys that are no sections."""
+
     terms: tuple[str, ...] = ()
     task: str | None = None
     robot: str
 
 
-class _SourceHead(Model):
+class _SourceHead(_Named):
     """The head keys of a page with `env.source`."""
-
-    name: str
 
 
 @functools.cache

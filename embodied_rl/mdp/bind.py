@@ -8,7 +8,9 @@ import importlib.util
 import inspect
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from embodied_rl.config.page import Entry, Page
 from embodied_rl.config.terms import SECTIONS, TermSignature, find_terms
-from embodied_rl.errors import UserError
+from embodied_rl.errors import Faults, UserError
 from embodied_rl.family import imported_terms
 from embodied_rl.mdp.fields import drawn_by, model_field_names
 from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
@@ -33,11 +35,14 @@ from embodied_rl.physics.protocol import Physics
 from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import RobotSpec, load_robot
 from embodied_rl.scene import NEEDS, Scene
+from embodied_rl.strict_yaml import display
 
 #: Needs that positions and velocities of the feet serve, and what begins the name of a model field.
 _FRAMES = {"foot_frames", "foot_orientation"}
 _MODEL = "model:"
 _IMPORTING = threading.RLock()
+#: Files of people, by the name that a traceback has for them.
+_OWN_FILES: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Terms:
         self.robot = Part(scene, device)
         self.params = {path: number.to(device) for path, number in numbers(page).items()}
         """Every number that may change during a run, by dotted path of the page."""
-        self._device, self._page = device, page
+        self._device, self._page, self._faults = device, page, Faults()
         find = Finder(page)
         asked = _asked(page, find)
         self.trackers = {name: kind(self.robot) for name, kind in TRACKERS.items() if name in asked}
@@ -83,6 +88,7 @@ class Terms:
         self._observations = {
             group: self._bound(f"observations.{group}", entries, find) for group, entries in page.observations.items()
         }
+        self._faults.tell()
         # commands draw before actions, and both before all others: a page's order of sections changes no number
         self.owners: dict[str, Any] = {f"trackers.{name}": tracker for name, tracker in self.trackers.items()}
         """Whatever may remember something, by `section.name`."""
@@ -110,10 +116,13 @@ class Terms:
 
     def groups(self, moment: Moment) -> list[ObservationGroup]:
         """Make the page's observation groups; each term is called once, for its size."""
-        return [
-            ObservationGroup(group, [self._observation(group, term, moment) for term in terms])
-            for group, terms in self._observations.items()
-        ]
+        found: dict[str, list[ObservationTerm]] = {group: [] for group in self._observations}
+        for group, terms in self._observations.items():
+            for term in terms:
+                with self._faults.noted():
+                    found[group].append(self._observation(group, term, moment))
+        self._faults.tell()
+        return [ObservationGroup(group, terms) for group, terms in found.items()]
 
     def check(self, moment: Moment, physics: Physics, tensors: dict[str, Tensor]) -> None:
         """Call every term that returns something once, so that what it does wrong is named here.
@@ -135,19 +144,9 @@ class Terms:
         sections += [("rewards", self.rewards, torch.float32), ("terminations", self.terminations, torch.bool)]
         for section, terms, wanted in sections:
             for term in terms:
-                # torch counts what is written into each tensor, by whichever view
-                versions = {name: tensor._version for name, tensor in tensors.items()}
-                value = term.function(moment, **term.params)
-                own = f"{section}.{term.name}"
-                for name, tensor in tensors.items():
-                    if tensor._version != versions[name] and not name.startswith(f"{own}."):
-                        raise UserError(f"{own}: the term writes into {name}; what it is given is not its own: change a clone()")
-                if wanted is None:
-                    continue
-                if value.shape != (moment.num_envs,) or value.dtype != wanted:
-                    got = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-                    kind = str(wanted).removeprefix("torch.")
-                    raise UserError(f"{own}: a term returns {kind} ({moment.num_envs},), got {got}")
+                with self._faults.noted():
+                    _check_answer(f"{section}.{term.name}", term, wanted, moment, tensors)
+        self._faults.tell()
 
     def set_numbers(self, numbers: dict[str, Tensor]) -> None:
         """Set numbers of the page, by dotted path, in place.
@@ -182,9 +181,12 @@ class Terms:
     def _observation(self, group: str, term: BoundTerm, moment: Moment) -> ObservationTerm:
         entry: Entry = self._page.observations[group][term.name]
         path = f"observations.{group}.{term.name}"
-        value = term.function(moment, **term.params)
-        if value.dim() != 2 or len(value) != moment.num_envs:
-            raise UserError(f"{path}: a term returns (num_envs, size), got shape {tuple(value.shape)}")
+        with naming_own(path):
+            value = term.function(moment, **term.params)
+        if not (
+            isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() == 2 and len(value) == moment.num_envs
+        ):
+            raise UserError(f"{path}: a term returns float32 ({moment.num_envs}, size), got {_shape(value)}")
         if isinstance(entry.noise, dict) and term.function.mirror != "joints":
             raise UserError(f"{path}.noise: numbers by joint are for values with one number a joint; write one number")
         return ObservationTerm(
@@ -206,14 +208,63 @@ class Terms:
             kind: Any = term.function
             if inspect.isclass(kind):
                 make = kind if kind.__init__ is object.__init__ else partial(kind, self.robot)
-                try:
-                    made = make(**term.params)
-                except UserError as error:
-                    raise UserError(f"{self._page.name}: {path}.{term.name}.{error}") from None
-                bound.append(BoundTerm(term.name, cast("Callable", made), {}))
+                with self._faults.noted():
+                    try:
+                        with naming_own(f"{path}.{term.name}"):
+                            made = make(**term.params)
+                    except UserError as error:
+                        raise UserError(f"{self._page.name}: {path}.{term.name}.{error}") from None
+                    bound.append(BoundTerm(term.name, cast("Callable", made), {}))
             else:
                 bound.append(term)
         return bound
+
+
+def _check_answer(own: str, term: BoundTerm, wanted: torch.dtype | None, moment: Moment, tensors: dict[str, Tensor]) -> None:
+    """Call a term once.
+
+    Raises:
+        UserError: it returns something else than a value per robot of the `wanted` type, where one is, or writes elsewhere.
+    """
+    # torch counts what is written into each tensor, by whichever view
+    versions = {name: tensor._version for name, tensor in tensors.items()}
+    with naming_own(own):
+        value = term.function(moment, **term.params)
+    for name, tensor in tensors.items():
+        if tensor._version != versions[name] and not name.startswith(f"{own}."):
+            raise UserError(f"{own}: the term writes into {name}; what it is given is not its own: change a clone()")
+    if wanted is not None and not (isinstance(value, Tensor) and value.shape == (moment.num_envs,) and value.dtype == wanted):
+        kind = str(wanted).removeprefix("torch.")
+        raise UserError(f"{own}: a term returns {kind} ({moment.num_envs},), got {_shape(value)}")
+
+
+def _shape(value: Any) -> str:
+    """Say what a term returned."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return "None" if value is None else f"{value!r}, a {type(value).__name__}"
+
+
+@contextmanager
+def naming_own(where: str) -> Iterator[None]:
+    """Say in which line of a person's own file something went wrong that is called within.
+
+    Args:
+        where: the term, by its path; or the page.
+
+    Raises:
+        UserError: it has; one line.  What goes wrong in the shipped code alone goes through.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever the code of a term may raise
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _OWN_FILES]
+        if not own:
+            raise
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UserError(f"{where}: {display(Path(own[-1].filename))}:{own[-1].lineno}: {said}") from error
 
 
 def bind(path: str, entries: dict[str, Entry], find: Finder, params: dict[str, Tensor]) -> list[BoundTerm]:
@@ -274,21 +325,29 @@ def driven(page: Page, robot: RobotSpec) -> dict[str, str]:
     find = Finder(page)
     kinds: dict[str, str] = {}
     drivers: dict[str, str] = {}
+    faults = Faults()
     for name, entry in page.actions.items():
         for joint in robot.joints_of(entry.params.get("joints", "all")):
             if joint in drivers:
-                raise UserError(f"{page.name}: actions.{name}: {joint!r} is driven by actions.{drivers[joint]} already")
+                with faults.noted():
+                    raise UserError(f"{page.name}: actions.{name}: {joint!r} is driven by actions.{drivers[joint]} already")
             drivers[joint] = name
             kinds[joint] = find("actions", entry.term).control
+    faults.tell()
     return kinds
 
 
 def _asked(page: Page, find: Finder) -> set[str]:
     """Collect everything that the page's terms, and the trackers that they read, need."""
     asked: set[str] = set()
+    faults = Faults()
     for section, _, entry in _entries(page):
-        term = find(section, entry.term)
-        asked |= {_named(need, f"{section}: {entry.term} needs {need!r}", entry.params) for need in getattr(term, "needs", ())}
+        with faults.noted():
+            term = find(section, entry.term)
+        for need in getattr(term, "needs", ()):
+            with faults.noted():
+                asked.add(_named(need, f"{section}: {entry.term} needs {need!r}", entry.params))
+    faults.tell()
     for name in asked & set(TRACKERS):
         asked |= set(TRACKERS[name].needs)
     return asked
@@ -357,8 +416,13 @@ def _load(name: str, path: Path) -> None:
     assert spec is not None and spec.loader is not None
     # torch.compile looks a function's module up there, and so do dataclasses and pickle
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    _OWN_FILES.add(str(path))
     try:
-        spec.loader.exec_module(module)
+        with naming_own("terms"):
+            spec.loader.exec_module(module)
+    except SystemExit as end:
+        del sys.modules[name]
+        raise UserError(f"terms: {display(path)}: ends the process while it is imported (SystemExit {end.code})") from None
     except BaseException:
         del sys.modules[name]
         raise

@@ -42,7 +42,7 @@ ADDED = {
     ),
     "too small": ("env: {num_envs: 0}", "page.yaml:6: env.num_envs: 0 is not allowed: at least 1"),
     "too large": ("ppo: {gamma: 1.5}", "page.yaml:6: ppo.gamma: 1.5 is not allowed: at most 1"),
-    "not positive": ("physics: {dt: -0.005}", "page.yaml:6: physics.dt: -0.005 is not allowed: more than 0"),
+    "not positive": ("physics: {dt: -0.005}", "page.yaml:6: physics.dt: -0.005 is not allowed: at least 1e-05"),
     "infinite": ("env: {episode_s: .inf}", "page.yaml:6: env.episode_s: inf is not a finite number"),
     "NaN weight": (
         "rewards:\n  alive:\n    weight: .nan",

@@ -29,7 +29,9 @@ def test_it_runs_alone(exported: Path) -> None:
     """In a process that has no embodied_rl and no torch."""
     alone = "import sys, runpy; sys.modules['embodied_rl'] = sys.modules['torch'] = None; sys.argv[:] = sys.argv[1:]; "
     command = [sys.executable, "-c", f"{alone}runpy.run_path(sys.argv[0], run_name='__main__')", str(exported / "run_policy.py")]
-    done = subprocess.run([*command, "--command", "3.0", "0", "0", "--seconds", "0.2"], capture_output=True, text=True, cwd=exported.parent)
+    done = subprocess.run(
+        [*command, "--command", "3.0", "0", "0", "--seconds", "0.2"], capture_output=True, text=True, cwd=exported.parent
+    )
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert said[0].startswith("velocity: [3. 0. 0.] is more than training asked for, [1. 0. 0.] is taken")

@@ -48,7 +48,7 @@ def test_a_file_that_fails_leaves_no_half_module(tmp_path: Path) -> None:
     (tmp_path / "broken" / "my_terms.py").write_text(source)
     page = "extends: go2_flat.yaml\nterms: [my_terms.py]\nrewards:\n  mine: {weight: 1.0}\n"
     (tmp_path / "broken" / "page.yaml").write_text(page)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(UserError, match=r"^terms: .*my_terms\.py:\d+: ZeroDivisionError: division by zero$"):
         Finder(load(str(tmp_path / "broken" / "page.yaml")))("rewards", "mine")
     assert not [name for name in set(sys.modules) - before if "my_terms" in name]
 

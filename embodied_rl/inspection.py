@@ -1,0 +1,260 @@
+"""A page, opened: a few of its robots are made and moved, and what a training takes is estimated, before it is taken."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from embodied_rl.config import Page, override
+from embodied_rl.config.page import PPOSettings
+from embodied_rl.env import Env
+from embodied_rl.errors import UserError
+from embodied_rl.learn.learner import learner_class
+from embodied_rl.make_env import make, make_vector
+from embodied_rl.vector_env import VectorEnv
+
+#: Robots that are made to see whether a page's can be, and control steps that they take to be timed.
+_ROBOTS, _STEPS = 16, 10
+#: An iteration that takes longer is told of [s].
+_LONG = 60.0
+_FLOAT = 4
+#: Copies of a robot's state: what is kept, what is drafted, and what a step computes on its way.
+_COPIES = 4
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a page is, once a few of its environments were made."""
+
+    lines: tuple[str, ...]
+    """What there is to be seen and done, by kind; a line each."""
+    memory: dict[str, float]
+    """What it takes [bytes], by what takes it."""
+    steps_per_s: float | None
+    """Control steps a second that the physics gives here; None where that is not simulated here."""
+    iteration_s: float | None
+    """An iteration's time here, estimated [s]."""
+
+    def summary(self, page: Page) -> str:
+        """Write what `check` says of a page that is right."""
+        total = page.env.num_envs * page.train.steps * page.train.iterations
+        said = [f"{page.env.num_envs:,} x {page.train.steps} x {page.train.iterations:,} = {total:,} steps"]
+        said.append(f"memory {_gib(sum(self.memory.values()))} of {_gib(total_memory())}")
+        if self.steps_per_s is not None and self.iteration_s is not None:
+            rate, whole = round(self.steps_per_s, -2), self.iteration_s * page.train.iterations
+            said.append(f"physics about {rate:,.0f} steps/s here; an iteration {_time(self.iteration_s)}, all {_time(whole)}")
+        return "\n".join((*self.lines, *said))
+
+
+def inspect(page: Page) -> Inspection:
+    """Make a few of a page's environments, take a step, and estimate what a training of it takes.
+
+    Raises:
+        UserError: the page cannot be trained: every reason that can be known before, a line each.
+    """
+    learner_class(page)
+    _check_minibatches(page)
+    if page.env.source:
+        env = make_vector(page, torch.arange(1))
+        try:
+            return _inspected(page, env, {}, (), None)
+        finally:
+            close = getattr(env, "close", None)
+            if close:
+                close()
+    with torch.no_grad():
+        robots = make(_small(page), num_envs=min(_ROBOTS, page.env.num_envs))
+        try:
+            if page.ppo.symmetry != "none":
+                robots.mirror_maps()
+            rate = _rate(robots)
+            return _inspected(page, robots, _of_robots(page, robots), _described(page, robots), rate)
+        finally:
+            robots.close()
+
+
+def _check_minibatches(page: Page) -> None:
+    """Check that no minibatch is empty.
+
+    Raises:
+        UserError: one is; one line.
+    """
+    robots, steps, count = page.env.num_envs, page.train.steps, page.ppo.num_mini_batches
+    recurrent = page.ppo.rnn_type != "none"  # whose minibatches are whole episodes' parts
+    if count > (there := robots if recurrent else robots * steps):
+        what = "robots, which a recurrent policy's minibatches share out" if recurrent else f"transitions ({robots} x {steps})"
+        raise UserError(f"{page.name}: ppo.num_mini_batches: {count} is more than an iteration's {there} {what}; take fewer")
+
+
+def total_memory() -> float:
+    """Tell how much memory this machine, or the container that this process is in, has [bytes]."""
+    found = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            found = min(found, float(limit))
+    return found
+
+
+def _small(page: Page) -> Page:
+    """Change a page to one of which a few robots are made in no time, with nothing remembered that costs memory."""
+    changes = ["env.compile=false", "physics.engine=native", "physics.device=auto", "pool.workers=null"]
+    for group, entries in page.observations.items():
+        for name, entry in entries.items():
+            if entry.history > 1 or entry.delay[1] > 0:
+                changes += [f"observations.{group}.{name}.history=1", f"observations.{group}.{name}.delay=[0, 0]"]
+    return override(page, changes)
+
+
+def _inspected(page: Page, env: VectorEnv, robots: dict[str, float], lines: tuple[str, ...], rate: float | None) -> Inspection:
+    widths = _widths(page, env)
+    actions = env.action_space.size
+    memory = robots | _of_learning(page, widths, actions)
+    needed, there = sum(memory.values()), total_memory()
+    if needed > there:
+        parts = ", ".join(
+            f"{name} {_gib(size)}" for name, size in sorted(memory.items(), key=lambda one: -one[1]) if size > 1e-3 * needed
+        )
+        advice = {
+            "robots": "fewer env.num_envs, shorter histories and delays",
+            "rollout": "fewer env.num_envs or train.steps",
+            "networks": "smaller networks (ppo.actor_hidden_dims, ppo.critic_hidden_dims, ppo.rnn_hidden_dim)",
+            "a minibatch": "more ppo.num_mini_batches or smaller networks",
+        }[max(memory, key=lambda name: memory[name])]
+        raise UserError(
+            f"{page.name}: training takes about {_gib(needed)} ({parts}), and this machine has {_gib(there)}; {advice}"
+        )
+    if rate is None:
+        return Inspection(lines, memory, None, None)
+    return Inspection(lines, memory, rate, _iteration(page, widths, actions, rate))
+
+
+def _described(page: Page, env: Env) -> tuple[str, ...]:
+    """Say what is driven, seen and asked for."""
+    robot, terms = env.robot.spec, env.terms
+    driven = [f"{name} {len(term.joints)}" for name, term in terms.actions.terms]
+    mass = float(env.scene.model.body_subtreemass[0])
+    lines = [
+        f"robot         {robot.name}: {len(robot.joint_names)} joints, {len(robot.feet)} feet, {mass:.4g} kg",
+        f"actions       {env.num_actions} = {' + '.join(driven)}",
+    ]
+    for group in env.groups:
+        entries = page.observations[group.name]
+        sizes = [(term.name, term.size, entries[term.name].history) for term in group.terms]
+        total = sum(size * history for _, size, history in sizes)
+        parts = " + ".join(f"{name} {size}" + (f" x {history}" if history > 1 else "") for name, size, history in sizes)
+        lines.append(f"{group.name:13s} {total} = {parts}")
+    lines += (
+        [f"{'commands':13s} " + ", ".join(f"{name} {term.command.shape[1]}" for name, term in terms.commands.items())]
+        if terms.commands
+        else []
+    )
+    return tuple(lines)
+
+
+def _widths(page: Page, env: VectorEnv) -> dict[str, int]:
+    """Size of each observation group, histories and all."""
+    widths = {name: values.shape[1] for name, values in env.obs.items()}
+    if isinstance(env, Env):
+        for group in env.groups:
+            entries = page.observations[group.name]
+            widths[group.name] = sum(term.size * entries[term.name].history for term in group.terms)
+    return widths
+
+
+def _of_robots(page: Page, env: Env) -> dict[str, float]:
+    """Estimate what the robots take [bytes]."""
+    state = sum(_bytes(value) for value in env.snapshot(torch.arange(1)).values())
+    for group in env.groups:
+        for term in group.terms:
+            entry = page.observations[group.name][term.name]
+            state += _FLOAT * term.size * (2 * (entry.history - 1) + entry.delay[1])
+    elsewhere = page.pool.has_processes and page.pool.address != "local"
+    return {} if elsewhere else {"robots": float(_COPIES * state * page.env.num_envs)}
+
+
+def _of_learning(page: Page, widths: dict[str, int], actions: int) -> dict[str, float]:
+    """Estimate what rollout, networks and a minibatch take [bytes]."""
+    samples, ppo = page.env.num_envs * page.train.steps, page.ppo
+    row = sum(widths.values()) + sum(widths.get(name, 0) for name in page.env.final_obs_groups) + 4 * actions + 8
+    networks = sum(_parameters(widths, ppo, actions).values())
+    mirrored = 2 if ppo.symmetry != "none" else 1
+    hidden = sum(ppo.actor_hidden_dims) + sum(ppo.critic_hidden_dims) + 8 * ppo.rnn_hidden_dim * (ppo.rnn_type != "none")
+    return {
+        "rollout": float(_FLOAT * samples * row * mirrored),
+        "networks": float(4 * _FLOAT * networks),  # numbers, gradients and Adam's two moments
+        "a minibatch": float(2 * _FLOAT * mirrored * hidden * math.ceil(samples / ppo.num_mini_batches)),
+    }
+
+
+def _parameters(widths: dict[str, int], ppo: PPOSettings, actions: int) -> dict[str, int]:
+    """Count the numbers of actor and critic."""
+    seen, critic = widths.get("actor", 0), widths.get("critic", widths.get("actor", 0))
+    recurrent, gates = 0, {"none": 0, "gru": 3, "lstm": 4}[ppo.rnn_type]
+    if gates:
+        for _ in range(ppo.rnn_num_layers):
+            recurrent += gates * ppo.rnn_hidden_dim * (seen + ppo.rnn_hidden_dim + 2)
+            seen = ppo.rnn_hidden_dim
+    layers = {"actor": (seen, *ppo.actor_hidden_dims, actions), "critic": (critic, *ppo.critic_hidden_dims, 1)}
+    found = {name: sum((a + 1) * b for a, b in itertools.pairwise(dims)) for name, dims in layers.items()}
+    return found | {"actor": found["actor"] + recurrent}
+
+
+def _rate(env: Env) -> float:
+    """Measure how many control steps of a robot the physics takes a second."""
+    env.step(torch.zeros(env.num_envs, env.num_actions))
+    begun = time.perf_counter()
+    for _ in range(_STEPS):
+        env.physics.step(env.controls())
+    return _STEPS * env.num_envs / (time.perf_counter() - begun)
+
+
+def _iteration(page: Page, widths: dict[str, int], actions: int, rate: float) -> float:
+    """Estimate the time of an iteration on this machine's cores [s]."""
+    size = 384
+    factors = torch.ones(2, size, size)
+    torch.mm(*factors)
+    begun = time.perf_counter()
+    for _ in range(3):
+        torch.mm(*factors)
+    flops = 3 * 2 * size**3 / (time.perf_counter() - begun)
+    samples, numbers = page.env.num_envs * page.train.steps, sum(_parameters(widths, page.ppo, actions).values())
+    passes = 2 + 6 * page.ppo.num_learning_epochs * (2 if page.ppo.symmetry != "none" else 1)
+    return samples / rate + samples * numbers * passes / flops
+
+
+def warnings_of(page: Page, found: Inspection) -> Iterator[str]:
+    """Tell what can be done and is hardly meant."""
+    if found.iteration_s is not None and found.iteration_s > _LONG and page.physics.engine == "native":
+        samples = page.env.num_envs * page.train.steps
+        yield f"{page.name}: an iteration takes about {_time(found.iteration_s)} here ({samples:,} steps); is that meant?"
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()
+
+
+def _gib(size: float) -> str:
+    for unit in ("MiB", "GiB", "TiB", "PiB", "EiB"):
+        size /= 1024.0 if unit != "MiB" else 1024.0**2
+        if size < 1000.0 or unit == "EiB":
+            break
+    return f"{size:,.3g} {unit}"
+
+
+def _time(seconds: float) -> str:
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2.0 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.2g} s"

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from embodied_rl import inspection, training
+from embodied_rl.cli import main
+from embodied_rl.config import load
+from embodied_rl.errors import UserError
+from embodied_rl.inspection import inspect, total_memory, warnings_of
+from embodied_rl.learn.models import build_actor
+from embodied_rl.make_env import make
+from embodied_rl.sections import LARGEST
+from embodied_rl.vector_env import LARGEST as LOST
+
+OWN = """
+import torch
+
+from embodied_rl.mdp.term import observation, reward, termination
+
+
+@reward()
+def column(env):
+    return torch.zeros(env.num_envs, 1)
+
+
+@reward()
+def nothing(env):
+    return None
+
+
+@reward()
+def lost(env):
+    return env.robot.no_such_thing
+
+
+@observation(mirror="scalar")
+def flat(env):
+    return torch.zeros(env.num_envs)
+
+
+@termination()
+def maybe(env):
+    return torch.zeros(env.num_envs)
+
+
+@reward(needs=("joint_torqe",))
+def wrong(env):
+    return torch.zeros(env.num_envs)
+
+
+@reward(needs=("contact:elbows",))
+def elbows(env):
+    return torch.zeros(env.num_envs)
+"""
+
+
+def test_a_page_that_is_right_is_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "go2_flat", "observations.actor.joint_pos.history=3"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "robot         go2: 12 joints, 4 feet, 15.21 kg"
+    assert said[2].startswith("actor         71 = base_ang_vel 3 + ") and "joint_pos 12 x 3" in said[2]
+    assert "256 x 24 x 400 = 2,457,600 steps" in said and said[-1] == "go2_flat: ok"
+
+
+@pytest.mark.parametrize(
+    ("change", "most", "advice"),
+    [
+        ("env.num_envs=1000000000", "rollout", "fewer env.num_envs or train.steps"),
+        ("observations.actor.joint_pos.history=1000000", "rollout", "fewer env.num_envs"),
+        ("observations.actor.joint_pos.delay=[0, 1000000000]", "robots", "fewer env.num_envs, shorter histories and delays"),
+        ("train.steps=1000000000", "rollout", "fewer env.num_envs or train.steps"),
+        ("ppo.actor_hidden_dims=[1000000, 1000000]", "networks", "smaller networks"),
+    ],
+)
+def test_what_no_memory_holds_is_refused_before_it_is_asked_for(change: str, most: str, advice: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^go2_flat: training takes about [\d.,]+ [TG]iB \({most} .*{advice}") as refused:
+        training.start(load("go2_flat", [change]), tmp_path / "run")
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rnn", ["none", "gru"])
+def test_an_empty_minibatch_is_refused(rnn: str) -> None:
+    changes = ["env.num_envs=16", "ppo.symmetry=none", f"ppo.rnn_type={rnn}", "ppo.num_mini_batches=385"]
+    with pytest.raises(UserError, match=r"^go2_flat: ppo\.num_mini_batches: 385 is more than an iteration's (384 t|16 r)"):
+        inspect(load("go2_flat", changes))
+
+
+def test_the_estimates_count_what_is_made() -> None:
+    page = load("go2_flat", ["env.compile=false", "env.num_envs=64", "ppo.rnn_type=gru", "ppo.symmetry=none"])
+    env = make(page)
+    actor = build_actor(env.obs, env.action_space, page.ppo)
+    numbers = sum(one.numel() for one in actor.parameters()) - env.num_actions  # the standard deviations
+    counted = inspection._parameters({name: one.shape[1] for name, one in env.obs.items()}, page.ppo, env.num_actions)
+    assert counted["actor"] == numbers
+    state = sum(one.numel() * one.element_size() for one in env.snapshot(torch.arange(64)).values())
+    assert state <= inspect(page).memory["robots"] <= 8 * state
+
+
+def test_an_iteration_that_takes_long_is_warned_of() -> None:
+    page = load("go2_flat", ["ppo.num_learning_epochs=1000", "ppo.actor_hidden_dims=[1024, 1024]"])
+    (line,) = warnings_of(page, inspect(page))
+    assert line.startswith("go2_flat: an iteration takes about ") and line.endswith("(6,144 steps); is that meant?")
+
+
+def test_mistakes_of_all_terms_are_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    own = f"terms=[{tmp_path / 'own.py'}]"
+    names = {"column": "float32 (16, 1)", "nothing": "None", "lost": "AttributeError"}
+    terms = [f"rewards.{name}={{weight: 1.0}}" for name in names]
+    with pytest.raises(UserError) as refused:
+        inspect(load("go2_flat", [own, *terms, "terminations.maybe={}"]))
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 4
+    for name, said in names.items():
+        assert any(line.startswith(f"rewards.{name}") and said in line for line in lines), (name, lines)
+    assert any(line.startswith("terminations.maybe: a term returns bool (16,), got float32 (16,)") for line in lines)
+    with pytest.raises(UserError, match=r"needs 'joint_torqe', .*did you mean 'joint_torque'\?") as refused:
+        inspect(load("go2_flat", [own, "rewards.wrong={weight: 1.0}", "rewards.elbows={weight: 1.0}"]))
+
+
+def test_what_a_term_does_wrong_later_is_named_too(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom embodied_rl.mdp.term import reward\n\nCALLS = []\n\n\n@reward()\ndef tires(env):\n"
+        "    CALLS.append(1)\n    return torch.zeros(env.num_envs) / len(CALLS) if len(CALLS) < 4 else [][0]\n"
+    )
+    env = make(
+        load("go2_flat", [f"terms=[{tmp_path / 'own.py'}]", "rewards.tires={weight: 1.0}", "env.compile=false"]), num_envs=2
+    )
+    with pytest.raises(UserError, match=r"^go2_flat: .*own\.py:10: IndexError: list index out of range$"):
+        for _ in range(10):
+            env.step(torch.zeros(2, 12))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("import sys; sys.exit(3)", r"ends the process while it is imported \(SystemExit 3\)"),
+        ("raise SystemExit", r"ends the process while it is imported \(SystemExit None\)"),
+        ("import no_such_package", r"own\.py:1: ModuleNotFoundError: No module named 'no_such_package'"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_told_in_one_line(
+    line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import torch\nfrom embodied_rl.mdp.term import reward\n\n\n@reward()\ndef mine(env):\n"
+    text += "    return torch.zeros(env.num_envs)\n"
+    (tmp_path / "own.py").write_text(f"{line}\n{text}")
+    assert main(["check", "go2_flat", f"terms=[{tmp_path / 'own.py'}]", "rewards.mine={weight: 1.0}"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"terms: .*{said}", told)
+
+
+def test_a_wrong_learner_and_mirror_are_told_before_a_run_begins(tmp_path: Path) -> None:
+    for change, message in (
+        ("train.learner=os:system", r"^train\.learner: os:system: is no learner"),
+        ("observations.actor.odd={term: odd}", "odd"),
+    ):
+        (tmp_path / "own.py").write_text(
+            "import torch\nfrom embodied_rl.mdp.term import observation\n\n\n"
+            "@observation(mirror='joints')\ndef odd(env):\n    return torch.zeros(env.num_envs, 5)\n"
+        )
+        with pytest.raises(UserError, match=message):
+            training.start(load("go2_flat", [f"terms=[{tmp_path / 'own.py'}]", change]), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_memory_is_that_of_the_container() -> None:
+    assert 2**28 < total_memory() < 2**50
+
+
+def test_numbers_are_bounded_where_a_robot_counts_as_lost() -> None:
+    assert LARGEST == LOST
+
+
+def test_text_is_checked_before_anything_heavy_is_loaded() -> None:
+    code = "import sys; from embodied_rl import cli; cli.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code, "check", "go2_flat", "env.num_envs=0"], capture_output=True).returncode == 0
+    )
