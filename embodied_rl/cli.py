@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
 
     check = _verb(verbs, "check", _check, "open a page, and say what is wrong with it or what a training takes")
     _config(check)
-    check.add_argument("--print", action="store_true", help="print the page with every default, as YAML")
+    check.add_argument(
+        "--print", action="store_true", help="print the page with every default, and the robot as it is simulated, as YAML"
+    )
 
     schema = _verb(verbs, "schema", _schema, "print the JSON schema of pages or of robot.yaml, for editors")
     schema.add_argument("kind", nargs="?", choices=("page", "robot"), default="page", help="of what; default page")
@@ -340,7 +342,7 @@ def _check(options: argparse.Namespace) -> int:
     for line in (*warnings_of(page), *inspection.warnings_of(page, found)):
         print(line, file=sys.stderr)
     if options.print:
-        print(page.to_yaml(), end="")
+        print(page.to_yaml(), *(f"# {line}\n" for line in found.robot), sep="", end="")
     print(f"{found.summary(page)}\n{page.name}: ok", file=sys.stderr if options.print else sys.stdout)
     return 0
 

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.learner import learner_class
 from embodied_rl.make_env import make, make_vector
+from embodied_rl.scene.table import rows
 from embodied_rl.vector_env import VectorEnv
 
 #: Robots that are made to see whether a page's can be, and control steps that they take to be timed.
@@ -42,6 +43,8 @@ class Inspection:
     """Control steps a second that the physics gives here; None where that is not simulated here."""
     iteration_s: float | None
     """An iteration's time here, estimated [s]."""
+    robot: tuple[str, ...] = ()
+    """Every number of the robot as it is simulated, a line for each of its parts."""
 
     def summary(self, page: Page) -> str:
         """Write what `check` says of a page that is right."""
@@ -76,7 +79,8 @@ def inspect(page: Page) -> Inspection:
             if page.ppo.symmetry != "none":
                 robots.mirror_maps()
             rate = _rate(robots)
-            return _inspected(page, robots, _of_robots(page, robots), _described(page, robots), rate)
+            found = _inspected(page, robots, _of_robots(page, robots), _described(page, robots), rate)
+            return replace(found, robot=tuple(rows(robots.scene)))
         finally:
             robots.close()
 

@@ -116,6 +116,10 @@ def build_scene(
     controls = _checked(controls or {}, robot)
     terrain = FlatTerrain()
     spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
+    try:
+        spec.compile()
+    except ValueError as error:
+        raise SceneError(f"{robot.model_path}: cannot be compiled: {' '.join(str(error).split())}") from None
     _fix_inertias(spec)
     feet = {geom for foot in robot.feet for geom in foot.geoms}
     for geom in list(spec.geoms):
