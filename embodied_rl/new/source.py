@@ -192,6 +192,8 @@ def _mjcf(file: Path, folder: Path, name: str) -> Source:
         spec.delete(sensor)
     geoms = {geom.name for geom in spec.geoms}
     for pair in [pair for pair in spec.pairs if not {pair.geomname1, pair.geomname2} <= geoms]:
+        for geom in [geom for geom in spec.geoms if geom.name in (pair.geomname1, pair.geomname2)]:
+            geom.conaffinity = 1  # it touched the ground by the pair alone
         spec.delete(pair)
     _read_actuators(spec, source)
     for element in [*spec.actuators, *spec.keys]:
