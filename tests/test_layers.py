@@ -38,7 +38,7 @@ LAYERS = (
     ("learn.cpu",),
     ("learn", "view"),
     ("adapters",),
-    ("pools", "deploy"),
+    ("pools", "deploy", "new"),
     ("runs",),
     ("training",),
     ("bench",),

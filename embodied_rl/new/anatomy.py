@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass
 
 import mujoco
@@ -15,9 +14,11 @@ from embodied_rl.robot.spec import mirrored_name
 from embodied_rl.scene.feet import supports
 
 #: Words of sides, in lower case; they are no part of what a joint does.
-_SIDES = {"left", "right", "front", "rear", "back", "hind", "middle", "mid", "l", "r", "f", "b", "h", "m"} | {
-    row + side for row in ("f", "r", "h", "b", "m") for side in ("l", "r")
-} | {side + row for row in ("f", "h", "b", "m") for side in ("l", "r")}
+_SIDES = (
+    {"left", "right", "front", "rear", "back", "hind", "middle", "mid", "l", "r", "f", "b", "h", "m"}
+    | {row + side for row in ("f", "r", "h", "b", "m") for side in ("l", "r")}
+    | {side + row for row in ("f", "h", "b", "m") for side in ("l", "r")}
+)
 #: As shares of the robot's height: what lies as low as the feet, and what of a last link touches the ground.
 _LOW, _SOLE = 0.15, 0.02
 
@@ -81,7 +82,9 @@ def study(source: Source) -> Anatomy:
     ground = min((low[geom] for geoms in groups.values() for geom in geoms), default=np.inf)
     for name in sorted(source.lost):
         if data.body(name).xpos[2] < ground:
-            raise UserError(f"{source.path.name}: no feet found: the collision mesh of {name!r}, the lowest body, is missing; bring it")
+            raise UserError(
+                f"{source.path.name}: no feet found: the collision mesh of {name!r}, the lowest body, is missing; bring it"
+            )
     if not groups:
         raise UserError(f"{source.path.name}: no feet found: no link that moves has a collision geom; give the last ones some")
     height = float(data.xpos[base, 2] - ground)
@@ -172,9 +175,7 @@ def _ancestors(model: mujoco.MjModel, body: int) -> list[int]:
 
 def _joints(model: mujoco.MjModel) -> list[str]:
     """List what moves, the free joint aside, in the file's order."""
-    return [
-        model.joint(index).name for index in range(model.njnt) if model.jnt_type[index] != mujoco.mjtJoint.mjJNT_FREE
-    ]
+    return [model.joint(index).name for index in range(model.njnt) if model.jnt_type[index] != mujoco.mjtJoint.mjJNT_FREE]
 
 
 def _chain(model: mujoco.MjModel, body: int) -> list[str]:
@@ -239,9 +240,7 @@ def _mirror(partners: dict[str, str], across: dict[str, float]) -> dict[str, str
     return {}
 
 
-def _ordered(
-    model: mujoco.MjModel, data: mujoco.MjData, legs: list[Leg], partners: dict[str, str], height: float
-) -> list[Leg]:
+def _ordered(model: mujoco.MjModel, data: mujoco.MjData, legs: list[Leg], partners: dict[str, str], height: float) -> list[Leg]:
     """Sort legs from front to rear, left before right."""
     place = {id(leg): data.geom_xpos[leg.geoms].mean(axis=0) for leg in legs}
     rows: list[list[Leg]] = []
@@ -264,6 +263,10 @@ def _foot_names(legs: list[Leg], mirror: dict[str, str]) -> list[str]:
         shared.append([part for part in first if part.lower() in _SIDES and all(part in other for other in others)])
     names = ["_".join(parts) for parts in shared]
     for candidate in (names, [leg.joints[-1] for leg in legs]):
-        if all(candidate) and len({*candidate}) == len(legs) and all(mirrored_name(mirror, one) in candidate for one in candidate):
+        if (
+            all(candidate)
+            and len({*candidate}) == len(legs)
+            and all(mirrored_name(mirror, one) in candidate for one in candidate)
+        ):
             return candidate
     return [f"foot_{index}" for index in range(len(legs))]

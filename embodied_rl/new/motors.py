@@ -1,9 +1,11 @@
 """Motors of a robot whose file gives limits at most: gains that scale with its weight and its legs.
 
 Two legs in stance hold up an inverted pendulum of the robot's mass m on legs of length L, which topples with the stiffness
-m g L: each joint of a leg gets half of it.  A Go2's is 31 N m/rad (it ships with 35), a Go1's 26 (35).  Damping and armature
-follow a Go2's by the same similarity, in which a time is sqrt(L / g): damping = stiffness sqrt(L / g) / 14, armature =
-0.004 m L^2.  What is in no leg gets the natural frequency of four such pendulums, and no more stiffness than a leg.
+m g L: each joint of a leg gets half of it, or more where the load of standing would bend its most loaded joint by more than
+0.14 rad.  A Go2's is 38 N m/rad (it ships with 35, and stands 0.15 rad bent).  On two legs hip, knee and ankle bend in series
+and topple it sooner, so that all is made stiffer until it stands (`STIFFER`).  Damping and armature follow a Go2's by the
+same similarity, in which a time is sqrt(L / g): damping = stiffness sqrt(L / g) / 14, armature = 0.004 m L^2.  What is in no
+leg gets a natural frequency of four times that of a pendulum of length L, and no more stiffness than a leg.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ from embodied_rl.new.stance import Stance
 
 _GRAVITY = 9.81
 _DAMPING, _ARMATURE = 1.0 / 14.0, 0.004
-#: No stiffer than that the effort limit is reached at this error [rad]; a Go2's: 0.68.
+#: How far the load of standing bends a leg's most loaded joint at most [rad]
+_SAG = 0.14
+#: No stiffer than that the effort limit is reached at this error [rad], a Go2's being 0.68; soles have to hold all upright.
 _AT_LEAST = 0.4
+#: Factors of all stiffness, of which the first is taken with which the robot stands.
+STIFFER = (1.0, 1.5, 2.0, 3.0, 4.0)
 #: Of what is in no leg: frequency in those of the legs' pendulum, damping ratio.
 _FREQUENCY, _DAMPING_RATIO = 4.0, 0.7
 
@@ -37,8 +43,8 @@ class Motor:
     armature: float | None
 
 
-def choose(source: Source, anatomy: Anatomy, stance: Stance) -> tuple[dict[str, Motor], dict[str, str]]:
-    """Choose classes of motors: their numbers, and the class of each joint."""
+def choose(source: Source, anatomy: Anatomy, stance: Stance, stiffer: float) -> tuple[dict[str, Motor], dict[str, str]]:
+    """Choose classes of motors: their numbers, and the class of each joint; `stiffer` is a factor of all stiffness."""
     model, data = anatomy.model, mujoco.MjData(anatomy.model)
     for name, position in stance.joints.items():
         data.joint(name).qpos[:] = position
@@ -46,20 +52,34 @@ def choose(source: Source, anatomy: Anatomy, stance: Stance) -> tuple[dict[str, 
     inertia = np.zeros((model.nv, model.nv))
     mujoco.mj_fullM(model, data, inertia)
     weight = float(model.body_subtreemass[anatomy.base]) * _GRAVITY
-    leg, time = 0.5 * weight * stance.reach, math.sqrt(stance.reach / _GRAVITY)
+    leg = stiffer * max(0.5 * weight * stance.reach, _load(anatomy, data, weight) / _SAG)
+    time = math.sqrt(stance.reach / _GRAVITY)
     own_armature = {name: float(model.dof_armature[model.joint(name).dofadr[0]]) for name in anatomy.joints}
+    flat = {name for one in anatomy.legs if one.flat for name in one.joints}
     one_each: dict[str, Motor] = {}
     for name in anatomy.joints:
         dof = int(model.joint(name).dofadr[0])
         carries = name in anatomy.moving
-        free = leg if carries else min(leg, float(inertia[dof, dof]) * (_FREQUENCY / time) ** 2)
+        free = leg if carries else min(leg, stiffer * float(inertia[dof, dof]) * (_FREQUENCY / time) ** 2)
         effort = source.effort.get(name, free)
-        stiffness = min(free, effort / _AT_LEAST)
+        stiffness = free if name in flat else min(free, effort / _AT_LEAST)
         damping = stiffness * time * (_DAMPING if carries else 2.0 * _DAMPING_RATIO / _FREQUENCY)
-        armature = None if own_armature[name] else _ARMATURE * 2.0 * leg / _GRAVITY * stance.reach * stiffness / leg
+        armature = None if own_armature[name] else _ARMATURE * weight / _GRAVITY * stance.reach**2 * stiffness / leg
         numbers = (stiffness, damping, effort, source.velocity.get(name), armature)
         one_each[name] = Motor(*(None if one is None else float(f"{one:.3g}") for one in numbers))  # pyright: ignore
     return _classes(one_each)
+
+
+def _load(anatomy: Anatomy, data: mujoco.MjData, weight: float) -> float:
+    """Give the largest torque of a leg's joint that stands, each foot with its share of the weight [N m]."""
+    model, largest = anatomy.model, 0.0
+    for leg in anatomy.legs:
+        jacobian = np.zeros((3, model.nv))
+        foot = data.geom_xpos[leg.geoms].mean(axis=0)
+        mujoco.mj_jac(model, data, jacobian, None, foot, leg.body)
+        torque = data.qfrc_bias - jacobian[2] * weight / len(anatomy.legs)
+        largest = max(largest, *(abs(float(torque[model.joint(name).dofadr[0]])) for name in leg.joints))
+    return largest
 
 
 def _classes(one_each: dict[str, Motor]) -> tuple[dict[str, Motor], dict[str, str]]:
@@ -81,4 +101,8 @@ def _classes(one_each: dict[str, Motor]) -> tuple[dict[str, Motor], dict[str, st
 def _alike(one: Motor, other: Motor) -> bool:
     """Whether two joints may have one motor: sides differ by what a CAD program rounds."""
     limits = (one.effort_limit, one.velocity_limit) == (other.effort_limit, other.velocity_limit)
-    return limits and math.isclose(one.stiffness, other.stiffness, rel_tol=0.05) and (one.armature is None) == (other.armature is None)
+    return (
+        limits
+        and math.isclose(one.stiffness, other.stiffness, rel_tol=0.05)
+        and (one.armature is None) == (other.armature is None)
+    )

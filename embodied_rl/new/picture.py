@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
-from PIL import Image
 
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.robot import RobotSpec
@@ -25,6 +25,8 @@ def draw(robot: RobotSpec, file: Path) -> None:
     Raises:
         UserError: nothing renders here; one line.
     """
+    from PIL import Image
+
     use_gl()
     scene = build_scene(robot, collisions="full", physics=PhysicsSettings())
     model, data = scene.render_model, mujoco.MjData(scene.render_model)
@@ -54,17 +56,17 @@ def _mark(scene: mujoco.MjvScene, robot: RobotSpec, data: mujoco.MjData, size: f
         place, axis = data.joint(name).xanchor, data.joint(name).xaxis
         side = place[1] - data.body(robot.base).xpos[1]
         colour = _MIDDLE if partners.get(name, name) == name else _LEFT if side > 0.0 else _RIGHT
-        _between(scene, mujoco.mjtGeom.mjGEOM_ARROW, 0.012 * size, place, place + 0.16 * size * axis, colour)
+        _between(scene, mujoco.mjtGeom.mjGEOM_ARROW, 0.015 * size, place, place + 0.2 * size * axis, colour)
         partner = partners.get(name, name)
         if robot.joint_names.index(partner) > robot.joint_names.index(name):
             _between(scene, mujoco.mjtGeom.mjGEOM_LINE, 1.0, place, data.joint(partner).xanchor, _MIDDLE)
     for foot in robot.feet:
         place = data.site(foot.site).xpos
-        geom = _add(scene, mujoco.mjtGeom.mjGEOM_SPHERE, [0.045 * size] * 3, place, _FOOT)
+        geom = _add(scene, mujoco.mjtGeom.mjGEOM_SPHERE, [0.06 * size] * 3, place, _FOOT)
         geom.label = f"{foot.name} {foot.gait_offset:g}"
 
 
-def _add(scene: mujoco.MjvScene, kind: mujoco.mjtGeom, size: list[float], place: np.ndarray, colour: tuple[float, ...]):  # noqa: ANN202
+def _add(scene: mujoco.MjvScene, kind: mujoco.mjtGeom, size: list[float], place: np.ndarray, colour: tuple[float, ...]) -> Any:
     geom = scene.geoms[scene.ngeom]
     mujoco.mjv_initGeom(geom, kind, np.array(size), np.array(place), np.eye(3).ravel(), np.array(colour, np.float32))
     scene.ngeom += 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import mujoco
@@ -51,18 +53,18 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
         source.save()
         poser = Poser(anatomy)
         tried = []
-        for origin, stance in _stances(source, poser):
-            chosen = motors.choose(source, anatomy, stance)
+        for (origin, stance), stiffer in itertools.product(_stances(source, poser), motors.STIFFER):
+            chosen = motors.choose(source, anatomy, stance, stiffer)
             page = write.robot_page(source, anatomy, stance, chosen, feet)
             (work / "robot.yaml").write_text(page, encoding="utf-8")
             robot = load_robot(str(work))
             if anatomy.mirror:
                 robot.joint_mirror()  # as the page has it
             lean, height = stand(robot)
-            tried.append((lean > _LEAN or height < 1.0 - _SINK, lean, origin, stance, chosen, height))
+            tried.append((lean > _LEAN or height < 1.0 - _SINK, lean, origin, stance, chosen, height, stiffer))
             if not tried[-1][0]:
                 break
-        falls, lean, origin, stance, chosen, height = min(tried, key=lambda one: one[:2])
+        falls, lean, origin, stance, chosen, height, stiffer = min(tried, key=lambda one: one[:2])
         page = write.robot_page(source, anatomy, stance, chosen, feet)
         (work / "robot.yaml").write_text(page, encoding="utf-8")
         (work / f"{source.name}_flat.yaml").write_text(write.flat_page(source, anatomy, stance), encoding="utf-8")
@@ -74,8 +76,12 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
         draw(load_robot(str(folder)), png)
     stood = f"stands {_SECONDS:g} s on its motors: leans {lean:.3f} rad, keeps {100 * height:.0f} % of its height"
     if falls:
-        stood = f"DOES NOT STAND on its motors for {_SECONDS:g} s: leans {lean:.2f} rad, keeps {100 * height:.0f} % of its height; "
+        stood = (
+            f"DOES NOT STAND on its motors for {_SECONDS:g} s: leans {lean:.2f} rad, keeps {100 * height:.0f} % of its height; "
+        )
         stood += f"mend the defaults in {display(folder / 'robot.yaml')}"
+    if stiffer > 1.0:
+        stood += f"; all stiffness is {stiffer:g} times the rule's for that"
     return [*_told(source, anatomy, stance, origin, chosen), stood, *_next(folder, source, png)]
 
 
@@ -95,7 +101,7 @@ def stand(robot: RobotSpec) -> tuple[float, float]:
     return leans, float(data.xpos[scene.base_body, 2]) / robot.base_height
 
 
-def _stances(source: Source, poser: Poser):  # noqa: ANN202
+def _stances(source: Source, poser: Poser) -> Iterator[tuple[str, Stance]]:
     """Go through the poses that may stand, the best first."""
     for name, pose in source.poses.items():
         if any(word in name.lower() for word in ("home", "stand", "default")):
@@ -108,9 +114,10 @@ def _mark_feet(source: Source, anatomy: Anatomy) -> dict[str, tuple[list[str], s
     """Give the feet's geoms names and each foot a site where it has none; geoms and site of each foot."""
     spec, model = source.spec, anatomy.model
     feet = {}
+    by_id = {geom.id: geom for geom in spec.geoms}
     taken = {geom.name for geom in spec.geoms} | {site.name for site in spec.sites}
     for leg in anatomy.legs:
-        geoms = [spec.geoms[index] for index in leg.geoms]
+        geoms = [by_id[index] for index in leg.geoms]
         for index, geom in enumerate(geoms):
             if not geom.name:
                 stem = f"{leg.foot}_foot" + (f"_{index}" if index else "")
@@ -118,10 +125,7 @@ def _mark_feet(source: Source, anatomy: Anatomy) -> dict[str, tuple[list[str], s
         body = spec.body(model.body(leg.body).name)
         place = model.geom_pos[leg.geoms[0]]
         sites = [site for site in body.sites if source.urdf or np.allclose(site.pos, place, atol=1e-9)]
-        if sites:
-            site = sites[0]
-        else:
-            site = body.add_site(name=f"{leg.foot}_foot_site", pos=place)
+        site = sites[0] if sites else body.add_site(name=f"{leg.foot}_foot_site", pos=place)
         site.name = site.name or f"{leg.foot}_foot_site"
         feet[leg.foot] = ([geom.name for geom in geoms], site.name)
     return feet
@@ -143,8 +147,8 @@ def _told(
         f"base: {source.base}, {root}; {mass:.4g} kg",
         f"feet: {', '.join(leg.foot for leg in anatomy.legs)} ({bodies}): the lowest collision geoms; {gait}",
         f"legs: {write.number(stance.reach)} m from hip to sole at full reach; {len(anatomy.moving)} joints, {others} others",
-        f"pose: {origin}; base at {write.number(stance.base_height)} m, centre of mass {1e3 * stance.offset:.1f} mm off the middle "
-        "of the feet",
+        f"pose: {origin}; base at {write.number(stance.base_height)} m, centre of mass {1e3 * stance.offset:.1f} mm off the "
+        "middle of the feet",
         f"mirror: {mirror}, from places and axes" if mirror else f"mirror: none: {anatomy.no_mirror or 'no names to swap'}",
     ]
     if welded := [name for name in anatomy.joints if name not in source.driven]:
@@ -153,9 +157,11 @@ def _told(
         joints = [joint for joint, its in of.items() if its == name]
         known = joints[0] in source.effort
         effort = f"effort {motor.effort_limit:g} {'from the file' if known else 'guessed: the file has none'}"
-        rule = "m g L / 2" if joints[0] in anatomy.moving else "its inertia"
-        capped = math.isclose(motor.stiffness, motor.effort_limit / 0.4, rel_tol=0.01)
-        rule = "its effort" if capped else rule
+        rule = "the load of its legs" if joints[0] in anatomy.moving else "its inertia"
+        capped = known and motor.stiffness < 0.99 * max(
+            classes[its].stiffness for one, its in of.items() if one in anatomy.moving
+        )
+        rule = "its effort limit" if capped and joints[0] in anatomy.moving else rule
         speed = f", velocity {motor.velocity_limit:g} from the file" if motor.velocity_limit else ""
         lines.append(
             f"motor {name}: {effort}{speed}; stiffness {motor.stiffness:g} from {rule}, damping {motor.damping:g}"

@@ -190,10 +190,11 @@ def _mjcf(file: Path, folder: Path, name: str) -> Source:
     source = Source(name, folder / f"{name}.xml", spec, base.name, False, notes=notes, lost=lost)
     for sensor in list(spec.sensors):
         spec.delete(sensor)
-    geoms = {geom.name for geom in spec.geoms}
-    for pair in [pair for pair in spec.pairs if not {pair.geomname1, pair.geomname2} <= geoms]:
+    if pairs := list(spec.pairs):
+        notes.append(f"left out: {len(pairs)} contact pairs; what they name of the robot may touch the ground")
+    for pair in pairs:
         for geom in [geom for geom in spec.geoms if geom.name in (pair.geomname1, pair.geomname2)]:
-            geom.conaffinity = 1  # it touched the ground by the pair alone
+            geom.conaffinity = 1
         spec.delete(pair)
     _read_actuators(spec, source)
     for element in [*spec.actuators, *spec.keys]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mujoco
@@ -194,13 +195,17 @@ def _inner(low: float, high: float) -> tuple[float, float]:
     return low + _MARGIN * (high - low), high - _MARGIN * (high - low)
 
 
-def _least_squares(residual, start: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, float]:  # noqa: ANN001
+def _least_squares(
+    residual: Callable[[np.ndarray], np.ndarray], start: np.ndarray, bounds: np.ndarray
+) -> tuple[np.ndarray, float]:
     """Minimize a sum of squares within bounds by Levenberg and Marquardt's rule, with differences for derivatives."""
     values, damping = start.astype(float), 1e-3
     now = residual(values)
     for _ in range(60):
         steps = np.where(values + 1e-5 > bounds[:, 1], -1e-5, 1e-5)
-        slope = np.stack([(residual(values + step * unit) - now) / step for step, unit in zip(steps, np.eye(len(values)))], 1)
+        slope = np.stack(
+            [(residual(values + step * unit) - now) / step for step, unit in zip(steps, np.eye(len(values)), strict=True)], 1
+        )
         fixed = ((values <= bounds[:, 0]) & (slope.T @ now > 0.0)) | ((values >= bounds[:, 1]) & (slope.T @ now < 0.0))
         slope[:, fixed] = 0.0
         move = -np.linalg.solve(slope.T @ slope + damping * np.eye(len(values)), slope.T @ now)

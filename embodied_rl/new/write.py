@@ -85,8 +85,8 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
     starts = {"start_lin_vel": number(0.3 * speed), "start_ang_vel": number(0.3 / time)}
     score = [f"  {key}: {value}" for key, value in (ranges | starts | limits | reference).items()]
     lines = [
-        f"# {source.name} on flat ground: go2_flat, its lengths scaled by {number(length)} (legs of {number(stance.reach)} m against",
-        f"# a Go2's {number(_REACH)} m), speeds and times by {number(speed)}, the root of it (Froude).",
+        f"# {source.name} on flat ground: go2_flat, its lengths scaled by {number(length)} (legs of {number(stance.reach)} m",
+        f"# against a Go2's {number(_REACH)} m), speeds and times by {number(speed)}, the root of it (Froude).",
         "extends: go2_flat",
         "task: velocity",
         "robot: .",

@@ -116,7 +116,7 @@ def _shapes(
 
 
 def supports(model: mujoco.MjModel, geom: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Give the points (P, 4) with their radius and the ellipsoids (E, 12), centre and half-axes, that a geom hangs on in its frame."""
+    """Give points (P, 4) with their radius, and ellipsoids (E, 12), centre and half-axes, of a geom in its own frame."""
     kind, (a, b, c) = mujoco.mjtGeom(int(model.geom_type[geom])), model.geom_size[geom]
     points, ellipsoids = np.zeros((0, 4)), np.zeros((0, 12))
     if kind == mujoco.mjtGeom.mjGEOM_SPHERE:
