@@ -80,16 +80,20 @@ def study(source: Source) -> Anatomy:
         if (group := int(model.body_weldid[model.geom_bodyid[geom]])) not in (0, base):
             groups.setdefault(group, []).append(geom)
     ground = min((low[geom] for geoms in groups.values() for geom in geoms), default=np.inf)
-    for name in sorted(source.lost):
-        if data.body(name).xpos[2] < ground:
-            raise UserError(
-                f"{source.path.name}: no feet found: the collision mesh of {name!r}, the lowest body, is missing; bring it"
-            )
     if not groups:
-        raise UserError(f"{source.path.name}: no feet found: no link that moves has a collision geom; give the last ones some")
+        missing = f", and those of {', '.join(sorted(source.lost))} are missing" if source.lost else ""
+        raise UserError(
+            f"{source.path.name}: no feet found: no link that moves has a collision geom{missing}; give the last ones some"
+        )
     height = float(data.xpos[base, 2] - ground)
     if height <= 0.0:
         raise UserError(f"{source.path.name}: no feet found: nothing lies below the base {source.base!r}; z must point up")
+    low_ones = [name for name in source.lost if data.body(name).xpos[2] < ground + _LOW * height]
+    if low_ones:
+        name = min(low_ones, key=lambda one: float(data.body(one).xpos[2]))
+        raise UserError(
+            f"{source.path.name}: no feet found: the collision mesh of {name!r}, the lowest body, is missing; bring it"
+        )
     near = {group for group, geoms in groups.items() if min(low[geom] for geom in geoms) < ground + _LOW * height}
     feet = [group for group in near if not any(group in _ancestors(model, other) for other in near)]
     chains = {foot: _chain(model, foot) for foot in feet}

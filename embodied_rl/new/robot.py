@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def stand(robot: RobotSpec) -> tuple[float, float]:
 def _stances(source: Source, poser: Poser) -> Iterator[tuple[str, Stance]]:
     """Go through the poses that may stand, the best first."""
     for name, pose in source.poses.items():
-        if any(word in name.lower() for word in ("home", "stand", "default")):
+        if re.search("home|stand|default", name.lower()):
             yield f"the file's keyframe {name!r}", poser.describe(pose)
     yield "feet level, the centre of mass over them", poser.solve()
     yield "the pose of the file", poser.describe({})

@@ -125,7 +125,7 @@ def gait_offsets(anatomy: Anatomy) -> list[float]:
 
 def text(name: str) -> str:
     """Write a name as YAML reads it back."""
-    return name if re.fullmatch(r"[A-Za-z_]\w*|\.", name) and name.lower() not in _RESERVED else json.dumps(name)
+    return name if re.fullmatch(r"[A-Za-z_][\w.-]*|\.", name) and name.lower() not in _RESERVED else json.dumps(name)
 
 
 def number(value: float) -> str:
