@@ -37,9 +37,14 @@ def draw(robot: RobotSpec, file: Path) -> None:
     width, height = _SIZE
     model.vis.global_.offwidth, model.vis.global_.offheight = width, height
     camera, option = mujoco.MjvCamera(), mujoco.MjvOption()
-    camera.lookat[:] = data.xpos[scene.base_body] * (1.0, 1.0, 0.6)
-    size = max(robot.base_height, float(np.ptp([data.site(foot.site).xpos for foot in robot.feet], axis=0).max()))
-    camera.distance, camera.azimuth, camera.elevation = 2.9 * size, 125.0, -18.0
+    own = np.flatnonzero((model.geom_bodyid != 0) & (model.geom_group < 4))
+    places, radii = data.geom_xpos[own], np.minimum(model.geom_rbound[own], robot.base_height)[:, None]
+    low, high = (places - radii).min(axis=0), (places + radii).max(axis=0)
+    camera.lookat[:] = (low + high) / 2.0
+    size = 0.5 * float(np.linalg.norm(high - low))
+    camera.distance, camera.azimuth, camera.elevation = 3.1 * size, 125.0, -18.0
+    for geom in (model.geom(name).id for foot in robot.feet for name in foot.geoms):
+        model.geom_rgba[geom], model.geom_matid[geom] = _FOOT, -1
     seen = model.geom_group[model.geom_bodyid != 0]
     option.geomgroup[3] = not np.isin(seen, (0, 1, 2)).any() or bool((seen == 3).any())
     with mujoco.Renderer(model, height, width) as renderer:
@@ -61,8 +66,7 @@ def _mark(scene: mujoco.MjvScene, robot: RobotSpec, data: mujoco.MjData, size: f
         if robot.joint_names.index(partner) > robot.joint_names.index(name):
             _between(scene, mujoco.mjtGeom.mjGEOM_LINE, 1.0, place, data.joint(partner).xanchor, _MIDDLE)
     for foot in robot.feet:
-        place = data.site(foot.site).xpos
-        geom = _add(scene, mujoco.mjtGeom.mjGEOM_SPHERE, [0.06 * size] * 3, place, _FOOT)
+        geom = _add(scene, mujoco.mjtGeom.mjGEOM_SPHERE, [0.01 * size] * 3, data.site(foot.site).xpos, _FOOT)
         geom.label = f"{foot.name} {foot.gait_offset:g}"
 
 
