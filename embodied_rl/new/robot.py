@@ -20,9 +20,10 @@ from embodied_rl.new.anatomy import Anatomy, study
 from embodied_rl.new.motors import Motor
 from embodied_rl.new.source import Source, read_source
 from embodied_rl.new.stance import Poser, Stance
-from embodied_rl.robot import RobotSpec, load_robot
+from embodied_rl.robot import RobotSpec, load_robot, robot_names
 from embodied_rl.scene import build_scene
 from embodied_rl.strict_yaml import display
+from embodied_rl.view.film import use_gl
 
 #: How long it has to stand [s], how far it may lean [rad] and which share of its height it may lose.
 _SECONDS, _LEAN, _SINK = 2.0, 0.2, 0.15
@@ -45,6 +46,8 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
     folder = output or Path(file.name.partition(".")[0])
     if folder.exists():
         raise UserError(f"{folder}: is there already; name another --output, or remove it")
+    if png is not None:
+        use_gl()  # what cannot draw says so before anything is written
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) / "robot"
         work.mkdir()
@@ -74,7 +77,7 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
     if png is not None:
         from embodied_rl.new.picture import draw
 
-        draw(load_robot(str(folder)), png)
+        draw(load_robot(str(folder.resolve())), png)
     stood = f"stands {_SECONDS:g} s on its motors: leans {lean:.3f} rad, keeps {100 * height:.0f} % of its height"
     if falls:
         stood = (
@@ -168,10 +171,13 @@ def _told(
             f"motor {name}: {effort}{speed}; stiffness {motor.stiffness:g} from {rule}, damping {motor.damping:g}"
             + (f", armature {motor.armature:g} guessed" if motor.armature else "")
         )
-    return lines
+    length = stance.reach / write.REACH
+    scaled = f"page: go2_flat, lengths times {length:.2f}, speeds times {math.sqrt(length):.2f} (Froude)"
+    four = "" if len(anatomy.legs) == 4 else "; its rewards are four legs': a start"
+    return [*lines, scaled + four]
 
 
 def _next(folder: Path, source: Source, png: Path | None) -> list[str]:
-    page = display(folder / f"{source.name}_flat.yaml")
-    lines = [f"next: embodied-rl train {page}", f"      embodied-rl view {display(folder)}"]
+    shown = f"./{folder}" if str(folder) in robot_names() else display(folder)  # not the shipped robot of this name
+    lines = [f"next: embodied-rl train {folder / f'{source.name}_flat.yaml'}", f"      embodied-rl view {shown}"]
     return [f"drawn: {png}", *lines] if png else lines

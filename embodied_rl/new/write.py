@@ -14,7 +14,7 @@ from embodied_rl.new.source import Source
 from embodied_rl.new.stance import Stance
 
 #: A Go2's legs and height [m], of which go2_flat speaks.
-_REACH, _BASE_HEIGHT = 0.412, 0.3235
+REACH, _BASE_HEIGHT = 0.412, 0.3235
 #: What YAML takes for something else than a name.
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
@@ -72,7 +72,7 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
     With a length l against a Go2's, a time is sqrt(l), a speed sqrt(l) and a rate 1 / sqrt(l); weights of rewards are scaled
     such that a similar motion earns the same.
     """
-    length = stance.reach / _REACH
+    length = stance.reach / REACH
     speed = time = math.sqrt(length)
 
     def span(limit: float) -> str:
@@ -86,7 +86,7 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
     score = [f"  {key}: {value}" for key, value in (ranges | starts | limits | reference).items()]
     lines = [
         f"# {source.name} on flat ground: go2_flat, its lengths scaled by {number(length)} (legs of {number(stance.reach)} m",
-        f"# against a Go2's {number(_REACH)} m), speeds and times by {number(speed)}, the root of it (Froude).",
+        f"# against a Go2's {number(REACH)} m), speeds and times by {number(speed)}, the root of it (Froude).",
         "extends: go2_flat",
         "task: velocity",
         "robot: .",

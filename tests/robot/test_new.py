@@ -192,7 +192,8 @@ def test_a_keyframe_that_stands_is_the_pose() -> None:
 
 @pytest.mark.parametrize("name", ["go1", "go2"])
 def test_the_shipped_robots_are_found_again(name: str) -> None:
-    new_robot(shipped("robots") / name / f"{name}.xml")
+    lines = new_robot(shipped("robots") / name / f"{name}.xml")
+    assert lines[-1].endswith(f"view ./{name}")  # the folder, not the shipped robot of this name
     ours, guessed = load_robot(str(shipped("robots") / name)), load_robot(str(Path.cwd() / name))
     assert guessed.joint_names == ours.joint_names
     assert [(foot.name, foot.geoms, foot.gait_offset) for foot in guessed.feet] == [
