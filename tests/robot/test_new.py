@@ -134,7 +134,7 @@ def test_a_quadruped(capsys: pytest.CaptureFixture[str]) -> None:
         assert told in said
     assert said.splitlines()[-2] == "next: embodied-rl train dog/dog_flat.yaml"
     page, length = load("dog/dog_flat.yaml"), reach / 0.412
-    assert page.task.endswith("velocity")
+    assert page.task and page.task.endswith("velocity")
     assert page.commands["velocity"].params["gait_frequency"] == pytest.approx(2.0 / math.sqrt(length), rel=5e-3)
     assert page.rewards["foot_clearance"].params["target"] == pytest.approx(0.08 * length, rel=5e-3)
     env = embodied_rl.make("dog/dog_flat.yaml", ["env.num_envs=4", "env.compile=false"])
