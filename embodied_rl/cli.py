@@ -116,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     view = _verb(verbs, "view", _view, "open a robot or a page in MuJoCo's viewer")
     view.add_argument("what", metavar="ROBOT|CONFIG")
 
+    new = _verb(verbs, "new", _new, "make a robot's folder and a page that trains it from its URDF or MJCF")
+    new.add_argument("kind", choices=("robot",), help="what is made")
+    new.add_argument("file", type=Path, metavar="FILE", help="the robot's URDF or MJCF")
+    new.add_argument("--output", type=Path, metavar="DIR", help="the folder; default: named as the file, here")
+    new.add_argument("--png", type=Path, metavar="FILE.png", help="draw it standing, with joints, feet and sides marked")
+
     check = _verb(verbs, "check", _check, "open a page, and say what is wrong with it or what a training takes")
     _config(check)
     check.add_argument(
@@ -329,6 +335,13 @@ def _view(options: argparse.Namespace) -> int:
         from embodied_rl.view.play import playback_page
 
         viewer.view_env(make_env.make(playback_page(load(options.what), seconds=3600.0)))
+    return 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from embodied_rl.new.robot import new_robot
+
+    print(*new_robot(options.file, options.output, options.png), sep="\n")
     return 0
 
 

@@ -32,6 +32,7 @@ FLAGS = {
     "sim2sim": "export --model --keep-motors --golden --episodes --video --json",
     "list": "--terms",
     "view": "what",
+    "new": "kind file --output --png",
     "check": "config overrides --print",
     "schema": "kind",
     "doctor": "",

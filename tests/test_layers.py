@@ -38,7 +38,7 @@ LAYERS = (
     ("learn.cpu",),
     ("learn", "view"),
     ("adapters",),
-    ("pools", "deploy"),
+    ("pools", "deploy", "new"),
     ("runs", "inspection"),
     ("training",),
     ("bench",),
@@ -157,8 +157,8 @@ def circles(imports: dict[str, set[str]]) -> list[set[str]]:
     ]
 
 
-#: Where a joint's velocity is a kind of control, and no task family.
-_CONTROLS = ("mdp/actions.py", "mdp/term.py", "scene/build.py", "deploy/contract.py", "deploy/target.py")
+#: Where a joint's velocity is a kind of control or a limit of a URDF, and no task family.
+_CONTROLS = ("mdp/actions.py", "mdp/term.py", "scene/build.py", "deploy/contract.py", "deploy/target.py", "new/source.py")
 
 
 def mentions(source: str, families: list[str]) -> list[str]:

@@ -106,7 +106,7 @@ def _shapes(
         centre, turned = axes.T @ (here.xpos - there.xpos), axes.T @ here.xmat.reshape(3, 3)
         if model.geom_bodyid[geom] == body and np.array_equal(model.geom_pos[geom], model.site(site).pos):
             centre = np.zeros(3)  # exactly
-        own_points, own_ellipsoids = _supports(model, geom, f"{where}: geom {name!r}")
+        own_points, own_ellipsoids = supports(model, geom, f"{where}: geom {name!r}")
         own_points = np.hstack((centre + own_points[:, :3] @ turned.T, own_points[:, 3:]))
         own_ellipsoids = own_ellipsoids.reshape(-1, 4, 3) @ turned.T
         own_ellipsoids[:, 0] += centre
@@ -115,8 +115,8 @@ def _shapes(
     return np.concatenate(points), np.concatenate(ellipsoids)
 
 
-def _supports(model: mujoco.MjModel, geom: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Points and ellipsoids of a geom in its own frame."""
+def supports(model: mujoco.MjModel, geom: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Give points (P, 4) with their radius, and ellipsoids (E, 12), centre and half-axes, of a geom in its own frame."""
     kind, (a, b, c) = mujoco.mjtGeom(int(model.geom_type[geom])), model.geom_size[geom]
     points, ellipsoids = np.zeros((0, 4)), np.zeros((0, 12))
     if kind == mujoco.mjtGeom.mjGEOM_SPHERE:

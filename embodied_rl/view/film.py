@@ -62,7 +62,7 @@ class Film:
         self._camera = _ChaseCamera(size, 1.0 / video.fps)
         self._size, self._demo = size, demo
         self._measured: np.ndarray | None = None
-        _use_gl()
+        use_gl()
         frame = self._model.vis.global_
         frame.offwidth, frame.offheight = self._width, self._height
         self._renderer = mujoco.Renderer(self._model, self._height, self._width)
@@ -197,7 +197,7 @@ class _Panel:
 
 
 @cache
-def _use_gl() -> None:
+def use_gl() -> None:
     """Let MuJoCo render with whatever renders here without a window.
 
     Raises:

@@ -108,7 +108,7 @@ def test_what_was_shot_survives_an_error(env: Env, tmp_path: Path) -> None:
 
 
 def test_without_gl_one_line_says_what_to_install(env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    film._use_gl.cache_clear()
+    film.use_gl.cache_clear()
     monkeypatch.setattr(film, "gl_backend", lambda: (None, "MUJOCO_GL=egl: no libEGL"))
     with pytest.raises(film.FilmError) as caught:
         film.Film(tmp_path / "a.mp4", *filmed(env.scene), env.page.video)

@@ -1,0 +1,1 @@
+"""`embodied-rl new`: what the suite needs of a robot, guessed from its model file alone."""

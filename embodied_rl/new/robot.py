@@ -1,0 +1,183 @@
+"""`embodied-rl new robot`: a robot's folder and a page that trains it, from a URDF or MJCF file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import mujoco
+import numpy as np
+
+from embodied_rl.config.page import PhysicsSettings
+from embodied_rl.errors import UserError
+from embodied_rl.new import motors, write
+from embodied_rl.new.anatomy import Anatomy, study
+from embodied_rl.new.motors import Motor
+from embodied_rl.new.source import Source, read_source
+from embodied_rl.new.stance import Poser, Stance
+from embodied_rl.robot import RobotSpec, load_robot, robot_names
+from embodied_rl.scene import build_scene
+from embodied_rl.strict_yaml import display
+from embodied_rl.view.film import use_gl
+
+#: How long it has to stand [s], how far it may lean [rad] and which share of its height it may lose.
+_SECONDS, _LEAN, _SINK = 2.0, 0.2, 0.15
+
+
+def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -> list[str]:
+    """Make a robot's folder from its model file.
+
+    Args:
+        file: a URDF or MJCF.
+        output: the folder; default: named as the file, in the working folder.
+        png: draw the robot as it stands to this file.
+
+    Returns:
+        What was guessed and from what, a line each, and the next command.
+
+    Raises:
+        UserError: the folder is there already, or the file cannot become a robot that walks; one line.
+    """
+    folder = output or Path(file.name.partition(".")[0])
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; name another --output, or remove it")
+    if png is not None:
+        use_gl()  # what cannot draw says so before anything is written
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch) / "robot"
+        work.mkdir()
+        source = read_source(file, work)
+        anatomy = study(source)
+        feet = _mark_feet(source, anatomy)
+        source.save()
+        poser = Poser(anatomy)
+        tried = []
+        for (origin, stance), stiffer in itertools.product(_stances(source, poser), motors.STIFFER):
+            chosen = motors.choose(source, anatomy, stance, stiffer)
+            page = write.robot_page(source, anatomy, stance, chosen, feet)
+            (work / "robot.yaml").write_text(page, encoding="utf-8")
+            robot = load_robot(str(work))
+            if anatomy.mirror:
+                robot.joint_mirror()  # as the page has it
+            lean, height = stand(robot)
+            tried.append((lean > _LEAN or height < 1.0 - _SINK, lean, origin, stance, chosen, height, stiffer))
+            if not tried[-1][0]:
+                break
+        falls, lean, origin, stance, chosen, height, stiffer = min(tried, key=lambda one: one[:2])
+        page = write.robot_page(source, anatomy, stance, chosen, feet)
+        (work / "robot.yaml").write_text(page, encoding="utf-8")
+        (work / f"{source.name}_flat.yaml").write_text(write.flat_page(source, anatomy, stance), encoding="utf-8")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(work, folder)
+    if png is not None:
+        from embodied_rl.new.picture import draw
+
+        draw(load_robot(str(folder.resolve())), png)
+    stood = f"stands {_SECONDS:g} s on its motors: leans {lean:.3f} rad, keeps {100 * height:.0f} % of its height"
+    if falls:
+        stood = (
+            f"DOES NOT STAND on its motors for {_SECONDS:g} s: leans {lean:.2f} rad, keeps {100 * height:.0f} % of its height; "
+        )
+        stood += f"mend the defaults in {display(folder / 'robot.yaml')}"
+    if stiffer > 1.0:
+        stood += f"; all stiffness is {stiffer:g} times the rule's for that"
+    return [*_told(source, anatomy, stance, origin, chosen), stood, *_next(folder, source, png)]
+
+
+def stand(robot: RobotSpec) -> tuple[float, float]:
+    """Let a robot stand on its motors in its default pose: the most that it leans [rad], the share of its height at the end."""
+    scene = build_scene(robot, collisions="feet", physics=PhysicsSettings())
+    data = mujoco.MjData(scene.model)
+    assert scene.root is not None
+    data.qpos[scene.root.qpos + 2] = robot.base_height
+    data.qpos[list(scene.qpos_address)] = data.ctrl[:] = robot.default_joint_pos
+    mujoco.mj_kinematics(scene.model, data)
+    upright, leans = data.xmat[scene.base_body].reshape(3, 3).T[:, 2].copy(), 0.0
+    for _ in range(round(_SECONDS / scene.model.opt.timestep)):
+        mujoco.mj_step(scene.model, data)
+        cosine = float((data.xmat[scene.base_body].reshape(3, 3) @ upright)[2])
+        leans = max(leans, math.acos(np.clip(cosine, -1.0, 1.0)))
+    return leans, float(data.xpos[scene.base_body, 2]) / robot.base_height
+
+
+def _stances(source: Source, poser: Poser) -> Iterator[tuple[str, Stance]]:
+    """Go through the poses that may stand, the best first."""
+    for name, pose in source.poses.items():
+        if re.search("home|stand|default", name.lower()):
+            yield f"the file's keyframe {name!r}", poser.describe(pose)
+    yield "feet level, the centre of mass over them", poser.solve()
+    yield "the pose of the file", poser.describe({})
+
+
+def _mark_feet(source: Source, anatomy: Anatomy) -> dict[str, tuple[list[str], str]]:
+    """Give the feet's geoms names and each foot a site where it has none; geoms and site of each foot."""
+    spec, model = source.spec, anatomy.model
+    feet = {}
+    by_id = {geom.id: geom for geom in spec.geoms}
+    taken = {geom.name for geom in spec.geoms} | {site.name for site in spec.sites}
+    for leg in anatomy.legs:
+        geoms = [by_id[index] for index in leg.geoms]
+        for index, geom in enumerate(geoms):
+            if not geom.name:
+                stem = f"{leg.foot}_foot" + (f"_{index}" if index else "")
+                geom.name = stem if stem not in taken else f"{stem}_geom"
+        body = spec.body(model.body(leg.body).name)
+        place = model.geom_pos[leg.geoms[0]]
+        sites = [site for site in body.sites if source.urdf or np.allclose(site.pos, place, atol=1e-9)]
+        site = sites[0] if sites else body.add_site(name=f"{leg.foot}_foot_site", pos=place)
+        site.name = site.name or f"{leg.foot}_foot_site"
+        feet[leg.foot] = ([geom.name for geom in geoms], site.name)
+    return feet
+
+
+def _told(
+    source: Source, anatomy: Anatomy, stance: Stance, origin: str, chosen: tuple[dict[str, Motor], dict[str, str]]
+) -> list[str]:
+    """Say what was guessed and from what, a line each."""
+    model, (classes, of) = anatomy.model, chosen
+    mass = float(model.body_subtreemass[anatomy.base])
+    bodies = ", ".join(dict.fromkeys(model.body(leg.body).name for leg in anatomy.legs))
+    others = len(anatomy.joints) - len(anatomy.moving)
+    mirror = ", ".join(f"{one} and {other}" for one, other in list(anatomy.mirror.items())[:4])
+    gait = {2: "a walk", 4: "a trot"}.get(len(anatomy.legs), "neighbours take turns")
+    root = "the root link" if source.urdf else "the body with the free joint"
+    lines = [
+        *source.notes,
+        f"base: {source.base}, {root}; {mass:.4g} kg",
+        f"feet: {', '.join(leg.foot for leg in anatomy.legs)} ({bodies}): the lowest collision geoms; {gait}",
+        f"legs: {write.number(stance.reach)} m from hip to sole at full reach; {len(anatomy.moving)} joints, {others} others",
+        f"pose: {origin}; base at {write.number(stance.base_height)} m, centre of mass {1e3 * stance.offset:.1f} mm off the "
+        "middle of the feet",
+        f"mirror: {mirror}, from places and axes" if mirror else f"mirror: none: {anatomy.no_mirror or 'no names to swap'}",
+    ]
+    if welded := [name for name in anatomy.joints if name not in source.driven]:
+        lines.append(f"welded: {', '.join(welded)}: no actuator drives them")
+    for name, motor in classes.items():
+        joints = [joint for joint, its in of.items() if its == name]
+        known = joints[0] in source.effort
+        effort = f"effort {motor.effort_limit:g} {'from the file' if known else 'guessed: the file has none'}"
+        rule = "the load of its legs" if joints[0] in anatomy.moving else "its inertia"
+        capped = known and motor.stiffness < 0.99 * max(
+            classes[its].stiffness for one, its in of.items() if one in anatomy.moving
+        )
+        rule = "its effort limit" if capped and joints[0] in anatomy.moving else rule
+        speed = f", velocity {motor.velocity_limit:g} from the file" if motor.velocity_limit else ""
+        lines.append(
+            f"motor {name}: {effort}{speed}; stiffness {motor.stiffness:g} from {rule}, damping {motor.damping:g}"
+            + (f", armature {motor.armature:g} guessed" if motor.armature else "")
+        )
+    length = stance.reach / write.REACH
+    scaled = f"page: go2_flat, lengths times {length:.2f}, speeds times {math.sqrt(length):.2f} (Froude)"
+    four = "" if len(anatomy.legs) == 4 else "; its rewards are four legs': a start"
+    return [*lines, scaled + four]
+
+
+def _next(folder: Path, source: Source, png: Path | None) -> list[str]:
+    shown = f"./{folder}" if str(folder) in robot_names() else display(folder)  # not the shipped robot of this name
+    lines = [f"next: embodied-rl train {folder / f'{source.name}_flat.yaml'}", f"      embodied-rl view {shown}"]
+    return [f"drawn: {png}", *lines] if png else lines

@@ -1,0 +1,281 @@
+"""A model file of others, URDF or MJCF, read as a robot alone and copied with the meshes that it needs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+import mujoco
+import numpy as np
+
+from embodied_rl.errors import UserError
+from embodied_rl.urdf import read_urdf
+
+#: Formats that MuJoCo reads.
+_MESHES = (".stl", ".obj", ".msh")
+
+
+@dataclass
+class Source:
+    """A robot as its file has it: one body with a free joint, and what hangs on it."""
+
+    name: str
+    path: Path
+    """The copy."""
+    spec: mujoco.MjSpec
+    base: str
+    urdf: bool
+    effort: dict[str, float] = field(default_factory=dict)
+    """Largest torque of each joint that the file gives one [N m]."""
+    velocity: dict[str, float] = field(default_factory=dict)
+    """Largest speed, likewise [rad/s]."""
+    driven: set[str] = field(default_factory=set)
+    """Joints that the file's actuators drive; all of them where it has no actuators."""
+    poses: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The file's keyframes: positions by joint [rad]."""
+    lost: set[str] = field(default_factory=set)
+    """Bodies whose collision meshes are missing."""
+    notes: list[str] = field(default_factory=list)
+    """What was left out, a line each."""
+
+    def save(self) -> None:
+        """Write the MJCF as it is now; a URDF is kept as it was copied."""
+        if not self.urdf:
+            self.spec.compile()
+            self.path.write_text(self.spec.to_xml(), encoding="utf-8")
+
+
+def read_source(file: Path, folder: Path) -> Source:
+    """Read a model file and copy it into a folder.
+
+    Raises:
+        UserError: it is no robot that could work; one line.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; allowed: an MJCF (.xml) or a URDF (.urdf)")
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if file.suffix == ".xacro" or "<xacro:" in text:
+        stem = file.name.removesuffix(".xacro").removesuffix(".urdf")
+        raise UserError(f"{file}: is xacro, which makes a URDF; expand it first: ros2 run xacro xacro {file} -o {stem}.urdf")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise UserError(f"{file}: is no XML ({error}); allowed: an MJCF or a URDF") from None
+    name = re.sub(r"\W+", "_", file.stem).strip("_")
+    if root.tag not in ("robot", "mujoco"):
+        raise UserError(f"{file}: its root is <{root.tag}>; allowed: <mujoco> of an MJCF and <robot> of a URDF")
+    try:
+        source = _urdf(file, root, folder, name) if root.tag == "robot" else _mjcf(file, folder, name)
+        model = source.spec.compile()
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+    kinds = {model.joint(index).name: int(model.jnt_type[index]) for index in range(model.njnt)}
+    moving = [name for name, kind in kinds.items() if kind != mujoco.mjtJoint.mjJNT_FREE]
+    if ball := [name for name in moving if kinds[name] == mujoco.mjtJoint.mjJNT_BALL]:
+        raise UserError(f"{file}: {ball[0]!r} is a ball joint; allowed are hinge and slide: write three hinges")
+    if not moving or not source.driven:
+        why = "no joint moves" if not moving else "no actuator drives a joint"
+        raise UserError(f"{file}: no actuated joints: {why}; a robot needs one that a motor can turn")
+    return source
+
+
+def _urdf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Source:
+    links = [link.get("name", "") for link in root.iter("link")]
+    children = {child.get("link") for child in root.iter("child")}
+    bases = [link for link in links if link not in children]
+    if len(bases) != 1:
+        raise UserError(f"{file}: {len(bases)} links are no joint's child ({', '.join(bases) or 'none'}); a URDF has one root")
+    path = folder / f"{name}.urdf"
+    notes, lost = _copy_urdf_meshes(file, root, folder)
+    if mended := _mend_inertias(root):
+        notes.append(f"mended: the inertias of {', '.join(mended)}, which no body can have, are spheres' of their mean")
+    path.write_text(ElementTree.tostring(root, encoding="unicode"), encoding="utf-8")
+    spec = read_urdf(path, bases[0])
+    source = Source(name, path, spec, bases[0], True, notes=notes, lost=lost)
+    for joint in root.findall("joint"):
+        if joint.get("type") not in ("revolute", "continuous", "prismatic"):
+            continue
+        joint_name, limit = joint.get("name", ""), joint.find("limit")
+        source.driven.add(joint_name)
+        for key, known in (("effort", source.effort), ("velocity", source.velocity)):
+            if limit is not None and (value := float(limit.get(key, 0.0))) > 0.0:
+                known[joint_name] = value
+    return source
+
+
+def _mend_inertias(root: ElementTree.Element) -> list[str]:
+    """Replace inertias that MuJoCo refuses: no positive eigenvalues, or A + B < C; the links."""
+    mended = []
+    for link in root.iter("link"):
+        if (inertia := link.find("inertial/inertia")) is None:
+            continue
+        xx, yy, zz, xy, xz, yz = (float(inertia.get(key, 0.0)) for key in ("ixx", "iyy", "izz", "ixy", "ixz", "iyz"))
+        small, middle, large = np.linalg.eigvalsh([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        if (small <= 0.0 or small + middle < large) and (mean := (xx + yy + zz) / 3.0) > 0.0:
+            inertia.attrib.update({key: f"{mean if key[1] == key[2] else 0.0:.9g}" for key in inertia.attrib})
+            mended.append(link.get("name", ""))
+    return mended
+
+
+def _copy_urdf_meshes(file: Path, root: ElementTree.Element, folder: Path) -> tuple[list[str], set[str]]:
+    """Copy what is there and what MuJoCo can read; take the rest out of the links.
+
+    Returns:
+        What was left out, a line each, and the links that lost a collision mesh.
+    """
+    compiler = root.find("mujoco/compiler")
+    meshdir = compiler.attrib.pop("meshdir", "") if compiler is not None else ""
+    lost: dict[str, list[str]] = {"visual": [], "collision": []}
+    copied: dict[Path, str] = {}
+    deaf: set[str] = set()
+    for link in root.iter("link"):
+        for kind in lost:
+            for shape in link.findall(kind):
+                mesh = shape.find("geometry/mesh")
+                if mesh is None:
+                    continue
+                given = re.sub(r"^(package://[^/]*/|file://)", "", mesh.get("filename", ""))
+                # a package's urdf/ lies beside its meshes/
+                places = [up / given for up in (file.parent / meshdir, file.parent, *file.resolve().parents[1:3])]
+                found = next((place.resolve() for place in places if place.is_file()), None)
+                if found is None or found.suffix.lower() not in _MESHES:
+                    lost[kind].append(Path(given).name)
+                    link.remove(shape)
+                    deaf |= {link.get("name", "")} if kind == "collision" else set()
+                else:
+                    mesh.set("filename", _copy_mesh(found, folder, copied))
+    why = "missing, or no STL, OBJ or MSH"
+    return [f"left out: {len(set(names))} {kind} meshes ({why})" for kind, names in lost.items() if names], deaf
+
+
+def _copy_mesh(found: Path, folder: Path, copied: dict[Path, str]) -> str:
+    """Copy a mesh once, under a name of its own; its path in the folder."""
+    if found not in copied:
+        taken = {Path(one).name for one in copied.values()}
+        name = found.name if found.name not in taken else f"{len(copied)}_{found.name}"
+        copied[found] = f"meshes/{name}"
+        (folder / "meshes").mkdir(exist_ok=True)
+        shutil.copyfile(found, folder / "meshes" / name)
+    return copied[found]
+
+
+def _mjcf(file: Path, folder: Path, name: str) -> Source:
+    spec = mujoco.MjSpec.from_file(str(file))
+    roots = {body: sum(len(one.joints) for one in (body, *body.find_all("body"))) for body in spec.worldbody.bodies}
+    if not roots:
+        raise UserError(f"{file}: no actuated joints: the file has no bodies")
+    base = max(roots, key=lambda body: roots[body])
+    own = {joint.name: joint.type for joint in base.joints}
+    free = [kind == mujoco.mjtJoint.mjJNT_FREE for kind in own.values()]
+    if own and free != [True]:
+        names = ", ".join(map(repr, own))
+        raise UserError(f"{file}: {base.name!r} is held to the world by {names}; a robot that walks has a free joint alone there")
+    notes = _only_robot(spec, base)
+    if not own:
+        base.add_freejoint(name="root")
+        notes.append(f"base: a free joint was added to {base.name!r}")
+    told, lost = _copy_mjcf_meshes(spec, file, folder)
+    notes += told
+    base.name = base.name or "base"
+    base.joints[0].name = base.joints[0].name or "root"
+    for number, body in enumerate(base.find_all("body")):
+        body.name = body.name or f"body_{number}"
+        for index, joint in enumerate(body.joints):
+            joint.name = joint.name or f"{body.name}_joint{index or ''}"
+    source = Source(name, folder / f"{name}.xml", spec, base.name, False, notes=notes, lost=lost)
+    for sensor in list(spec.sensors):
+        spec.delete(sensor)
+    if pairs := list(spec.pairs):
+        notes.append(f"left out: {len(pairs)} contact pairs; what they name of the robot may touch the ground")
+    for pair in pairs:
+        for geom in [geom for geom in spec.geoms if geom.name in (pair.geomname1, pair.geomname2)]:
+            geom.conaffinity = 1
+        spec.delete(pair)
+    _read_actuators(spec, source)
+    for element in [*spec.actuators, *spec.keys]:
+        spec.delete(element)
+    return source
+
+
+def _only_robot(spec: mujoco.MjSpec, base: mujoco.MjsBody) -> list[str]:
+    """Take the world of the file away: its ground, its lights, and other bodies."""
+    others = [body.name for body in spec.worldbody.bodies if body.name != base.name]
+    for element in [body for body in spec.worldbody.bodies if body.name != base.name]:
+        spec.delete(element)
+    world = spec.worldbody
+    for element in [*world.geoms, *world.sites, *world.lights, *world.cameras]:
+        spec.delete(element)
+    for element in [*spec.hfields, *spec.skins]:
+        spec.delete(element)
+    return [f"left out: {', '.join(others)}, which {'is' if len(others) == 1 else 'are'} not the robot"] if others else []
+
+
+def _copy_mjcf_meshes(spec: mujoco.MjSpec, file: Path, folder: Path) -> tuple[list[str], set[str]]:
+    """Copy what is there; take what is missing out of the bodies, and pictures out of materials.
+
+    Returns:
+        What was left out, a line each, and the bodies that lost a collision mesh.
+    """
+    for material in spec.materials:
+        material.textures = [""] * len(material.textures)
+    for texture in list(spec.textures):
+        spec.delete(texture)
+    lost: list[str] = []
+    copied: dict[Path, str] = {}
+    deaf: set[str] = set()
+    for mesh in [mesh for mesh in spec.meshes if mesh.file]:
+        found = (file.parent / (spec.meshdir or "") / mesh.file).resolve()
+        name = mesh.name or Path(mesh.file).stem
+        if found.is_file():
+            mesh.name, mesh.file = name, Path(_copy_mesh(found, folder, copied)).name
+            continue
+        for geom in [geom for geom in spec.geoms if geom.meshname == name]:
+            if not geom.parent.explicitinertial:
+                where = f"{geom.parent.name!r} gets its mass from it"
+                raise UserError(f"{file}: the mesh {found} is missing, and {where}; bring it, or write <inertial>")
+            deaf |= {geom.parent.name} if geom.contype or geom.conaffinity else set()
+            spec.delete(geom)
+        spec.delete(mesh)
+        lost.append(name)
+    spec.meshdir, spec.modelfiledir = "meshes", str(folder)
+    return [f"left out: {len(lost)} meshes that are missing"] if lost else [], deaf
+
+
+def _read_actuators(spec: mujoco.MjSpec, source: Source) -> None:
+    """Find what drives each joint and how strongly, and the keyframes."""
+    model = spec.compile()
+    names = [model.joint(index).name for index in range(model.njnt)]
+    moving = {one for one in names if model.joint(one).type[0] != mujoco.mjtJoint.mjJNT_FREE}
+    source.driven |= set() if model.nu else moving
+    for index, name in enumerate(names):
+        if model.jnt_actfrclimited[index]:
+            source.effort[name] = float(np.abs(model.jnt_actfrcrange[index]).max())
+    for index in range(model.nu):
+        kind, target = int(model.actuator_trntype[index]), int(model.actuator_trnid[index, 0])
+        if kind == mujoco.mjtTrn.mjTRN_TENDON:
+            wraps = range(model.tendon_adr[target], model.tendon_adr[target] + model.tendon_num[target])
+            source.driven |= {
+                names[model.wrap_objid[wrap]] for wrap in wraps if model.wrap_type[wrap] == mujoco.mjtWrap.mjWRAP_JOINT
+            }
+        if kind not in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT):
+            continue
+        gear, name = abs(float(model.actuator_gear[index, 0])), names[target]
+        source.driven.add(name)
+        motor = model.actuator_biastype[index] == mujoco.mjtBias.mjBIAS_NONE
+        if model.actuator_forcelimited[index]:
+            effort = float(np.abs(model.actuator_forcerange[index]).max()) * gear
+        elif motor and model.actuator_ctrllimited[index]:
+            effort = float(np.abs(model.actuator_ctrlrange[index]).max() * abs(model.actuator_gainprm[index, 0])) * gear
+        else:
+            continue
+        source.effort[name] = min(effort, source.effort.get(name, np.inf))
+    for index in range(model.nkey):
+        key = model.key(index)
+        source.poses[key.name or f"key {index}"] = {
+            name: float(key.qpos[model.jnt_qposadr[model.joint(name).id]]) for name in names if name in moving
+        }

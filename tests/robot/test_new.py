@@ -1,0 +1,261 @@
+"""`embodied-rl new robot`: folders from model files of others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import pytest
+
+import embodied_rl
+from embodied_rl import cli
+from embodied_rl.config import load
+from embodied_rl.errors import UserError
+from embodied_rl.machine import gl_backend
+from embodied_rl.new.robot import new_robot, stand
+from embodied_rl.paths import shipped
+from embodied_rl.robot import RobotSpec, load_robot
+
+#: A leg of two links of 0.2 m and a foot of 0.02 m, whose knee bends from 0.9 rad on; {s} is its name.
+LEG = """
+  <joint name="{s}_hip" type="revolute"><parent link="trunk"/><child link="{s}_hip_link"/><origin xyz="{x} {y} 0"/>
+    <axis xyz="1 0 0"/><limit lower="-0.8" upper="0.8" effort="20" velocity="30"/></joint>
+  <link name="{s}_hip_link"><inertial><mass value="0.5"/><inertia ixx="1e-3" iyy="1e-3" izz="1e-3" ixy="0" ixz="0" iyz="0"/>
+    </inertial></link>
+  <joint name="{s}_thigh" type="revolute"><parent link="{s}_hip_link"/><child link="{s}_thigh_link"/>
+    <origin xyz="0 {out} 0"/><axis xyz="0 {axis} 0"/><limit lower="-4" upper="4" effort="25"/></joint>
+  <link name="{s}_thigh_link"><inertial><origin xyz="0 0 -0.1"/><mass value="0.7"/>
+    <inertia ixx="3e-3" iyy="3e-3" izz="1e-3" ixy="0" ixz="0" iyz="0"/></inertial></link>
+  <joint name="{s}_calf" type="revolute"><parent link="{s}_thigh_link"/><child link="{s}_calf_link"/><origin xyz="0 0 -0.2"/>
+    <axis xyz="0 1 0"/><limit lower="-2.6" upper="-0.9"/></joint>
+  <link name="{s}_calf_link">
+    <visual><geometry><mesh filename="package://dog/meshes/calf.dae"/></geometry></visual>
+    <collision><origin xyz="0 0 -0.1"/><geometry><box size="0.02 0.02 0.2"/></geometry></collision>
+    <inertial><origin xyz="0 0 -0.1"/><mass value="0.2"/><inertia ixx="1e-3" iyy="1e-3" izz="5e-3" ixy="0" ixz="0" iyz="0"/>
+    </inertial></link>
+  <joint name="{s}_fixed" type="fixed"><parent link="{s}_calf_link"/><child link="{s}_foot"/><origin xyz="0 0 -0.2"/></joint>
+  <link name="{s}_foot"><collision><geometry><sphere radius="0.02"/></geometry></collision></link>"""
+TRUNK = """
+  <link name="trunk"><collision><geometry><box size="0.4 0.2 0.1"/></geometry></collision><inertial><mass value="6"/>
+    <inertia ixx="0.02" iyy="0.06" izz="0.07" ixy="0" ixz="0" iyz="0"/></inertial></link>"""
+FOUR = {"RR": (-0.2, -1), "FL": (0.2, 1), "RL": (-0.2, 1), "FR": (0.2, -1)}
+
+BIPED_LEG = """
+  <body name="{s}_thigh" pos="0 {y} 0"><joint name="{s}_hip_roll" axis="1 0 0" range="-.5 .5"/>
+    <joint name="{s}_hip_pitch" axis="0 1 0" range="-1.5 1.5"/>
+    <geom type="capsule" fromto="0 0 0 0 0 -.3" size=".04" mass="3" contype="0" conaffinity="0"/>
+    <body name="{s}_shin" pos="0 0 -.3"><joint name="{s}_knee" axis="0 1 0" range="0 2"/>
+      <geom type="capsule" fromto="0 0 0 0 0 -.3" size=".03" mass="2" contype="0" conaffinity="0"/>
+      <body name="{s}_ankle" pos="0 0 -.3"><joint name="{s}_ankle_pitch" axis="0 1 0" range="-1 1"/>
+        <geom type="box" size=".1 .04 .01" pos=".03 0 -.04" mass=".5"/></body></body></body>"""
+BIPED = f"""
+<mujoco model="biped"><compiler angle="radian"/>
+  <worldbody><light pos="0 0 3"/><geom name="floor" type="plane" size="5 5 1"/>
+    <body name="ball" pos="1 0 .1"><freejoint/><geom size=".1"/></body>
+    <body name="pelvis" pos="0 0 1"><freejoint/><geom type="box" size=".1 .15 .1" pos="0 0 .1" mass="10"/>
+      {BIPED_LEG.format(s="left", y=0.1)}{BIPED_LEG.format(s="right", y=-0.1)}
+      <body name="tail" pos="-.1 0 0"><joint name="tail" axis="0 0 1" range="-1 1"/><geom size=".02" mass=".1"/></body></body>
+  </worldbody>
+  <actuator>{
+    "".join(
+        f'<motor joint="{side}_{joint}" gear="50" ctrlrange="-1 1"/>'
+        for side in ("left", "right")
+        for joint in ("hip_roll", "hip_pitch", "knee", "ankle_pitch")
+    )
+}</actuator>
+  <sensor><gyro site="nowhere"/></sensor>
+</mujoco>""".replace('<sensor><gyro site="nowhere"/></sensor>', "")
+
+
+def dog(rename: Callable[[str], str] = lambda leg: f"{leg}_") -> str:
+    """A quadruped's URDF whose right thighs turn about -y; its legs are called as `rename` says."""
+    legs = (LEG.format(s=s, x=x, y=0.05 * side, out=0.08 * side, axis=side) for s, (x, side) in FOUR.items())
+    text = "".join(legs)
+    for name in FOUR:
+        text = text.replace(f'"{name}_', f'"{rename(name)}')
+    return f'<robot name="dog">{TRUNK}{text}</robot>'
+
+
+def off_centre(robot: RobotSpec) -> float:
+    """How far the centre of mass is from the middle of the feet's sites, in the plane [m]."""
+    model = robot.mjspec().compile()
+    data = mujoco.MjData(model)
+    for name, position in zip(robot.joint_names, robot.default_joint_pos, strict=True):
+        data.joint(name).qpos[:] = position
+    mujoco.mj_forward(model, data)
+    feet = np.mean([data.site(foot.site).xpos for foot in robot.feet], axis=0)
+    return float(np.linalg.norm((data.subtree_com[0] - feet)[:2]))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(file: str, content: str) -> tuple[RobotSpec, str]:
+    """The robot of a file, and what was said."""
+    Path(file).write_text(content)
+    lines = new_robot(Path(file))
+    return load_robot(Path(file).stem), "\n".join(lines)
+
+
+def test_a_quadruped(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("dog.urdf").write_text(dog())
+    assert cli.main(["new", "robot", "dog.urdf"]) == 0
+    said, robot = capsys.readouterr().out, load_robot("dog")
+    assert [foot.name for foot in robot.feet] == ["FL", "FR", "RL", "RR"]
+    assert [foot.gait_offset for foot in robot.feet] == [0.0, 0.5, 0.5, 0.0]
+    assert [foot.geoms for foot in robot.feet] == [("FL_foot",), ("FR_foot",), ("RL_foot",), ("RR_foot",)]
+    assert robot.joint_names[:4] == ("FL_hip", "FL_thigh", "FL_calf", "FR_hip")
+    # two equal links with the knee at 0.9 rad reach 2 0.2 cos(0.45) + 0.02 down; the trunk stands at 0.78 of it
+    reach = 0.4 * math.cos(0.45) + 0.02
+    assert robot.base_height == pytest.approx(0.78 * reach, abs=1e-3)
+    assert robot.mirror == {"FL": "FR", "RL": "RR"}
+    permutation, signs = robot.joint_mirror()
+    assert permutation[:3] == (3, 4, 5)
+    assert signs[:3] == (-1.0, -1.0, 1.0)  # the right thighs turn about -y
+    assert robot.default_joint_pos[1] == pytest.approx(-robot.default_joint_pos[4])
+    pose = dict(zip(robot.joint_names, robot.default_joint_pos, strict=True))
+    assert pose["FL_calf"] == pose["RR_calf"] < -0.9
+    assert off_centre(robot) < 1e-3
+    assert (robot.effort_limit[0], robot.velocity_limit[0], robot.velocity_limit[1]) == (20.0, 30.0, None)
+    # the calf has no limit in the file: what a radian asks for
+    assert robot.effort_limit[2] == pytest.approx(robot.stiffness[2])
+    weight = 9.81 * (6.0 + 4 * 1.4)
+    assert robot.stiffness[2] >= 0.5 * weight * reach * 0.99
+    lean, height = stand(robot)
+    assert lean < 0.2 and height > 0.85
+    assert robot.bodies["base"] == ("trunk",)
+    for told in ("left out: 1 visual meshes", "feet: FL, FR, RL, RR", "mended: the inertias of RR_calf_link", "effort 20 from"):
+        assert told in said
+    assert said.splitlines()[-2] == "next: embodied-rl train dog/dog_flat.yaml"
+    page, length = load("dog/dog_flat.yaml"), reach / 0.412
+    assert page.task and page.task.endswith("velocity")
+    assert page.commands["velocity"].params["gait_frequency"] == pytest.approx(2.0 / math.sqrt(length), rel=5e-3)
+    assert page.rewards["foot_clearance"].params["target"] == pytest.approx(0.08 * length, rel=5e-3)
+    env = embodied_rl.make("dog/dog_flat.yaml", ["env.num_envs=4", "env.compile=false"])
+    env.reset()
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("rename", "mirror", "feet"),
+    [
+        (lambda leg: f"{leg.lower()}_", {"fl": "fr", "rl": "rr"}, "fl"),
+        (lambda leg: f"{leg[1]}{leg[0]}_".replace("R_", "H_"), None, "LF"),
+        (
+            lambda leg: f"{ {'F': 'front', 'R': 'hind'}[leg[0]] }_{ {'L': 'left', 'R': 'right'}[leg[1]] }_",
+            {"left": "right"},
+            "front_left",
+        ),
+        (lambda leg: f"leg{['FL', 'FR', 'RL', 'RR'].index(leg)}", None, "leg0calf"),  # geometry alone pairs them
+    ],
+    ids=["lower case", "side first", "words", "numbers"],
+)
+def test_names_of_legs(rename: Callable[[str], str], mirror: dict[str, str] | None, feet: str) -> None:
+    robot, _ = made("dog.urdf", dog(rename))
+    assert robot.feet[0].name == feet
+    assert robot.foot_mirror() == (1, 0, 3, 2)
+    assert robot.joint_mirror()[0][:3] == (3, 4, 5)
+    assert mirror is None or robot.mirror == mirror
+
+
+def test_a_biped() -> None:
+    robot, said = made("biped.xml", BIPED)
+    assert [foot.name for foot in robot.feet] == ["left", "right"]
+    assert [foot.gait_offset for foot in robot.feet] == [0.0, 0.5]
+    assert robot.mirror == {"left": "right"}
+    assert set(robot.effort_limit) == {50.0}  # the range of the motors' control times their gear
+    assert robot.welded == {"tail": 0.0}  # nothing drives it
+    pose = dict(zip(robot.joint_names, robot.default_joint_pos, strict=True))
+    assert pose["left_knee"] > 0.3  # forward
+    # the soles lie flat: the angles of a leg that pitches cancel out
+    assert pose["left_hip_pitch"] + pose["left_knee"] + pose["left_ankle_pitch"] == pytest.approx(0.0, abs=0.02)
+    lean, height = stand(robot)
+    assert lean < 0.2 and height > 0.85
+    assert "ball" in said
+    bodies = [body.name for body in robot.mjspec().bodies]
+    assert "ball" not in bodies and "floor" not in [geom.name for geom in robot.mjspec().geoms]
+
+
+def test_a_keyframe_that_stands_is_the_pose() -> None:
+    legs = "0.05 -.5 1 -.5 -.05 -.5 1 -.5"
+    key = f'<keyframe><key name="home" qpos="1 0 .1 1 0 0 0  0 0 1 1 0 0 0 {legs} 0"/></keyframe></mujoco>'
+    robot, said = made("biped.xml", BIPED.replace("</mujoco>", key))
+    assert "the file's keyframe 'home'" in said
+    assert robot.default_joint_pos[:4] == (0.05, -0.5, 1.0, -0.5)
+
+
+@pytest.mark.parametrize("name", ["go1", "go2"])
+def test_the_shipped_robots_are_found_again(name: str) -> None:
+    lines = new_robot(shipped("robots") / name / f"{name}.xml")
+    assert lines[-1].endswith(f"view ./{name}")  # the folder, not the shipped robot of this name
+    ours, guessed = load_robot(str(shipped("robots") / name)), load_robot(str(Path.cwd() / name))
+    assert guessed.joint_names == ours.joint_names
+    assert [(foot.name, foot.geoms, foot.gait_offset) for foot in guessed.feet] == [
+        (foot.name, foot.geoms, foot.gait_offset) for foot in ours.feet
+    ]
+    assert (guessed.mirror, guessed.base) == (ours.mirror, ours.base)
+    assert guessed.joint_mirror() == ours.joint_mirror()
+    np.testing.assert_allclose(guessed.stiffness, ours.stiffness, rtol=0.15)
+    np.testing.assert_allclose(guessed.damping, ours.damping, rtol=0.15)
+    if name == "go2":  # a Go1 ships more bent
+        assert guessed.base_height == pytest.approx(ours.base_height, rel=0.02)
+        np.testing.assert_allclose(guessed.default_joint_pos, ours.default_joint_pos, atol=0.11)
+
+
+PLAIN = "<mujoco><worldbody><body name='trunk'><freejoint/><geom size='.1'/>{}</body></worldbody></mujoco>"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("a.xml", PLAIN.format(""), "no actuated joints"),
+        (
+            "a.xml",
+            PLAIN.format("<body><joint name='j'/><inertial pos='0 0 0' mass='1' diaginertia='1 1 1'/></body>"),
+            "no feet found",
+        ),
+        ("a.xml", PLAIN.format("<body><joint name='j' type='ball'/><geom size='.1'/></body>"), "'j' is a ball joint"),
+        ("a.xml", PLAIN.replace("freejoint", "joint name='rootx'").format(""), "held to the world by 'rootx'"),
+        ("a.xml", BIPED.replace('type="box" size=".1 .04', 'type="mesh" mesh="sole" size=".1 .04'), "cannot be read"),
+        ("dog.urdf.xacro", "<robot/>", "xacro dog.urdf.xacro -o dog.urdf"),
+        ("dog.urdf", '<robot xmlns:xacro="x"><xacro:leg/></robot>', "expand it first"),
+        ("dog.urdf", "<robot>", "is no XML"),
+        ("dog.urdf", "<sdf/>", "its root is <sdf>"),
+        ("dog.urdf", f'<robot name="dog">{TRUNK}<link name="other"/></robot>', "2 links are no joint's child (trunk, other)"),
+        (
+            "dog.urdf",
+            dog().replace('<sphere radius="0.02"/>', '<mesh filename="foot.stl"/>'),
+            "no feet found: the collision mesh of",
+        ),
+        ("there.xml", BIPED, "is there already"),
+        ("", "", "no such file"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line(file: str, content: str, said: str, here: Path) -> None:
+    Path("there").mkdir()
+    if file:
+        Path(file).write_text(content)
+    with pytest.raises(UserError) as error:
+        new_robot(Path(file or "nothing.urdf"))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in here.iterdir()) == sorted(filter(None, ("there", file)))  # nothing is left behind
+
+
+@pytest.mark.skipif(gl_backend()[0] is None, reason="nothing renders here")
+def test_the_picture_shows_both_sides(here: Path) -> None:
+    from PIL import Image
+
+    Path("dog.urdf").write_text(dog())
+    new_robot(Path("dog.urdf"), here / "robots" / "dog", here / "pictures" / "dog.png")
+    picture = np.asarray(Image.open("pictures/dog.png")).astype(int)
+    red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
+    assert ((blue - red > 80) & (blue > 120)).sum() > 100  # arrows of the left
+    assert ((red - blue > 80) & (red > 120)).sum() > 100  # of the right
+    assert ((green - red > 50) & (green - blue > 30)).sum() > 100  # feet
