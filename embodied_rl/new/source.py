@@ -12,10 +12,7 @@ import mujoco
 import numpy as np
 
 from embodied_rl.errors import UserError
-from embodied_rl.urdf import read_urdf
-
-#: Formats that MuJoCo reads.
-_MESHES = (".stl", ".obj", ".msh")
+from embodied_rl.urdf import MESHES, find_mesh, read_urdf, refuse_xacro
 
 
 @dataclass
@@ -57,9 +54,10 @@ def read_source(file: Path, folder: Path) -> Source:
     if not file.is_file():
         raise UserError(f"{file}: no such file; allowed: an MJCF (.xml) or a URDF (.urdf)")
     text = file.read_text(encoding="utf-8", errors="replace")
-    if file.suffix == ".xacro" or "<xacro:" in text:
-        stem = file.name.removesuffix(".xacro").removesuffix(".urdf")
-        raise UserError(f"{file}: is xacro, which makes a URDF; expand it first: ros2 run xacro xacro {file} -o {stem}.urdf")
+    try:
+        refuse_xacro(file, text)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
@@ -139,11 +137,9 @@ def _copy_urdf_meshes(file: Path, root: ElementTree.Element, folder: Path) -> tu
                 mesh = shape.find("geometry/mesh")
                 if mesh is None:
                     continue
-                given = re.sub(r"^(package://[^/]*/|file://)", "", mesh.get("filename", ""))
-                # a package's urdf/ lies beside its meshes/
-                places = [up / given for up in (file.parent / meshdir, file.parent, *file.resolve().parents[1:3])]
-                found = next((place.resolve() for place in places if place.is_file()), None)
-                if found is None or found.suffix.lower() not in _MESHES:
+                given = mesh.get("filename", "")
+                found = find_mesh(given, file, meshdir)
+                if found is None or found.suffix.lower() not in MESHES:
                     lost[kind].append(Path(given).name)
                     link.remove(shape)
                     deaf |= {link.get("name", "")} if kind == "collision" else set()
