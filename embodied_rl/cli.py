@@ -115,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
 
     view = _verb(verbs, "view", _view, "open a robot or a page in MuJoCo's viewer")
     view.add_argument("what", metavar="ROBOT|CONFIG")
+    view.add_argument(
+        "--report", action="store_true", help="print instead what is simulated otherwise than the robot's file says, and why"
+    )
 
     check = _verb(verbs, "check", _check, "check a page; print it with every default")
     _config(check)
@@ -317,6 +320,9 @@ def _list(options: argparse.Namespace) -> int:
 
 def _view(options: argparse.Namespace) -> int:
     from embodied_rl.robot import load_robot, robot_names
+
+    if options.report:
+        return _report(options.what)
     from embodied_rl.view import viewer
 
     if options.what in robot_names() or (Path(options.what) / "robot.yaml").is_file():
@@ -327,6 +333,25 @@ def _view(options: argparse.Namespace) -> int:
 
         viewer.view_env(make_env.make(playback_page(load(options.what), seconds=3600.0)))
     return 0
+
+
+def _report(what: str) -> int:
+    """Print what a robot or a page simulates otherwise than the robot's file says; 1 where there is no reason for it."""
+    from embodied_rl import make_env
+    from embodied_rl.config.page import PhysicsSettings, SceneSettings
+    from embodied_rl.robot import load_robot, robot_names
+    from embodied_rl.scene import build_scene
+    from embodied_rl.scene.report import report
+
+    if what in robot_names() or (Path(what) / "robot.yaml").is_file():
+        physics, world = PhysicsSettings(), SceneSettings()
+        scene = build_scene(load_robot(what), physics=physics, **world.model_dump())
+    else:
+        page = load(what)
+        scene, physics, world = make_env.make_scene(page), page.physics, page.scene
+    found = report(scene, physics, world)
+    print(found)
+    return 1 if found.unexplained else 0
 
 
 def _check(options: argparse.Namespace) -> int:
