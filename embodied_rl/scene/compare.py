@@ -291,16 +291,12 @@ class Pairing:
         """Find where a field differs; None: it is of no kind that is known."""
         if field.startswith(("opt.", "stat.")):
             of, _, name = field.partition(".")
-            values = [np.asarray(getattr(getattr(model, of), name)) for model in self.models]
-            return [] if same(*values) else [Difference(field, "", *values)]
+            there, here = (np.asarray(getattr(getattr(model, of), name)) for model in self.models)
+            return [] if same(there, here) else [Difference(field, "", there, here)]
         rows = self._rows(field)
         if rows is None:
             return None
-        found = []
-        for name, ids, *values in rows:
-            if not same(*values, field):
-                found.append(Difference(field, name, *values, ids))
-        return found
+        return [Difference(field, name, there, here, ids) for name, ids, there, here in rows if not same(there, here, field)]
 
     def _rows(self, field: str) -> Iterator[tuple[str, tuple[int, int], Any, Any]] | None:
         kind = field.partition("_")[0]
@@ -318,7 +314,8 @@ class Pairing:
                 for one, other in self.pairs[kind]
             )
         if kind in ("mesh", "hfield", "flex", "flexedge", "plugin"):  # of several numbers per element: all in one
-            return iter([("", (0, 0), *(np.asarray(getattr(model, field)) for model in self.models))])
+            there, here = (np.asarray(getattr(model, field)) for model in self.models)
+            return iter([("", (0, 0), there, here)])
         return None
 
     def _of_joints(self, field: str, address: str) -> Iterator[tuple[str, tuple[int, int], Any, Any]]:
@@ -328,7 +325,7 @@ class Pairing:
                 first = int(getattr(model, f"jnt_{address}adr")[joint])
                 count = {0: (7, 6), 1: (4, 3)}.get(int(model.jnt_type[joint]), (1, 1))[address == "dof"]
                 values.append(np.array(getattr(model, field)[first : first + count]))
-            yield self.label("jnt", pair[0], 0), pair, *values
+            yield self.label("jnt", pair[0], 0), pair, values[0], values[1]
 
     def _of_tendons(self, field: str) -> Iterator[tuple[str, tuple[int, int], Any, Any]]:
         for pair in self.pairs["tendon"]:
@@ -336,7 +333,7 @@ class Pairing:
             for side, (model, tendon) in enumerate(zip(self.models, pair, strict=True)):
                 first, count = int(model.tendon_adr[tendon]), int(model.tendon_num[tendon])
                 values.append([self._value(field, index, side) for index in range(first, first + count)])
-            yield self.label("tendon", pair[0], 0), pair, *values
+            yield self.label("tendon", pair[0], 0), pair, values[0], values[1]
 
     def _of_trees(self, field: str) -> Iterator[tuple[str, tuple[int, int], Any, Any]]:
         trees = [
