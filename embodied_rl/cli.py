@@ -115,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
 
     view = _verb(verbs, "view", _view, "open a robot or a page in MuJoCo's viewer")
     view.add_argument("what", metavar="ROBOT|CONFIG")
+    view.add_argument(
+        "--report", action="store_true", help="print instead what is simulated otherwise than the robot's file says, and why"
+    )
 
     new = _verb(verbs, "new", _new, "make a robot's folder and a page that trains it from its URDF or MJCF")
     new.add_argument("kind", choices=("robot",), help="what is made")
@@ -326,6 +329,9 @@ def _list(options: argparse.Namespace) -> int:
 
 def _view(options: argparse.Namespace) -> int:
     from embodied_rl.robot import load_robot, robot_names
+
+    if options.report:
+        return _report(options.what)
     from embodied_rl.view import viewer
 
     if options.what in robot_names() or (Path(options.what) / "robot.yaml").is_file():
@@ -343,6 +349,25 @@ def _new(options: argparse.Namespace) -> int:
 
     print(*new_robot(options.file, options.output, options.png), sep="\n")
     return 0
+
+
+def _report(what: str) -> int:
+    """Print what a robot or a page simulates otherwise than the robot's file says; 1 where there is no reason for it."""
+    from embodied_rl import make_env
+    from embodied_rl.config.page import PhysicsSettings, SceneSettings
+    from embodied_rl.robot import load_robot, robot_names
+    from embodied_rl.scene import build_scene
+    from embodied_rl.scene.report import report
+
+    if what in robot_names() or (Path(what) / "robot.yaml").is_file():
+        physics, world = PhysicsSettings(), SceneSettings()
+        scene = build_scene(load_robot(what), physics=physics, **world.model_dump())
+    else:
+        page = load(what)
+        scene, physics, world = make_env.make_scene(page), page.physics, page.scene
+    found = report(scene, physics, world)
+    print(found)
+    return 1 if found.unexplained else 0
 
 
 def _check(options: argparse.Namespace) -> int:

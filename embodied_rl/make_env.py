@@ -55,15 +55,7 @@ def make(
     if env_ids is not None:
         num_envs = len(env_ids)
     page = resolve(config, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)
-    if page.env.source:
-        raise UserError(
-            f"{page.name}: env.source: {page.env.source}: make builds pages with a robot; embodied-rl train takes this one"
-        )
-    robot = load_robot(page.robot)
-    needs = needed(page) | set(measure)
-    controls = driven(page, robot)
-    world = page.scene.model_dump()
-    scene = build_scene(robot, physics=page.physics, needs=needs, controls=controls, **world)
+    scene = make_scene(page, measure)
     device_ = device_of(page)
     compile_ = compiler(page, device_)
     env_ids = torch.arange(page.env.num_envs) if env_ids is None else env_ids
@@ -71,6 +63,25 @@ def make(
         physics = _engine(page, scene, device_, compile_)
         terms = Terms(page, scene, physics.device)
         return Env(page, scene, physics, terms, env_ids.to(physics.device), compile_)
+
+
+def make_scene(page: Page, measure: Iterable[str] = ()) -> Scene:
+    """Build what a page simulates.
+
+    Args:
+        page: the page.
+        measure: what to measure beside what its terms need.
+
+    Raises:
+        UserError: the page has no robot, or one that its terms do not fit.
+    """
+    if page.env.source:
+        raise UserError(
+            f"{page.name}: env.source: {page.env.source}: make builds pages with a robot; embodied-rl train takes this one"
+        )
+    robot = load_robot(page.robot)
+    needs = needed(page) | set(measure)
+    return build_scene(robot, physics=page.physics, needs=needs, controls=driven(page, robot), **page.scene.model_dump())
 
 
 def make_vector(page: Page, env_ids: Tensor) -> VectorEnv:

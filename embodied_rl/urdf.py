@@ -143,3 +143,22 @@ _PARTS = ("inertial", "visual", "collision")
 def _end(joint: ElementTree.Element, which: str) -> str | None:
     found = joint.find(which)
     return None if found is None else found.get("link")
+
+
+def as_mujoco_reads(path: Path, *, whole: bool) -> str:
+    """Give a URDF's text with the meshes where ours are, to be read as MuJoCo alone does.
+
+    Args:
+        path: the file.
+        whole: keep visuals and links behind fixed joints, as ours does; else as the file itself says.
+    """
+    text = _with_extension(path)
+    if whole:
+        return text
+    robot, given = ElementTree.fromstring(text), ElementTree.parse(path).getroot().find("mujoco/compiler")
+    for compiler in robot.iterfind("mujoco/compiler"):
+        for key in ("discardvisual", "fusestatic"):
+            del compiler.attrib[key]
+            if given is not None and key in given.attrib:
+                compiler.set(key, given.attrib[key])
+    return ElementTree.tostring(robot, encoding="unicode")

@@ -31,7 +31,7 @@ FLAGS = {
     "export": "run --output --checkpoint",
     "sim2sim": "export --model --keep-motors --golden --episodes --video --json",
     "list": "--terms",
-    "view": "what",
+    "view": "what --report",
     "new": "kind file --output --png",
     "check": "config overrides --print",
     "schema": "kind",

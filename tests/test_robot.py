@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import mujoco
+import numpy as np
 import pytest
 import yaml
 
@@ -120,6 +121,29 @@ def test_the_files_actuators_sensors_and_keyframes_go(tmp_path):
     assert (model.nu, model.nsensor, model.nkey, model.njnt) == (0, 0, 0, 1)
     with pytest.raises(RobotError, match="mirror: is missing"):
         robot.joint_mirror()
+
+
+def test_the_inertia_and_damping_of_the_files_actuators_stay_at_the_joints(tmp_path):
+    body = """<body><joint name="{0}_hip" axis="0 1 0" armature="0.01" damping="0.2"/>
+      <geom name="{0}_foot" size=".1"/><site name="{0}_foot"/></body>"""
+    model = f"""<mujoco><option gravity="0 0 0"/><worldbody><body name="torso"><freejoint/><geom size=".1"/>
+      {body.format("left")}{body.format("right")}</body></worldbody>
+      <actuator><motor joint="left_hip" gear="3" armature="0.05" damping="0.3 0.1"/></actuator></mujoco>"""
+    (tmp_path / "twin.xml").write_text(model)
+    page = {**_page(), "model": "twin.xml", "bodies": {}}
+    del page["joints"]["left_hip"]["armature"], page["joints"]["right_hip"]["friction_loss"]
+    motions = []
+    for spec in (mujoco.MjSpec.from_string(model), load_robot(str(_write(tmp_path, page))).mjspec()):
+        compiled = spec.compile()
+        data = mujoco.MjData(compiled)
+        data.qvel[:] = 2.0
+        mujoco.mj_forward(compiled, data)
+        motions.append((compiled.dof_M0, data.qfrc_passive, data.qacc))
+    for stock, ours in zip(*motions, strict=True):
+        np.testing.assert_allclose(ours[6:], stock[6:], rtol=1e-9)
+    page["joints"]["left_hip"].update(armature=0.02, joint_damping=0.1)  # the page's number is all
+    joint = load_robot(str(_write(tmp_path, page))).mjspec().joint("left_hip")
+    assert joint.armature == 0.02 and joint.damping.tolist() == [0.1, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("axis, sign", [("1 0 0", 1.0), ("0 1 0", -1.0), ("0 0 1", 1.0)])

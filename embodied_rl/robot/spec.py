@@ -219,6 +219,7 @@ class RobotSpec:
             spec = read_urdf(self.model_path, self.base) if urdf else mujoco.MjSpec.from_file(str(self.model_path))
         except ValueError as error:
             raise self._unreadable(error) from error
+        _keep_rotors(spec)
         for element in [*spec.actuators, *spec.sensors, *spec.keys]:
             spec.delete(element)
         self.check(spec)
@@ -286,6 +287,18 @@ class RobotSpec:
 
     def _fail(self, keys: Keys, message: str) -> NoReturn:
         raise RobotError([problem_at(self._places(), keys, message)])
+
+
+def _keep_rotors(spec: mujoco.MjSpec) -> None:
+    """Write the armature and passive damping that actuators lend their joints at the joints, through gear^2 as they act."""
+    import mujoco
+
+    for actuator in spec.actuators:
+        if actuator.trntype in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT):
+            joint, square = spec.joint(actuator.target), actuator.gear[0] ** 2
+            if joint is not None:
+                joint.armature += square * actuator.armature
+                joint.damping = joint.damping + square * actuator.damping
 
 
 def mirrored_name(mirror: Mapping[str, str], name: str) -> str:

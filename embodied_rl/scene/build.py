@@ -122,10 +122,19 @@ def build_scene(
         raise SceneError(f"{robot.model_path}: cannot be compiled: {' '.join(str(error).split())}") from None
     _fix_inertias(spec)
     feet = {geom for foot in robot.feet for geom in foot.geoms}
+    wrapped = {
+        wrap.target.name
+        for tendon in spec.tendons
+        for wrap in tendon.path
+        if wrap.type in (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER)
+    }
     for geom in list(spec.geoms):
         collides = geom.contype or geom.conaffinity
         if geom.name != "ground" and (not collides or (collisions == "feet" and geom.name not in feet)):
-            spec.delete(geom)
+            if geom.name in wrapped:  # what a tendon runs over stays, and touches nothing
+                geom.contype = geom.conaffinity = 0
+            else:
+                spec.delete(geom)
     for light in list(spec.lights):
         spec.delete(light)
     sensors = _add_sensors(spec, robot, needs, collisions)
@@ -269,7 +278,7 @@ def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, co
     for index, geom in enumerate(spec.body(body).geoms):
         if not geom.name:
             geom.name = f"{body}_collision_{index}"
-        if geom.name not in feet:
+        if geom.name not in feet and (geom.contype or geom.conaffinity):
             names.append(geom.name)
     if not names:
         hint = "set scene.collisions: full" if collisions == "feet" else f"give {body} a collision geom in {robot.model_path}"

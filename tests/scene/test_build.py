@@ -141,6 +141,20 @@ def test_the_default_pose_stands_on_the_ground():
             assert frame.name == foot.name
 
 
+def test_a_geom_that_a_tendon_runs_over_stays_and_touches_nothing(biped, tmp_path):
+    pulley = '<geom name="pulley" type="cylinder" size="0.02 0.1"/><site name="a" pos="0 0.1 0.1"/><body name="left_leg"'
+    path = '<spatial><site site="a"/><geom geom="pulley"/><site site="left_sole"/></spatial>'
+    model = BIPED.replace('<body name="left_leg"', pulley).replace("<actuator>", f"<tendon>{path}</tendon><actuator>")
+    model = model.replace('name="trunk" type="box"', 'name="trunk" contype="0" conaffinity="0" type="box"')
+    (tmp_path / "biped.xml").write_text(model)
+    scene = _build(biped)
+    assert "pulley" in _geom_names(scene.model) and scene.model.ntendon == 1
+    assert not scene.model.geom("pulley").contype[0] and not scene.model.geom("pulley").conaffinity[0]
+    assert _build(biped, "full").model.geom("pulley").contype[0] == 1
+    with pytest.raises(SceneError, match="'trunk' cannot touch anything"):
+        _build(biped, needs={"contact:trunk"})
+
+
 # ------------------------------------------------------------------------------------------------- actuators and options
 
 
