@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from embodied_rl import __version__
 from embodied_rl.config import config_names, load, override
 from embodied_rl.errors import UserError
+from embodied_rl.waiting import Waiting
 
 if TYPE_CHECKING:
     from embodied_rl.learn.train import Trainer
@@ -34,12 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
-    if "=" in getattr(options, "config", ""):  # an override where the page may be left out
-        default = parser.parse_args(["bench", options.what]).config
-        options.config, options.overrides = default, [options.config, *options.overrides]
     if not hasattr(options, "verb"):
         parser.print_help()
         return 2
+    if "=" in (getattr(options, "config", None) or ""):  # an override where the page may be left out
+        options.config, options.overrides = None, [options.config, *options.overrides]
+    if options.verb is _bench and options.config is None:
+        options.config = "go2_flat"
+    if options.verb is _train and options.config is None and options.resume in (None, "auto"):
+        parser.error("the following arguments are required: CONFIG (a run that is resumed by its name knows its own)")
     try:
         code = options.verb(options) or 0
         sys.stdout.flush()
@@ -70,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
 
     train = _verb(verbs, "train", _train, "train a page")
-    _config(train)
+    _config(train, "a run that is resumed has its own")
     train.add_argument("--iterations", type=int, metavar="K", help="train.iterations=K: in all, resumed ones included")
     _where(train)
     train.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is written; default runs/CONFIG/TIME")
@@ -79,9 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     play = _verb(verbs, "play", _play, "film a policy, or watch a page without one")
     play.add_argument("run", nargs="?", default="latest", metavar="RUN", help="run, checkpoint or `latest`; a page with --agent")
     play.add_argument("overrides", nargs="*", metavar="key=value")
-    play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this file instead of opening a window")
+    play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this .mp4, .mkv or .mov, without a window")
     play.add_argument("--command", type=float, nargs="+", metavar="X", help="hold this command, in the task's order and units")
-    play.add_argument("--seconds", type=float, default=20.0, help="how long")
+    play.add_argument("--seconds", type=float, help="how long; default 20, and a window until it is closed")
     play.add_argument("--num-envs", type=int, default=1, metavar="N", help="robots, side by side")
     play.add_argument("--agent", choices=("zero", "random"), help="play a page with this agent, without a run")
 
@@ -142,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = _verb(verbs, "bench", _bench, "measure speed")
     measures = ("env", "learner", "pool", "train", "walk")
     bench.add_argument("what", choices=measures, help="what is measured; see docs/performance.md")
-    _config(bench, default="go2_flat")
+    _config(bench, "default go2_flat")
     _where(bench)
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     return parser
@@ -154,9 +158,10 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser
     return parser
 
 
-def _config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    optional: dict[str, Any] = {"nargs": "?", "default": default} if default else {}
-    said = f"; default {default}" if default else ""
+def _config(parser: argparse.ArgumentParser, without: str = "") -> None:
+    """Add the page and its changes; `without` says what holds where the page may be left out."""
+    optional: dict[str, Any] = {"nargs": "?"} if without else {}
+    said = f"; {without}" if without else ""
     parser.add_argument("config", metavar="CONFIG", help=f"a page's name (see `list`) or the path of one{said}", **optional)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes: ppo.learning_rate=3e-4 env.num_envs=512")
 
@@ -178,13 +183,15 @@ def _train(options: argparse.Namespace) -> int:
             raise UserError(f"--iterations {options.iterations}: at least 1")
         # also what schedules go over
         options.overrides = [*options.overrides, f"train.iterations={options.iterations}"]
+    config = options.config or ""  # a run that is resumed knows its own
     try:
-        load(options.config, options.overrides)  # a mistake on the page shows before torch is imported
+        if config:
+            load(config, options.overrides)  # a mistake on the page shows before torch is imported
     except UserError:
-        if options.resume and Path(options.config).name == "config.yaml":  # a run's own, perhaps of an earlier version
+        if options.resume and Path(config).name == "config.yaml":  # a run's own, perhaps of an earlier version
             from embodied_rl.learn.run import Run
 
-            Run(Path(options.config).parent).check_version()
+            Run(Path(config).parent).check_version()
         raise
     from embodied_rl import make_env, training
 
@@ -192,9 +199,9 @@ def _train(options: argparse.Namespace) -> int:
     if options.resume not in (None, "auto") and options.run_dir:
         raise UserError("--run-dir: a resumed run goes on in its own directory; leave out one of --resume and --run-dir")
     if options.resume:
-        trainer = training.resume(options.resume, options.config, options.overrides, path=options.run_dir, **where)
+        trainer = training.resume(options.resume, config or None, options.overrides, path=options.run_dir, **where)
     else:
-        trainer = training.start(make_env.resolve(options.config, options.overrides, **where), options.run_dir)
+        trainer = training.start(make_env.resolve(config, options.overrides, **where), options.run_dir)
     return _run(trainer)
 
 
@@ -215,8 +222,7 @@ def _run(trainer: Trainer) -> int:
             pass
     group.close()
     if speaks and trainer.stopped:
-        page = trainer.page.name if trainer.page.name in config_names() else path / "config.yaml"
-        print(f"stopped after {trainer.iteration} iterations; go on with: embodied-rl train {page} --resume {path}")
+        print(f"stopped after {trainer.iteration} iterations; go on with: embodied-rl train --resume {path}")
     elif speaks:
         done = f"done: {trainer.env_steps:,} steps in {trainer.seconds:.0f} s"
         if passed := trainer.passed:
@@ -235,23 +241,27 @@ def _run(trainer: Trainer) -> int:
 
 def _play(options: argparse.Namespace) -> int:
     from embodied_rl import make_env, runs
+    from embodied_rl.view.film import container_of
     from embodied_rl.view.play import agent, play, playback_page
     from embodied_rl.view.viewer import view_env
 
+    seconds = options.seconds or 20.0
+    if options.video:
+        container_of(options.video)  # a wrong name shows before anything runs
     loaded = None if options.agent else runs.load(options.run)
     page = override(loaded.page, options.overrides) if loaded else load(options.run, options.overrides)
-    env = make_env.make(playback_page(page, num_envs=options.num_envs, seconds=options.seconds if options.video else 3600.0))
+    env = make_env.make(playback_page(page, num_envs=options.num_envs, seconds=seconds if options.video else 3600.0))
     policy = loaded.policy if loaded else agent(env, options.agent)
     if options.video:
-        play(env, policy, seconds=options.seconds, command=options.command, video=options.video)
+        play(env, policy, seconds=seconds, command=options.command, video=options.video)
     else:
-        view_env(env, policy)
+        view_env(env, policy, command=options.command, seconds=options.seconds)
     return 0
 
 
 def _eval(options: argparse.Namespace) -> int:
     from embodied_rl import make_env, runs
-    from embodied_rl.learn.evaluate import SEEDS
+    from embodied_rl.learn.evaluate import SEEDS, evaluation_page
     from embodied_rl.mdp.score import judged, score_of
 
     loaded = runs.load(options.run)
@@ -260,7 +270,11 @@ def _eval(options: argparse.Namespace) -> int:
     seed = SEEDS[options.seed - 1]
     result = runs.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
     verdict, limits = judged(score, result, options.reference)
-    result |= {"seed": seed, "checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
+    judged_page = evaluation_page(page, seed, reference=options.reference)
+    physics = f"{'reference' if options.reference else 'training'}: engine {judged_page.physics.engine}, "
+    physics += f"dt {1000 * judged_page.physics.dt:g} ms, collisions {judged_page.scene.collisions}"
+    result = {"physics": physics, **result, "seed": options.seed}
+    result |= {"checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
     if options.engine is None:  # in the run's own physics, or in the reference ones
         try:
             _write_json(loaded.evaluation(options.seed, options.reference), result)
@@ -285,7 +299,10 @@ def _export(options: argparse.Namespace) -> int:
 def _sim2sim(options: argparse.Namespace) -> int:
     from embodied_rl import runs
     from embodied_rl.deploy import report
+    from embodied_rl.view.film import container_of
 
+    if options.video:
+        container_of(options.video)
     if options.episodes is not None and options.episodes < 1:
         raise UserError(f"--episodes {options.episodes}: at least 1")
     if options.keep_motors and options.model is None:
@@ -418,7 +435,8 @@ def _bench(options: argparse.Namespace) -> int:
     page = make_env.resolve(options.config, options.overrides, **where)
     measures = {"env": env.bench_env, "learner": learner.bench_learner, "pool": pool.bench_pool}
     measures |= {"train": train.bench_train, "walk": walk.bench_walk}
-    result = measures[options.what](page)
+    with Waiting(f"{page.name}: measuring {options.what}"):
+        result = measures[options.what](page)
     if os.environ.get("RANK", "0") != "0":  # started by torchrun: the first speaks for all
         return 0
     for name, value in result.items():

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 
@@ -14,12 +15,27 @@ from rich.text import Text
 
 from embodied_rl import machine
 from embodied_rl.errors import install_hint
+from embodied_rl.waiting import Waiting
 
 MINIMUM = {"torch": "2.11", "mujoco": "4.0", "rsl-rl-lib": "5.5", "mujoco-warp": "4.0", "mujoco-mjx": "3.17"}
 """The oldest versions that training works with."""
 
 MJX_PARITY = {"mujoco-mjx": "3.17", "mujoco": "4.0", "jax": "0.10"}
 """Versions with which the engine mjx passes its parity tests; MJX has no release of MuJoCo's 4.0."""
+
+
+_EXTRAS = (
+    ("gymnasium", "gymnasium", "gym"),
+    ("ray", "ray", "ray"),
+    ("wandb", "wandb", "wandb"),
+    ("dm-control", "dm_control", "dmc"),
+    ("shimmy", "shimmy", "dmc"),
+    ("envpool", "envpool", "envpool"),
+)
+"""Packages that some pages need, what is imported of them, and the extra that brings them."""
+
+_WIDTH = 15
+"""Room for the longest name."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +54,13 @@ class Check:
     """Whether training needs it."""
 
 
-def report() -> list[Check]:
-    """Look at everything; takes some seconds, opens no window, writes no file."""
-    return [_python(), _machine(), *_torch(), *_mujoco(), *_learner(), *_export(), _film(), _compiler(), _gymnasium()]
+def report() -> Iterator[Check]:
+    """Look at one thing after the other; takes some seconds, opens no window, writes no file."""
+    yield from (_python(), _machine())
+    for look in (_torch, _mujoco, _learner, _export, _extras):
+        yield from look()
+    for look in (_film, _display, _compiler):
+        yield look()
 
 
 def main() -> int:
@@ -50,19 +70,25 @@ def main() -> int:
         0 if training works here, else 1.
     """
     console = Console(soft_wrap=True)
+    works = True
     checks = report()
-    width = max(len(check.name) for check in checks)
-    for check in checks:
+    while check := _next(checks):  # each line as it is found
+        works = works and (check.works or not check.required)
         mark, style = ("ok", "green") if check.works else ("missing", "red") if check.required else ("no", "yellow")
-        line = Text.assemble((f"{mark:<8}", style), f"{check.name:<{width}}  {check.detail}")
+        line = Text.assemble((f"{mark:<8}", style), f"{check.name:<{_WIDTH}}  {check.detail}")
         if check.remedy:
             line.append(f"; {check.remedy}", style="bold")
         console.print(line)
-    if all(check.works for check in checks if check.required):
+    if works:
         console.print("Training works here: embodied-rl train go2_flat")
         return 0
     console.print("Training does not work here: see the lines that begin with 'missing'.")
     return 1
+
+
+def _next(checks: Iterator[Check]) -> Check | None:
+    with Waiting("looking at this machine"):
+        return next(checks, None)
 
 
 def _python() -> Check:
@@ -147,8 +173,15 @@ def _export() -> list[Check]:
     return [_package(name, name, required=False) for name in ("onnx", "onnxscript", "onnxruntime")]
 
 
-def _gymnasium() -> Check:
-    return _package("gymnasium", "gymnasium", extra="gym", required=False)
+def _extras() -> Iterator[Check]:
+    """Look at what pages of pools, of others' environments and of wandb need."""
+    for name, module, extra in _EXTRAS:
+        yield _package(name, module, extra=extra, required=False)
+
+
+def _display() -> Check:
+    reason = machine.display_error()
+    return Check("windows", reason is None, reason or "a display is there", (reason and "film instead: play --video") or "")
 
 
 def _film() -> Check:

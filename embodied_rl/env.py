@@ -29,7 +29,8 @@ from embodied_rl.mdp.state import Memory, check_same_parts, where
 from embodied_rl.mdp.totals import Totals, total_names
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
-from embodied_rl.vector_env import ActionSpace, Step
+from embodied_rl.vector_env import ActionSpace, Step, check_actions
+from embodied_rl.waiting import Waiting
 
 #: Random numbers that are there to be counted.
 _MOST_NUMBERS = 4096
@@ -85,11 +86,12 @@ class Env:
         """Advance all environments by one control step, as `advance` says; on a GPU one CUDA graph.
 
         Args:
-            actions: (N, A), the policy's outputs.
+            actions: (N, A), the policy's outputs; others are a UserError.
 
         Returns:
             The step's results; they live in the environment's buffers until the next step.
         """
+        check_actions(actions, self._inputs.shape)
         if self._run is None:
             self._run = self.capture(self._step)
         self._inputs.copy_(actions)
@@ -305,9 +307,10 @@ class Env:
             return function
         rows = torch.arange(self.num_envs, device=self.device)
         state, totals = self.snapshot(rows), self._totals.save()
-        for _ in range(WARMUP):
-            function()
-        graph = try_to_capture(function, self.device, self.physics)
+        with Waiting(f"{self.page.name}: building a step's kernels"):
+            for _ in range(WARMUP):
+                function()
+            graph = try_to_capture(function, self.device, self.physics)
         self.physics.capturable = graph is not None
         self.restore(rows, state)
         self._totals.load(totals)

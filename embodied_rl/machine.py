@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,16 @@ def gl_backend() -> tuple[str | None, str]:
             return backend, ""
         reasons.append(f"MUJOCO_GL={backend}: {reason}")
     return None, reasons[0]
+
+
+def display_error() -> str | None:
+    """Why no window can be opened here, in one line; None where one can."""
+    try:
+        import glfw
+    except ImportError as error:
+        return f"glfw does not import: {error}"
+    with warnings.catch_warnings(action="ignore"):  # it warns where it returns False
+        return None if glfw.init() else "there is no display here"
 
 
 def shown_version(number: tuple[int, ...]) -> str:

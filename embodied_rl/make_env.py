@@ -9,6 +9,7 @@ import logging
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from embodied_rl.robot import load_robot
 from embodied_rl.scene import Scene, build_scene
 from embodied_rl.sources.env import make_source
 from embodied_rl.vector_env import VectorEnv
+from embodied_rl.waiting import Waiting
 
 log = logging.getLogger("embodied_rl")
 
@@ -59,7 +61,8 @@ def make(
     device_ = device_of(page)
     compile_ = compiler(page, device_)
     env_ids = torch.arange(page.env.num_envs) if env_ids is None else env_ids
-    with torch.no_grad():  # from the first call on: a compiled function has a variant for each
+    making = Waiting(f"{page.name}: making {page.env.num_envs} robots on the engine {page.physics.engine}")
+    with making, torch.no_grad():  # from the first call on: a compiled function has a variant for each
         physics = _engine(page, scene, device_, compile_)
         terms = Terms(page, scene, physics.device)
         return Env(page, scene, physics, terms, env_ids.to(physics.device), compile_)
@@ -185,7 +188,25 @@ def compiler(page: Page, device: torch.device) -> Callable:
         log.warning("%s: the step runs without torch.compile, a little slower; `embodied-rl doctor` says more", error)
         return identity
     torch._dynamo.config.allow_rnn = True  # else it refuses GRUs and LSTMs, for fear of how long it takes to unroll them in time
-    return lambda function: torch.compile(_copied(function), fullgraph=True, dynamic=False)
+    return lambda function: _compiled(function, page)
+
+
+def _compiled(function: Callable, page: Page) -> Callable:
+    """Wrap a function in torch.compile, for the shapes of this page alone; the first call, which compiles, says so."""
+    compiled, called = torch.compile(_copied(function), fullgraph=True, dynamic=False), False
+    owner, _, name = getattr(function, "__qualname__", type(function).__name__).rpartition(".")
+    part = owner.lower() if name.startswith("__") else name.strip("_").replace("_", " ")
+    what = f"{page.name}: compiling {part} for {page.env.num_envs} robots"
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal called
+        if called:
+            return compiled(*arguments, **named)
+        called = True
+        with Waiting(what, "kept on the disk for as many robots; env.compile=false starts at once, and steps slower"):
+            return compiled(*arguments, **named)
+
+    return call
 
 
 def _copied(function: Callable) -> Callable:

@@ -34,8 +34,10 @@ class ConfigError(UserError):
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `known`, or nothing when none is near."""
-    near = difflib.get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=0.6)
+    """`"; did you mean 'x'?"` for the nearest of `known`, or the one with these initials (lr), or nothing when none is near."""
+    names = [str(one) for one in known]
+    short = [one for one in names if "_" in one and "".join(word[:1] for word in one.split("_")) == str(name)]
+    near = short or difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

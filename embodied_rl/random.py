@@ -32,11 +32,11 @@ def philox2x32(counter_0: Tensor, counter_1: Tensor, key: Tensor) -> tuple[Tenso
     """
     left, right = counter_0, counter_1
     for round_ in range(_ROUNDS):
-        # The 64-bit product wraps as a signed integer; its two halves are read as unsigned ones.
+        # The 64-bit product wraps as a signed integer; its two halves are read as unsigned ones.  Only `left` is multiplied, so
+        # that it alone needs its upper half cleared in every round.
         product = left * _MULTIPLIER
-        round_key = (key + round_ * _WEYL) & _MASK
-        left, right = ((product >> 32) & _MASK) ^ round_key ^ right, product & _MASK
-    return left, right
+        left, right = ((product >> 32) ^ (key + round_ * _WEYL) ^ right) & _MASK, product
+    return left, right & _MASK
 
 
 def stream_key(seed: int, purpose: str, device: torch.device | str = "cpu") -> Tensor:

@@ -24,6 +24,7 @@ from embodied_rl.make_env import make
 from embodied_rl.mdp.curricula import Moved, page_as_moved
 from embodied_rl.mdp.score import score_of
 from embodied_rl.vector_env import Obs
+from embodied_rl.waiting import Waiting
 
 log = logging.getLogger("embodied_rl")
 
@@ -34,11 +35,13 @@ def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = 
     Raises:
         UserError: the page has no task to be judged by.
     """
-    evaluations = Evaluations(page)
-    try:
-        return evaluations(policy, {}, seed=seed, reference=reference)
-    finally:
-        evaluations.close()
+    where = "reference" if reference else "training"
+    with Waiting(f"{page.name}: evaluating robots in {where} physics") as waiting:
+        evaluations = Evaluations(page, waiting)
+        try:
+            return evaluations(policy, {}, seed=seed, reference=reference)
+        finally:
+            evaluations.close()
 
 
 class Evaluations:
@@ -48,10 +51,11 @@ class Evaluations:
 
     Args:
         page: the page that the policies are trained on.
+        waiting: is told how far an evaluation is.
     """
 
-    def __init__(self, page: Page) -> None:
-        self._page = page
+    def __init__(self, page: Page, waiting: Waiting | None = None) -> None:
+        self._page, self._waiting = page, waiting
         self._made: dict[tuple[int, bool], tuple[Env, dict[str, Tensor]]] = {}
 
     def __call__(self, policy: Callable[[Obs], Tensor], moved: Moved, *, seed: int, reference: bool) -> dict[str, float]:
@@ -81,7 +85,7 @@ class Evaluations:
         with torch.inference_mode():
             env.restore(_rows(env), beginning)
         try:
-            return evaluate(env, policy, score)
+            return evaluate(env, policy, score, self._waiting)
         finally:
             env.drain_unstable()  # nobody asks what blew up
 
@@ -115,14 +119,15 @@ def export_run(run: str | Path, output: Path | None = None, *, checkpoint: int |
             raise RunError(f"{found.path}: no checkpoint of iteration {checkpoint}; there are {numbers}")
     loaded = load(run)
     evaluated = {path.stem.partition(".")[2].replace("_", " "): json.loads(path.read_text()) for path in loaded.evaluations()}
-    return export(
-        loaded.policy.policy,
-        loaded.page,
-        output or loaded.run.path / "exported",
-        git_commit=loaded.run.git_commit,
-        evaluated=evaluated,
-        episodes=episodes,
-    )
+    with Waiting(f"{loaded.run.path}: exporting, and rehearsing {episodes} episodes"):
+        return export(
+            loaded.policy.policy,
+            loaded.page,
+            output or loaded.run.path / "exported",
+            git_commit=loaded.run.git_commit,
+            evaluated=evaluated,
+            episodes=episodes,
+        )
 
 
 def find_export(name: str | Path) -> Path:

@@ -111,6 +111,8 @@ def _explain(model: type[BaseModel], value: Mapping[str, Any], error: Any) -> tu
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         return where, f"{given} is not allowed: {words} {context[key]:g}"
+    if kind == "string_pattern_mismatch" and info.description:
+        return where, f"{given} is not allowed: {info.description}"
     if kind == "finite_number":
         return where, f"{given} is not a finite number"
     if kind == "too_short" and context["field_type"] == "Tuple":

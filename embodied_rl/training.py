@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
-from embodied_rl.errors import UserError
+from embodied_rl.errors import UserError, install_hint
 from embodied_rl.inspection import inspect, warnings_of
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.apart import ApartCollector, OverlapCollector
@@ -33,6 +34,9 @@ from embodied_rl.runs import Evaluations
 
 log = logging.getLogger("embodied_rl")
 
+#: What must be there for environments of others, by the kind of `env.source`.
+_OF_SOURCES = {"gymnasium": ("gymnasium",), "dm_control": ("dm_control", "shimmy"), "envpool": ("envpool",)}
+
 #: What says how the processes of a job meet, which they do before rank 0 has found the run that goes on.
 _MEETING = ("physics.engine", "physics.device", "train.device", "pool.workers", "pool.address")
 _MEETING += ("distributed.backend", "distributed.timeout_s")
@@ -48,6 +52,7 @@ def start(page: Page, path: Path | None = None) -> Trainer:
     """
     _check_seed(page)
     _check_device(page)
+    _check_extras(page)
     group = _join(page)
     names = launchers(group)
     page, run, candidates = group.lead(lambda: _create(_inspected(page), path, names))
@@ -56,7 +61,7 @@ def start(page: Page, path: Path | None = None) -> Trainer:
 
 def resume(
     name: str,
-    config: str,
+    config: str | None = None,
     overrides: Iterable[str] = (),
     *,
     path: Path | None = None,
@@ -75,7 +80,7 @@ def resume(
     Args:
         name: a run directory, a checkpoint in one, `latest`, the page's newest that has a checkpoint, or `auto`: the run
             in `path`, or the page's newest, or a new one.
-        config: the page's name or path.
+        config: the page's name or path; None: whatever the run's is, which `auto` does not know.
         overrides: see `embodied_rl.make`.
         path: the directory that `auto` looks at.
         num_envs: see `embodied_rl.make`.
@@ -87,7 +92,7 @@ def resume(
         UserError: there is no such run, it is of another page, no checkpoint of it can be read, or the processes have met in
             another way than its page says.
     """
-    fresh = load_page(config)
+    fresh = load_page(config) if config is not None else find_run(name)[0].page
     resolved = lambda page: resolve(page, overrides, num_envs=num_envs, device=device, engine=engine, seed=seed)  # noqa: E731
     met = resolved(fresh)
     group = _join(met)
@@ -100,13 +105,14 @@ def resume(
             if run is None:
                 return None
         else:
-            run, named = find_run(name, fresh.name)
+            run, named = find_run(name, fresh.name if config is not None else "*")
         before = run.page
-        if fresh.name != before.name:
+        if config is not None and fresh.name != before.name:
             raise UserError(f"--resume {run.path}: that run is of the page {before.name}, not of {config}")
         page = resolved(before)
         _check_seed(page)
         _check_device(page)
+        _check_extras(page)
         _check_meeting(run, page, met, group)
         run.lock()
         run.launchers = names
@@ -208,6 +214,19 @@ def _check_device(page: Page) -> None:
             f"train.overlap: true: the robots are on {robots}, where their steps and the update would wait for each other; leave "
             "the key out, or take physics.engine: native, whose robots are on the CPU"
         )
+
+
+def _check_extras(page: Page) -> None:
+    """Refuse a page that needs a package which is not installed, before a run is begun and Ray is started."""
+    wanted = {"ray": "pool.address"} if page.pool.has_processes else {}
+    wanted |= {"wandb": "train.logger: wandb"} if page.train.logger == "wandb" else {}
+    source = (page.env.source or "").partition(":")[0]
+    wanted |= dict.fromkeys(_OF_SOURCES.get(source, ()), f"env.source: {page.env.source}")
+    for module, key in wanted.items():
+        if find_spec(module) is None:
+            extra = {"gymnasium": "gym", "dm_control": "dmc", "shimmy": "dmc"}.get(module, module)
+            other = {"ray": ", or take pool.address: none", "wandb": ", or leave the key out"}.get(module, "")
+            raise UserError(f"{key}: {module} is not installed; {install_hint(extra)}{other}")
 
 
 def _own_page(page: Page, group: Group, scope: Scope) -> Page:

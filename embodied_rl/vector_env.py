@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from embodied_rl.errors import UserError
+
 #: A coordinate beyond this is unstable in MuJoCo (mjMAXVAL), an observation or reward is none: float32 sums squares of it.
 LARGEST = 1e10
 
@@ -123,3 +125,14 @@ class VectorEnv(Protocol):
     def close(self) -> None:
         """Free the simulator."""
         ...
+
+
+def check_actions(actions: Tensor, shape: torch.Size) -> None:
+    """Refuse actions of another shape than (num_envs, num_actions), which would be spread over the robots.
+
+    Raises:
+        UserError: they are; one line.
+    """
+    if actions.shape != shape:
+        given = tuple(actions.shape)
+        raise UserError(f"actions of shape {given} are given; a step takes (num_envs, num_actions) = {tuple(shape)}")

@@ -130,6 +130,10 @@ def test_what_needs_no_torch_imports_none() -> None:
         (["train", "go2_flat", "--engine", "isaacgym"], "is planned; what works now: native"),
         (["train", "go2_flat", "--engine", "bullet"], "physics.engine"),
         (["train", "go2_flat", "--device", "cuda"], "take --device cpu"),
+        (["train", "--resume", "latest"], "latest: no run under "),
+        (["train", "--resume", "latest", "env.num_envs=3"], "latest: no run under "),
+        (["play", "--video", "f.gif"], "--video f.gif: a film is .mp4, .mkv, .mov, and this ends in .gif"),
+        (["sim2sim", "--video", "f.avi"], "--video f.avi: a film is .mp4, .mkv, .mov, and this ends in .avi"),
         (["train", "go2_flat", "--resume", "latest"], "latest: no run of go2_flat under "),
         (["train", "go2_flat", "--resume", "runs/x"], "runs/x: no run here"),
         (["train", "go2_flat", "--resume", "latest", "--run-dir", "x"], "leave out one of --resume and --run-dir"),
@@ -154,6 +158,7 @@ def test_a_mistake_gets_a_line(here: Path, capsys: pytest.CaptureFixture[str], a
     [
         (["trian"], "invalid choice: 'trian'"),
         (["train"], "the following arguments are required: CONFIG"),
+        (["train", "--resume", "auto"], "the following arguments are required: CONFIG"),
         (["train", "go2_flat", "--itterations", "3"], "unrecognized arguments: --itterations"),
         (["train", "go2_flat", "--iterations", "many"], "invalid int value: 'many'"),
         (["eval", "latest", "env.num_envs=3"], "unrecognized arguments: env.num_envs=3"),
@@ -192,7 +197,7 @@ def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str],
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PPO, "update", updated)
-        assert cli.main(["train", "go2_flat", "--resume", "latest", "--iterations", "3"]) == 0
+        assert cli.main(["train", "--resume", "latest", "--iterations", "3"]) == 0  # the run knows its page
     assert rates == [pytest.approx(7e-4 / 3)]  # the page's linear schedule goes over as many: a third is left
     assert load(run / "config.yaml").train.iterations == 3
     out = capsys.readouterr().out
@@ -201,13 +206,15 @@ def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str],
     assert cli.main(["eval", str(run), "--json", "out/eval.json", "--seed", "2"]) == 0
     printed, result = capsys.readouterr().out, json.loads((here / "out" / "eval.json").read_text())
     assert {"episodes", "fall_rate", "lin_vel_error", "ang_vel_error", "mean_reward", "mean_episode_s"} <= set(result)
-    assert (result["episodes"], result["seed"], result["env_steps"]) == (4, protocol.SEEDS[1], 96)
+    assert (result["episodes"], result["seed"], result["env_steps"]) == (4, 2, 96)
     assert result["checkpoint"] == str(run / "checkpoints" / "model_000003.pt")
     assert "fall_rate                        " in printed and "(limit 0.01)" in printed
     assert printed.splitlines()[-1] in ("it walks", "it does not walk yet")
 
     assert cli.main(["eval", "latest", "--reference"]) == 0
-    assert "(limit 0.05)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("physics                          reference: engine native, dt 2 ms, collisions full\n")
+    assert "(limit 0.05)" in printed and "seed                             1\n" in printed
 
     monkeypatch.setattr(rehearsal, "evaluation_page", brief_evaluation)
     assert cli.main(["export", str(run), "--checkpoint", "7"]) == 2

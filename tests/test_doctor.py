@@ -29,12 +29,16 @@ def test_each_missing_thing_has_its_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(metadata, "version", nothing_installed)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    checks = doctor.report()
+    checks = list(doctor.report())
     missing = {check.name: check for check in checks if not check.works}
     assert {"torch", "mujoco", "rsl-rl-lib", "tensorboard", "onnxruntime", "av", "gymnasium", "compiler"} <= set(missing)
     assert all(check.remedy and "\n" not in check.detail + check.remedy for check in missing.values())
     assert missing["gymnasium"].remedy == 'pip install -e ".[gym]" in the clone'
     assert not missing["gymnasium"].required
+    extras = {"ray": "ray", "wandb": "wandb", "dm-control": "dmc", "shimmy": "dmc", "envpool": "envpool"}
+    assert all(missing[name].remedy == f'pip install -e ".[{extra}]" in the clone' for name, extra in extras.items())
+    assert "windows" in {check.name for check in checks}
+    assert max(len(check.name) for check in checks) <= doctor._WIDTH
     assert not missing["compiler"].required
 
 

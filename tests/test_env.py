@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from embodied_rl import env as module
 from embodied_rl import make_env
 from embodied_rl.env import Env
+from embodied_rl.errors import UserError
 
 ENVS = 16
 SMALL = ["env.compile=false", "physics.num_threads=1", f"env.num_envs={ENVS}", "env.episode_s=0.6"]
@@ -76,6 +78,14 @@ def test_the_contract_of_a_step(make: Make) -> None:
             assert flag.shape == (ENVS,) and flag.dtype == torch.bool
         assert all(value.isfinite().all() and value.dtype == torch.float32 for value in done.obs.values())
         assert not (done.terminated & done.truncated).any()
+
+
+def test_actions_of_another_shape_are_refused(make: Make) -> None:
+    env = make(num_envs=3)
+    for shape in ((12,), (1, 12), (3, 11)):
+        said = rf"^actions of shape {re.escape(str(shape))} are given; a step takes \(num_envs, num_actions\) = \(3, 12\)$"
+        with pytest.raises(UserError, match=said):
+            env.step(torch.zeros(shape))
 
 
 def test_buffers_keep_their_address(make: Make) -> None:

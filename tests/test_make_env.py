@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
 
 import embodied_rl
-from embodied_rl import make_env
+from embodied_rl import make_env, waiting
 from embodied_rl.config import ConfigError, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn.policy import remember
@@ -87,6 +88,21 @@ def test_the_step_is_compiled_where_it_can_be(monkeypatch: pytest.MonkeyPatch, c
     assert not compiles("auto")
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert caplog.messages[0].startswith("no C++ compiler: ")
+
+
+def test_compiling_says_what_and_how_to_do_without(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(waiting, "_FIRST_S", 0.01)
+    monkeypatch.setattr(make_env.machine, "cpp_error", lambda: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: lambda *given: time.sleep(0.3) or function(*given))
+
+    class Env:
+        def _outcome(self, number: int) -> int:
+            return number + 1
+
+    step = make_env.compiler(load("go2_flat", ["env.num_envs=7"]), torch.device("cpu"))(Env()._outcome)
+    assert (step(1), step(2)) == (2, 3)
+    (line,) = caplog.messages  # the first call's
+    assert line.startswith("go2_flat: compiling outcome for 7 robots, 0 s (") and "env.compile=false" in line
 
 
 @pytest.mark.parametrize("network", [torch.nn.GRU, torch.nn.LSTM])

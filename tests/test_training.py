@@ -27,6 +27,23 @@ def test_training_needs_the_last_observation_of_an_episode(tmp_path: Path) -> No
     assert str(caught.value).startswith("env.final_obs_groups: [actor]: ") and "'critic'" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("page", "change", "said"),
+    [
+        ("go2_flat", "train.logger=wandb", r'^train\.logger: wandb: wandb is not installed; pip install -e "\.\[wandb\]"'),
+        ("pool_walker_dmc", "pool.address=none", r"^env\.source: dm_control:\S+: dm_control is not installed; pip"),
+        ("pool_walker_dmc", "pool.address=local", r"^pool\.address: ray is not installed; pip .* take pool\.address: none$"),
+    ],
+)
+def test_what_is_not_installed_is_said_before_a_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str, change: str, said: str
+) -> None:
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=said):
+        training.start(load(page, [change]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_overrides_of_a_resume_stay_with_the_run(tmp_path: Path):
     small = ["env.compile=false", "env.num_envs=8", "train.steps=4", "ppo.schedule=constant"]
     trainer = training.start(load("go2_flat", small), tmp_path / "run")

@@ -163,7 +163,9 @@ class TrainSettings(Model):
     )
     max_skipped: Fraction = Field(default=0.1, description="the run stops when more of an iteration's updates are not finite")
     logger: Literal["tensorboard", "wandb"] = Field(default="tensorboard", description="wandb mirrors the TensorBoard events")
-    device: Device = Field(default="auto", description="where the learner computes; auto: where the robots are; of a pool, a GPU")
+    device: Device = Field(
+        default="auto", description="cpu, cuda, cuda:1: where the learner computes; auto: where the robots are; of a pool, a GPU"
+    )
     overlap: bool = Field(
         default=False, description="robots on the CPU collect the next rollout while the learner updates; of a pool: pool.mode"
     )

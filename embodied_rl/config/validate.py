@@ -13,6 +13,7 @@ from pydantic import create_model, field_validator
 
 from embodied_rl import family
 from embodied_rl.config.learner_numbers import why_not
+from embodied_rl.config.misplaced import meant, misplaced
 from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page, PPOSettings
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
 from embodied_rl.config.types import refuse
@@ -101,7 +102,7 @@ class _Checker:
     def page(self) -> Page:
         for key in self.value:
             if key not in Page.model_fields:
-                near = did_you_mean(key, Page.model_fields)
+                near = meant(key) or did_you_mean(key, Page.model_fields)
                 self.problem((key,), f"no such key{near or f'; allowed are {quoted(Page.model_fields)}'}")
         if self.has_source():
             return self.source_page()
@@ -285,6 +286,9 @@ class _Checker:
             value = {"final_obs_groups": ("actor",), **value}  # the critic sees what the policy sees
         for key in [key for key in value if f"{name}.{key}" in _ELSEWHERE]:
             self.problem((name, key), f"is {_ELSEWHERE[f'{name}.{key}']} now")
+            value = {other: one for other, one in value.items() if other != key}
+        for key, near in misplaced(name, value).items():
+            self.problem((name, key), f"no such key{near}")
             value = {other: one for other, one in value.items() if other != key}
         return self.model(Page.model_fields[name].annotation, value, (name,))  # type: ignore[arg-type]
 

@@ -70,7 +70,7 @@ def _figures(evaluated: Mapping[str, Mapping[str, Any]], rehearsed: Mapping[str,
     columns = {**evaluated, **({"rehearsal, without noise": rehearsed} if rehearsed else {})}
     if not columns:
         return "It was not evaluated: `embodied-rl eval RUN`, then export it again."
-    hidden = ("seed", "checkpoint", "env_steps")
+    hidden = ("physics", "seed", "checkpoint", "env_steps")
     names = [name for name in dict.fromkeys(name for one in columns.values() for name in one) if name not in hidden]
     rows = [f"| {' | '.join(['', *columns])} |", f"| {' | '.join(['---'] * (len(columns) + 1))} |"]
     for name in names:

@@ -16,6 +16,7 @@ from embodied_rl.env import Env
 from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.learn.policy import Player
 from embodied_rl.mdp.score import Score, figures_of, score_of
+from embodied_rl.waiting import Waiting
 
 #: Seeds of evaluations; training refuses seeds from FIRST_SEED up, so that no policy has met them.
 FIRST_SEED = 2**31
@@ -65,13 +66,16 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
 
 @torch.inference_mode()
 @one_thread()
-def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor], score: Score) -> dict[str, float]:
+def evaluate(
+    env: Env, policy: Callable[[dict[str, Tensor]], Tensor], score: Score, waiting: Waiting | None = None
+) -> dict[str, float]:
     """Run one episode in every environment; over when the last one is.
 
     Args:
         env: built from an `evaluation_page`, measuring what the score needs.
         policy: mean actions (N, A) of the observations.
         score: a new one of the page's family.
+        waiting: is told how far it is.
 
     Returns:
         episodes, the share of them that ended other than by time (`fall_rate`, if the family's word is `fall`), the score's
@@ -86,6 +90,8 @@ def evaluate(env: Env, policy: Callable[[dict[str, Tensor]], Tensor], score: Sco
         policy = Player(policy.policy)  # what it remembers is of other episodes
     score.begin(env)
     for step in range(1, env.max_episode_length + 1):
+        if waiting:
+            waiting.far = f"{step * env.step_dt:.0f} of {env.max_episode_length * env.step_dt:.0f} s"
         result = env.step(policy(env.obs))
         done = result.terminated | result.truncated
         if isinstance(policy, Player):

@@ -26,7 +26,7 @@ class Demo(Protocol):
     """Shows what policies of a task family do: the module demo.py of its folder."""
 
     KEYS: dict[str, tuple[float, ...]]
-    """What the keys `up`, `down`, `left` and `right` add to the command."""
+    """What the keys `up`, `down`, `left`, `right`, `home` and `end` add to the command."""
     COLUMNS: tuple[str, ...]
     """Names of the command's numbers, with their units."""
 

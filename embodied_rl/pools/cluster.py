@@ -15,6 +15,7 @@ from typing import Any
 
 from embodied_rl.errors import install_hint
 from embodied_rl.pools.errors import PoolError
+from embodied_rl.waiting import Waiting
 
 #: Nobody is told that Ray is used; and simulators are no background work, for which Ray takes them (niceness 15): on a machine
 #: with any other load they would come to a stand.
@@ -55,7 +56,8 @@ class Connection:
             return
         try:
             if address == "local":
-                self._start(num_cpus)
+                with Waiting("starting Ray on this machine", "pool.address=none trains in this process, without Ray"):
+                    self._start(num_cpus)
             else:
                 _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -25,15 +26,19 @@ _COMMAND, _MEASURED = (0.16, 0.64, 0.32), (0.13, 0.42, 0.92)
 """Green and blue, of arrows and text alike."""
 
 
+_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
+"""What holds H.264, by the ending of the file's name."""
+
+
 class FilmError(UserError):
     """No film can be made here; one line."""
 
 
 class Film:
-    """An mp4 that grows with every `shoot`; a context manager, and what was shot stays playable after an error.
+    """A film that grows with every `shoot`; a context manager, and what was shot stays playable after an error.
 
     Args:
-        path: the file, H.264 in yuv420p; missing folders are made.
+        path: the file, .mp4, .mkv or .mov, H.264 in yuv420p; missing folders are made.
         model: what is filmed.
         base: the body that the camera follows.
         size: its usual height above the ground [m]; all that is drawn and the camera's distance go by it.
@@ -41,7 +46,7 @@ class Film:
         demo: names and draws what is asked for and done; without one there are the robot and the time alone.
 
     Raises:
-        FilmError: MuJoCo cannot render here.
+        FilmError: MuJoCo cannot render here, or the file's name ends in no film's.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Film:
     ) -> None:
         import av
 
+        container = container_of(path)
         self.frames, self.fps = 0, video.fps
         self._width, self._height = video.width & ~1, video.height & ~1  # yuv420p halves both for its colours
         self._model, self._base = model, model.body(base).id
@@ -68,7 +74,8 @@ class Film:
         self._renderer = mujoco.Renderer(self._model, self._height, self._width)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # faststart: a browser shows the first frame before it has the last
-        self._file = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
+        options = {} if container == "matroska" else {"movflags": "faststart"}
+        self._file = av.open(str(path), "w", format=container, options=options)
         self._stream: Any = self._file.add_stream("h264", rate=Fraction(video.fps), options={"crf": "20"})
         self._stream.width, self._stream.height, self._stream.pix_fmt = self._width, self._height, "yuv420p"
         self._panel = _Panel(self._height, demo.COLUMNS if demo else ())
@@ -102,8 +109,7 @@ class Film:
         scene = self._renderer.scene
         for other in qpos[1:]:
             self._pose(other)
-            robots = mujoco.mjtCatBit.mjCAT_DYNAMIC
-            mujoco.mjv_addGeoms(self._model, self._data, mujoco.MjvOption(), mujoco.MjvPerturb(), robots, scene)
+            add_robot(self._model, self._data, scene)
         for layer, (rgb, vector) in enumerate(drawn):
             above = np.array([0.0, 0.0, self._size * (0.75 + 0.12 * layer)])
             assert self._demo is not None
@@ -135,6 +141,23 @@ class Film:
         frame.pts, frame.time_base = self.frames, Fraction(1, self.fps)
         self._file.mux(self._stream.encode(frame))
         self.frames += 1
+
+
+def add_robot(model: mujoco.MjModel, data: mujoco.MjData, scene: mujoco.MjvScene) -> None:
+    """Draw what moves into a scene, beside what is there."""
+    mujoco.mjv_addGeoms(model, data, mujoco.MjvOption(), mujoco.MjvPerturb(), mujoco.mjtCatBit.mjCAT_DYNAMIC, scene)
+
+
+def container_of(path: str | Path) -> str:
+    """Name the container that a film's file asks for by its ending.
+
+    Raises:
+        FilmError: none; one line.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in _FORMATS:
+        raise FilmError(f"--video {path}: a film is {', '.join(_FORMATS)}, and this ends in {ending or 'nothing'}; name another")
+    return _FORMATS[ending]
 
 
 class _ChaseCamera:
@@ -206,6 +229,7 @@ def use_gl() -> None:
     backend, reason = gl_backend()
     if backend is None:
         raise FilmError(f"no film: MuJoCo cannot render here ({reason}); {GL_REMEDY}")
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # which accelerators it lacks is no news
     if os.environ.get("MUJOCO_GL") != backend:
         os.environ["MUJOCO_GL"] = backend
         # MuJoCo read the variable when it was imported; its renderer asks this module for the context anew

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,11 +17,15 @@ from embodied_rl import random
 from embodied_rl.config import Page, override
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
+from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.mdp.demo import Demo, demo_of
 from embodied_rl.mdp.score import failures_of
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import Step
 from embodied_rl.view.film import Film
+from embodied_rl.waiting import Waiting
+
+log = logging.getLogger("embodied_rl")
 
 Policy = Callable[[dict[str, Tensor]], Tensor]
 """From observations of each group, (N, O), to actions, (N, A)."""
@@ -29,9 +35,14 @@ _SPACING = 3.0
 
 
 def playback_page(page: Page, *, num_envs: int = 1, seconds: float = 20.0) -> Page:
-    """Change the page to how it is played: nothing pushes, episodes last for the whole of it, and robots start side by side."""
+    """Change the page to how it is played: nothing pushes, episodes last for the whole of it, and robots start side by side.
+
+    What only a learner sees is left out, the critic's observations and the rewards: half of a step's operations.
+    """
     changes = [f"env.num_envs={num_envs}", f"env.episode_s={seconds + 1.0}", "env.random_episode_phase=false"]
-    changes += ["env.compile=false"]  # compiling takes longer than playing
+    changes += ["env.compile=false", "env.final_obs_groups=[]"]  # compiling takes longer than playing
+    changes += [f"observations.{group}=null" for group in page.observations if group != "actor"]
+    changes += [f"rewards.{name}=null" for name in page.rewards]
     changes += [f"events.{name}=null" for name, entry in page.events.items() if entry.term == "push"]
     starts = [name for name, entry in page.events.items() if entry.term == "reset_base"]
     changes += [f"events.{name}.{key}=0.0" for name in starts for key in ("position", "yaw")]
@@ -65,6 +76,30 @@ def hold_command(env: Env, values: Sequence[float]) -> None:
     command.hold(values)
 
 
+def warn_outside(env: Env, values: Sequence[float]) -> None:
+    """Warn of the numbers of a held command that training never asked for, where the page's command says its ranges."""
+    command = next(iter(env.terms.commands.values()))
+    for name, value, (low, high) in zip(command.names, values, _ranges(env), strict=False):
+        if not low <= value <= high:
+            log.warning("--command: %s %g is outside of %g to %g, which the policy was trained in", name, value, low, high)
+
+
+def rest_of(env: Env) -> list[float]:
+    """Give the command nearest to zeros that training asked for."""
+    command = next(iter(env.terms.commands.values()))
+    rest = [0.0] * command.size
+    for index, (low, high) in enumerate(_ranges(env)):
+        rest[index] = min(max(0.0, low), high)
+    return rest
+
+
+def _ranges(env: Env) -> list[list[float]]:
+    """List the least and greatest of each number of the page's command in training; empty where it does not say."""
+    command = next(iter(env.terms.commands.values()))
+    told = command.contract() if hasattr(command, "contract") else {}
+    return [torch.as_tensor(bounds).tolist() for bounds in told.get("ranges", ())]
+
+
 def commands(demo: Demo, env: Env) -> bool:
     """Whether a demo speaks of the page's command: it has as many numbers as the demo has columns."""
     command = next(iter(env.terms.commands.values()), None)
@@ -77,7 +112,8 @@ def forget(policy: Policy, result: Step) -> None:
         policy.forget(result.terminated | result.truncated)
 
 
-@torch.no_grad()
+@torch.inference_mode()
+@one_thread()
 def play(
     env: Env,
     policy: Policy,
@@ -94,7 +130,7 @@ def play(
         policy: what acts.
         seconds: how long, in simulated time; a film runs in real time.
         command: held throughout; by default the commands of the family's script one after the other.
-        video: the mp4 to write.
+        video: the film to write, .mp4, .mkv or .mov.
         report: takes the lines that say how it went.
 
     Returns:
@@ -108,12 +144,16 @@ def play(
     script = [command] if command is not None else demo.script(env) if demo and commands(demo, env) else []
     steps = max(1, round(seconds / env.step_dt))
     with ExitStack() as stack:
+        waiting = stack.enter_context(Waiting("filming" if video else "playing"))
         film = stack.enter_context(Film(video, *filmed(env.scene), env.page.video, demo)) if video else None
         if script:
             hold_command(env, script[0])
+        if command is not None:
+            warn_outside(env, command)
         env.reset()
         env.drain_totals()
         for step in range(steps):
+            waiting.far = f"{step * env.step_dt:.1f} of {seconds:.1f} s"
             if script and step and step * len(script) % steps < len(script):
                 hold_command(env, script[step * len(script) // steps])
             forget(policy, env.step(policy(env.obs)))
@@ -127,18 +167,23 @@ def filmed(scene: Scene) -> tuple[mujoco.MjModel, str, float]:
     return scene.render_model, scene.robot.base, scene.robot.base_height
 
 
+def poses(env: Env) -> list[np.ndarray]:
+    """Give the qpos of each robot, side by side: every one has a world of its own, and in the picture they share one."""
+    found = []
+    for row in range(env.num_envs):
+        _, qpos, _ = env.render_state(row)
+        if env.robot.floating:
+            side = (row + 1) // 2 * (1 if row % 2 else -1)
+            qpos[1] += _SPACING * env.scene.robot.base_height * side
+        found.append(qpos)
+    return found
+
+
 def _shoot(env: Env, film: Film, demo: Demo | None) -> None:
     command = None
     if demo and commands(demo, env):
         command = next(iter(env.terms.commands.values())).command[0].tolist()
-    poses = []
-    for row in range(env.num_envs):
-        _, qpos, _ = env.render_state(row)
-        if env.robot.floating:  # every robot has a world of its own; in the picture they share one
-            side = (row + 1) // 2 * (1 if row % 2 else -1)
-            qpos[1] += _SPACING * env.scene.robot.base_height * side
-        poses.append(qpos)
-    film.shoot(poses, demo.measured(env) if demo else (), command)
+    film.shoot(poses(env), demo.measured(env) if demo else (), command)
 
 
 def _summary(env: Env, steps: int, video: str | Path | None, report: Callable[[str], Any]) -> dict[str, Any]:

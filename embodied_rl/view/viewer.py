@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 
+import mujoco
 import numpy as np
 import torch
 
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
-from embodied_rl.mdp.demo import demo_of
+from embodied_rl.learn.cpu.team import one_thread
+from embodied_rl.machine import display_error
+from embodied_rl.mdp.demo import Demo, demo_of
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene import build_scene
-from embodied_rl.view.play import Policy, agent, commands, forget, hold_command
+from embodied_rl.view.film import add_robot
+from embodied_rl.view.play import Policy, agent, commands, forget, hold_command, poses, rest_of, warn_outside
 
-_KEYS = {265: "up", 264: "down", 263: "left", 262: "right"}
+_KEYS = {265: "up", 264: "down", 263: "left", 262: "right", 268: "home", 269: "end"}
 """Names of GLFW's keys."""
+
+_STOP = 257
+"""GLFW's code of Enter, which commands what the window began with where no command was given."""
 
 
 class ViewerError(UserError):
@@ -47,16 +53,22 @@ def view_robot(robot: RobotSpec) -> None:
     mujoco.viewer.launch(model, data)
 
 
-@torch.no_grad()
-def view_env(env: Env, policy: Policy | None = None) -> None:
-    """Show the first robot in real time; the arrow keys change its command as the page's family says.
+@torch.inference_mode()
+@one_thread()
+def view_env(
+    env: Env, policy: Policy | None = None, *, command: Sequence[float] | None = None, seconds: float | None = None
+) -> None:
+    """Show the robots in real time; keys change their command as the page's family says, and the window names them.
 
     Args:
         env: of a `playback_page` whose episodes are long.
-        policy: what acts; by default the robot stands.
+        policy: what acts; by default the robots stand.
+        command: where the keys begin; by default zeros, or what training asked for that is nearest.
+        seconds: after how long the window closes; by default when its user closes it.
 
     Raises:
         ViewerError: there is no display, or macOS needs another interpreter.
+        UserError: the command does not suit the page.
     """
     _check_display()
     import mujoco.viewer
@@ -67,30 +79,60 @@ def view_env(env: Env, policy: Policy | None = None) -> None:
     if demo and not commands(demo, env):
         demo = None
     keys = demo.KEYS if demo else {}
-    command, policy = np.zeros(len(demo.COLUMNS) if demo else 0), policy or agent(env, "zero")
+    rest, policy = rest_of(env) if demo else [], policy or agent(env, "zero")
+    told = np.array(rest)
+    if command is not None:
+        hold_command(env, command)
+        warn_outside(env, command)
+        if demo:
+            told[:] = command
 
     def on_key(key: int) -> None:
-        command[:] = steer(command, key, keys)
+        told[:] = rest if key == _STOP else steer(told, key, keys)
 
     env.reset()
-    model, qpos, _ = env.render_state(0)
+    model, others = env.scene.render_model, mujoco.MjData(env.scene.render_model)
     data = mujoco.MjData(model)
-    data.qpos[:] = qpos
+    data.qpos[:] = poses(env)[0]
+    steps = None if seconds is None else max(1, round(seconds / env.step_dt))
     with mujoco.viewer.launch_passive(model, data, key_callback=on_key) as viewer:
         viewer.cam.type = mujoco.mjtCamera.mjCAMERA_TRACKING
         viewer.cam.trackbodyid = model.body(env.scene.robot.base).id
         viewer.cam.distance, viewer.cam.elevation = 8.0 * env.scene.robot.base_height, -14.0
         due = time.perf_counter()
-        while viewer.is_running():
+        while viewer.is_running() and steps != 0:
+            steps = steps and steps - 1
             if demo:
-                hold_command(env, command.tolist())
+                hold_command(env, told.tolist())
             forget(policy, env.step(policy(env.obs)))
+            first, *beside = poses(env)
             with viewer.lock():
-                data.qpos[:] = env.render_state(0)[1]
+                data.qpos[:] = first
                 mujoco.mj_forward(model, data)
+                if (drawn := viewer.user_scn) is not None:
+                    drawn.ngeom = 0
+                    for others.qpos[:] in beside:
+                        mujoco.mj_forward(model, others)
+                        add_robot(model, others, drawn)
+            if demo:
+                viewer.set_texts(_overlay(demo, told, demo.measured(env)))
             viewer.sync()
             due = max(due + env.step_dt, time.perf_counter())
             time.sleep(max(0.0, due - time.perf_counter()))
+
+
+def _overlay(demo: Demo, told: np.ndarray, measured: Sequence[float]) -> list[tuple]:
+    """Write what is commanded and measured beside each other, and what the keys do."""
+    rows = [f"{name}   {ask:.2f}   {does:.2f}" for name, ask, does in zip(demo.COLUMNS, told, measured, strict=True)]
+    changes = {
+        key: ", ".join(f"{name.split()[0]} {change:+g}" for name, change in zip(demo.COLUMNS, changes, strict=True) if change)
+        for key, changes in demo.KEYS.items()
+    } | {"enter": "stop"}
+    top, bottom = mujoco.mjtGridPos.mjGRID_TOPLEFT, mujoco.mjtGridPos.mjGRID_BOTTOMLEFT
+    return [
+        (None, top, "\n".join(["command, measured", *rows]), ""),
+        (None, bottom, "\n".join(changes), "\n".join(changes.values())),
+    ]
 
 
 def steer(command: Sequence[float] | np.ndarray, key: int, keys: Mapping[str, Sequence[float]]) -> np.ndarray:
@@ -99,10 +141,5 @@ def steer(command: Sequence[float] | np.ndarray, key: int, keys: Mapping[str, Se
 
 
 def _check_display() -> None:
-    import glfw
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where it returns False
-        works = glfw.init()
-    if not works:
-        raise ViewerError("no viewer: there is no display here; film instead: embodied-rl play ... --video film.mp4")
+    if reason := display_error():
+        raise ViewerError(f"no viewer: {reason}; film instead: embodied-rl play ... --video film.mp4")

@@ -13,6 +13,7 @@ from .command import height_above
 
 COLUMNS = ("height  m", "roll  rad", "pitch  rad")
 KEYS = {"up": (0.01, 0.0, 0.0), "down": (-0.01, 0.0, 0.0), "left": (0.0, -0.05, 0.0), "right": (0.0, 0.05, 0.0)}
+KEYS |= {"home": (0.0, 0.0, 0.05), "end": (0.0, 0.0, -0.05)}
 
 #: Crouch, rise, lean left, lean right, nose up, nose down, crouched and leaning forward to the right, level: the height as its
 #: share of the page's range, the angles as shares of their bounds.

@@ -10,6 +10,7 @@ from embodied_rl.mdp.score import Environment
 
 COLUMNS = ("vx  m/s", "vy  m/s", "wz  rad/s")
 KEYS = {"up": (0.1, 0.0, 0.0), "down": (-0.1, 0.0, 0.0), "left": (0.0, 0.0, 0.2), "right": (0.0, 0.0, -0.2)}
+KEYS |= {"home": (0.0, 0.1, 0.0), "end": (0.0, -0.1, 0.0)}
 
 #: Forward, along a curve, to the left, backward, on the spot to the right, standing: shares of the page's ranges.
 _SHARES = ((0.8, 0.0, 0.0), (0.6, 0.0, 0.7), (0.0, 0.8, 0.0), (-0.5, 0.0, 0.0), (0.0, 0.0, -0.7), (0.0, 0.0, 0.0))

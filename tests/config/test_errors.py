@@ -316,6 +316,18 @@ OVERRIDES = {
     "hole in the path": ("env..seed=1", 'override "env..seed=1": write key.path=value, like env.num_envs=512'),
     "misspelt key": ("env.num_env=1", "override \"env.num_env=1\": env.num_env: no such key; did you mean 'num_envs'?"),
     "misspelt section": ("en.seed=1", "override \"en.seed=1\": en: no such key; did you mean 'env'?"),
+    "key without its section": ("num_envs=4", "override \"num_envs=4\": num_envs: no such key; did you mean 'env.num_envs'?"),
+    "name of a word near by": ("seed=4", "override \"seed=4\": seed: no such key; did you mean 'env.seed'?"),
+    "initials": ("ppo.lr=1", "override \"ppo.lr=1\": ppo.lr: no such key; did you mean 'learning_rate'?"),
+    "another section's": ("env.lr=1", "override \"env.lr=1\": env.lr: no such key; did you mean 'ppo.learning_rate'?"),
+    "two other sections'": (
+        "env.iterations=1",
+        "override \"env.iterations=1\": env.iterations: no such key; did you mean 'physics.iterations' or 'train.iterations'?",
+    ),
+    "device": (
+        "physics.device=mps",
+        'override "physics.device=mps": physics.device: "mps" is not allowed: cpu, cuda, cuda:1; auto: a GPU if the engine can use one',
+    ),
     "wrong type": ("env.num_envs=many", 'override "env.num_envs=many": env.num_envs: "many" is not an integer'),
     "bound": ("env.seed=-1", 'override "env.seed=-1": env.seed: -1 is not allowed: at least 0'),
     "section replaced": ("env=3", 'override "env=3": env: 3 is not a mapping'),

@@ -107,6 +107,22 @@ def test_what_was_shot_survives_an_error(env: Env, tmp_path: Path) -> None:
     assert len(frames_of(tmp_path / "a.mp4")) == 3
 
 
+def test_a_file_that_is_no_film_is_refused(env: Env, tmp_path: Path) -> None:
+    for name, said in (("f.gif", r"ends in \.gif"), ("f.avi", r"ends in \.avi"), ("film", "ends in nothing")):
+        with pytest.raises(film.FilmError, match=rf"^--video .*: a film is \.mp4, \.mkv, \.mov, and this {said}"):
+            play(env, agent(env, "zero"), seconds=0.02, video=tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("f.mkv", "matroska"), ("F.MOV", "mov")])
+def test_a_film_is_what_its_name_says(env: Env, tmp_path: Path, name: str, kind: str) -> None:
+    play(env, agent(env, "zero"), seconds=0.04, video=tmp_path / name, report=lambda line: None)
+    import av
+
+    with av.open(str(tmp_path / name)) as file:
+        assert kind in file.format.name
+
+
 def test_without_gl_one_line_says_what_to_install(env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film.use_gl.cache_clear()
     monkeypatch.setattr(film, "gl_backend", lambda: (None, "MUJOCO_GL=egl: no libEGL"))

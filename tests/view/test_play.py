@@ -16,6 +16,8 @@ def test_nothing_disturbs_a_playback() -> None:
     assert (page.env.num_envs, page.env.random_episode_phase) == (3, False)
     assert page.env.episode_s > 30.0
     assert "push" not in page.events
+    # what a learner alone sees costs half of a step
+    assert (list(page.observations), page.rewards, page.env.final_obs_groups) == (["actor"], {}, ())
     assert page.events["reset_base"].params["yaw"] == page.events["reset_base"].params["position"] == 0.0
 
 
@@ -94,6 +96,22 @@ def test_a_command_of_another_size_is_refused(env: Env) -> None:
     said = r"^--command: velocity takes 3 numbers \(vx \[m/s\], vy \[m/s\], wz \[rad/s\]\), 4 were given$"
     with pytest.raises(UserError, match=said):
         play(env, agent(env, "zero"), command=[0.5, 0.1, 0.0, 0.0])
+
+
+def test_a_command_beyond_trainings_ranges_is_warned_of(env: Env, caplog: pytest.LogCaptureFixture) -> None:
+    play(env, agent(env, "zero"), seconds=0.02, command=[3.0, 0.0, -0.8], report=lambda line: None)
+    assert caplog.messages == ["--command: vx [m/s] 3 is outside of -1 to 1, which the policy was trained in"]
+
+
+def test_playing_has_a_thread_and_gives_the_others_back(env: Env) -> None:
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        policy = lambda obs: (seen.append(torch.get_num_threads()), torch.zeros(2, env.num_actions))[1]  # noqa: E731
+        play(env, policy, seconds=0.04, report=lambda line: None)
+        assert seen == [1, 1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_without_a_task_a_page_asks_nothing(capsys: pytest.CaptureFixture[str]) -> None:

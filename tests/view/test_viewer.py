@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from embodied_rl.env import Env
+from embodied_rl.mdp.demo import demo_of
 from embodied_rl.robot import load_robot
 from embodied_rl.view import viewer
 from embodied_rl.view.play import agent
@@ -22,7 +23,8 @@ class Window:
 
     def __init__(self, model: Any, data: Any, key_callback: Any) -> None:
         self.data, self.press, self.steps = data, key_callback, 0
-        self.cam = SimpleNamespace()
+        self.cam, self.texts = SimpleNamespace(), []
+        self.user_scn = mujoco.MjvScene(model, maxgeom=2000)
 
     def __enter__(self) -> Window:
         return self
@@ -36,6 +38,9 @@ class Window:
     def lock(self) -> Window:
         return self
 
+    def set_texts(self, texts: list) -> None:
+        self.texts = texts
+
     def sync(self) -> None:
         self.press(265)
         self.press(262)
@@ -46,13 +51,26 @@ def test_the_arrow_keys_steer(env: Env, monkeypatch: pytest.MonkeyPatch) -> None
 
     def launch_passive(model: Any, data: Any, *, key_callback: Any) -> Window:
         windows.append(Window(model, data, key_callback))
-        return windows[0]
+        return windows[-1]
 
     monkeypatch.setattr(glfw, "init", lambda: True)
     monkeypatch.setattr(mujoco.viewer, "launch_passive", launch_passive)
     viewer.view_env(env, agent(env, "zero"))
     assert torch.allclose(env.buffers["commands.velocity.command"], torch.tensor([0.4, 0.0, -0.8]))
     assert np.allclose(windows[0].data.qpos, env.render_state(0)[1])
+    assert windows[0].user_scn.ngeom > 10  # the second robot beside it
+    (_, _, shown, _), (_, _, keys, changes) = windows[0].texts
+    demo = demo_of(env.page)
+    assert demo is not None
+    assert shown.splitlines()[:2] == ["command, measured", f"vx  m/s   0.40   {demo.measured(env)[0]:.2f}"]
+    said = dict(zip(keys.splitlines(), changes.splitlines(), strict=True))
+    assert (said["up"], said["right"], said["home"], said["enter"]) == ("vx +0.1", "wz -0.2", "vy +0.1", "stop")
+
+    viewer.view_env(env, agent(env, "zero"), command=[0.5, 0.1, 0.0], seconds=0.04)  # two steps
+    assert torch.allclose(env.buffers["commands.velocity.command"], torch.tensor([0.6, 0.1, -0.2]))
+    monkeypatch.setattr(Window, "sync", lambda self: self.press(257) if self.steps > 1 else self.press(265))
+    viewer.view_env(env, agent(env, "zero"), command=[0.5, 0.1, 0.0], seconds=0.06)
+    assert torch.equal(env.buffers["commands.velocity.command"], torch.zeros(2, 3))
 
 
 def test_other_keys_change_nothing() -> None:
