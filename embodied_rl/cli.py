@@ -345,14 +345,17 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace) -> int:
-    from embodied_rl.robot import load_robot, robot_names
+    from embodied_rl import inspection
 
+    robot = inspection.robot_of(options.what)
     if options.report:
-        return _report(options.what)
+        found = inspection.report_of(options.what)
+        print(found)
+        return int(bool(found.unexplained))
     from embodied_rl.view import viewer
 
-    if options.what in robot_names() or (Path(options.what) / "robot.yaml").is_file():
-        viewer.view_robot(load_robot(options.what))
+    if robot is not None:
+        viewer.view_robot(robot)
     else:
         from embodied_rl import make_env
         from embodied_rl.view.play import playback_page
@@ -366,25 +369,6 @@ def _new(options: argparse.Namespace) -> int:
 
     print(*new_robot(options.file, options.output, options.png), sep="\n")
     return 0
-
-
-def _report(what: str) -> int:
-    """Print what a robot or a page simulates otherwise than the robot's file says; 1 where there is no reason for it."""
-    from embodied_rl import make_env
-    from embodied_rl.config.page import PhysicsSettings, SceneSettings
-    from embodied_rl.robot import load_robot, robot_names
-    from embodied_rl.scene import build_scene
-    from embodied_rl.scene.report import report
-
-    if what in robot_names() or (Path(what) / "robot.yaml").is_file():
-        physics, world = PhysicsSettings(), SceneSettings()
-        scene = build_scene(load_robot(what), physics=physics, **world.model_dump())
-    else:
-        page = load(what)
-        scene, physics, world = make_env.make_scene(page), page.physics, page.scene
-    found = report(scene, physics, world)
-    print(found)
-    return 1 if found.unexplained else 0
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -93,7 +93,7 @@ class Env:
         """
         check_actions(actions, self._inputs.shape)
         if self._run is None:
-            self._run = self.capture(self._step)
+            self._run = self.capture(lambda: self.advance(self._inputs))
         self._inputs.copy_(actions)
         self._run()
         return self.result
@@ -317,9 +317,6 @@ class Env:
         self.drain_unstable()  # those steps happen again, and report then
         self.physics.drain_overflow()
         return graph or function
-
-    def _step(self) -> None:
-        self.advance(self._inputs)
 
     # ------------------------------------------------------------------------------------------------ what it consists of
 

@@ -13,12 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from embodied_rl.config import Page, override
-from embodied_rl.config.page import PPOSettings
+from embodied_rl.config import Page, load, override
+from embodied_rl.config.page import PhysicsSettings, PPOSettings, SceneSettings
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.learner import learner_class
-from embodied_rl.make_env import make, make_vector
+from embodied_rl.make_env import make, make_scene, make_vector
+from embodied_rl.robot import RobotSpec, load_robot, robot_names
+from embodied_rl.scene import build_scene
+from embodied_rl.scene.report import Report, report
 from embodied_rl.scene.table import rows
 from embodied_rl.vector_env import VectorEnv
 
@@ -96,6 +99,24 @@ def _check_minibatches(page: Page) -> None:
     if count > (there := robots if recurrent else robots * steps):
         what = "robots, which a recurrent policy's minibatches share out" if recurrent else f"transitions ({robots} x {steps})"
         raise UserError(f"{page.name}: ppo.num_mini_batches: {count} is more than an iteration's {there} {what}; take fewer")
+
+
+def robot_of(what: str) -> RobotSpec | None:
+    """Load the robot of this name or folder; None where it is a page's."""
+    return load_robot(what) if what in robot_names() or (Path(what) / "robot.yaml").is_file() else None
+
+
+def report_of(what: str) -> Report:
+    """Compare what a robot, or a page's, is simulated as with what its file says.
+
+    Raises:
+        UserError: there is no such robot or page, or it cannot be compiled.
+    """
+    if robot := robot_of(what):
+        physics, world = PhysicsSettings(), SceneSettings()
+        return report(build_scene(robot, physics=physics, **world.model_dump()), physics, world)
+    page = load(what)
+    return report(make_scene(page), page.physics, page.scene)
 
 
 def total_memory() -> float:

@@ -201,7 +201,7 @@ def _fingerprint(page: Path) -> str:
     )
     for _ in range(25):
         result = env.step(torch.rand(16, env.num_actions, generator=generator) - 0.5)
-        for tensor in (env.physics.qpos, env.physics.qvel, *result.obs.values(), result.reward, result.terminated):
+        for tensor in (env.physics.qpos, env.physics.qvel, *result.obs.values(), env.episode.reward, env.episode.done):
             digest.update(tensor.numpy().tobytes())
     env.close()
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from embodied_rl.deploy.place import default_pose, place
 from embodied_rl.physics.kinematics import free_body
 from embodied_rl.problems import did_you_mean, quoted
 from embodied_rl.scene.looks import dress
+from embodied_rl.scene.plain import PLAIN
 from embodied_rl.strict_yaml import display
 
 #: The last group of geoms that MuJoCo shows unasked.
@@ -203,6 +204,7 @@ def _add_ground(spec: mujoco.MjSpec, model: mujoco.MjModel, base: str, contract:
     """Add the contract's plane, which everything that can collide at all collides with, and light to see by."""
     bits = int(np.bitwise_or.reduce(np.concatenate((model.geom_contype, model.geom_conaffinity, [1]))))
     spec.worldbody.add_geom(
+        PLAIN,
         name=f"{_PREFIX}ground",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
         size=[0.0, 0.0, 0.05],
@@ -245,7 +247,7 @@ def _put_motors(
         if actuator.target in names or actuator.name in names:
             spec.delete(actuator)
     for joint in contract["joints"]:
-        motor = spec.add_actuator(name=joint["name"], target=joint["name"], trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        motor = spec.add_actuator(PLAIN, name=joint["name"], target=joint["name"], trntype=mujoco.mjtTrn.mjTRN_JOINT)
         motor.set_to_position(kp=joint["stiffness"], kv=joint["damping"])
         (low, high), effort = limits[joint["name"]], joint["effort_limit"]
         motor.forcelimited, motor.forcerange, motor.ctrllimited = True, (max(low, -effort), min(high, effort)), False

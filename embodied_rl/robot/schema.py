@@ -31,7 +31,7 @@ class Motor(Section):
     damping_ratio: NonNegative | None = Field(
         default=None, description="damping = 2 damping_ratio armature (2 pi natural_frequency); 1: critical"
     )
-    effort_limit: NonNegative | None = Field(default=None, description="largest torque, either way [N m; N of a slide]")
+    effort_limit: Positive | None = Field(default=None, description="largest torque, either way [N m; N of a slide]")
     velocity_limit: Positive | None = Field(default=None, description="largest speed, either way [rad/s; m/s of a slide]")
     armature: NonNegative | None = Field(
         default=None, description="rotor inertia as the joint feels it [kg m^2]; null: the model's"

@@ -16,6 +16,7 @@ from embodied_rl.physics.kinematics import Frame, free_body, free_joint
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene.feet import Feet
 from embodied_rl.scene.looks import dress
+from embodied_rl.scene.plain import PLAIN
 from embodied_rl.scene.terrain import FlatTerrain
 
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
@@ -134,7 +135,7 @@ def build_scene(
             if geom.name in wrapped:  # what a tendon runs over stays, and touches nothing
                 geom.contype = geom.conaffinity = 0
             else:
-                spec.delete(geom)
+                _delete(spec, geom)
     for light in list(spec.lights):
         spec.delete(light)
     sensors = _add_sensors(spec, robot, needs, collisions)
@@ -220,12 +221,18 @@ def _robot_on_terrain(
     robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
 ) -> mujoco.MjSpec:
     spec = robot.mjspec()
+    for geom in list(spec.worldbody.geoms):
+        if geom.type in (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD):
+            _delete(spec, geom)  # the file's own ground
+    if "ground" in {geom.name for geom in spec.geoms}:
+        raise SceneError(f"{robot.model_path}: a geom is named 'ground', as ours is; give it another name")
     terrain.add_to(spec)
+    _meet_ground(spec, robot)
     for index, name in enumerate(robot.joint_names):
         if not dry_friction:
             spec.joint(name).frictionloss = 0.0
         stiffness, damping, limit = robot.stiffness[index], robot.damping[index], robot.effort_limit[index]
-        actuator = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        actuator = spec.add_actuator(PLAIN, name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
         if controls.get(name, "position") == "velocity":
             # torque = kd (target - qd), clipped to the motor's limit
             actuator.set_to_velocity(kv=damping)
@@ -244,6 +251,28 @@ def _robot_on_terrain(
     for bit in _DISABLED:
         option.disableflags |= int(bit)
     return spec
+
+
+def _meet_ground(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
+    """Let the feet, and whatever else collides with anything, collide with the ground, whatever masks the file gives them.
+
+    The feet outrank the ground, so that their friction, which is drawn, is the contact's.
+    """
+    ground, feet = spec.geom("ground"), {geom for foot in robot.feet for geom in foot.geoms}
+    for geom in spec.geoms:
+        if geom.name == ground.name:
+            continue
+        if geom.name in feet or geom.contype or geom.conaffinity:
+            geom.conaffinity |= ground.contype
+        if geom.name in feet:
+            geom.priority = max(geom.priority, 1)
+
+
+def _delete(spec: mujoco.MjSpec, geom: mujoco.MjsGeom) -> None:
+    """Take a geom out, and the pairs that name it."""
+    for pair in [pair for pair in spec.pairs if geom.name and geom.name in (pair.geomname1, pair.geomname2)]:
+        spec.delete(pair)
+    spec.delete(geom)
 
 
 def _add_sensors(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mujoco
 
+from embodied_rl.scene.plain import PLAIN
+
 
 def dress(spec: mujoco.MjSpec, base: str, ground: str, prefix: str = "") -> None:
     """Give a model a sky, a floor and a lamp.
@@ -40,6 +42,7 @@ def dress(spec: mujoco.MjSpec, base: str, ground: str, prefix: str = "") -> None
     # A lamp high above the base, which travels with it: shadows are drawn only near the axis of their light, and those
     # of MuJoCo's directional light speckle the floor.
     spec.body(base).add_light(
+        PLAIN,
         name=f"{prefix}sun",
         type=mujoco.mjtLightType.mjLIGHT_SPOT,
         mode=mujoco.mjtCamLight.mjCAMLIGHT_TRACK,

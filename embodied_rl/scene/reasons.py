@@ -195,6 +195,21 @@ def _held(kind: str) -> Callable[[Case, Difference], bool]:
     return lambda case, one: f"{kind} {one.element}" in case.welded
 
 
+def _theirs(case: Case, one: Difference) -> bool:
+    kinds = (int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_HFIELD))
+    index = one.ids[0]
+    return (
+        one.ours is None and index is not None and not case.file.geom_bodyid[index] and int(case.file.geom_type[index]) in kinds
+    )
+
+
+def _unpaired(case: Case, one: Difference) -> bool:
+    if one.ours is not None or one.ids[0] is None:
+        return False
+    names = [case.file.geom(int(geom[one.ids[0]])).name for geom in (case.file.pair_geom1, case.file.pair_geom2)]
+    return any(mujoco.mj_name2id(case.scene.model, mujoco.mjtObj.mjOBJ_GEOM, name) < 0 for name in names)
+
+
 def _ground(case: Case, one: Difference) -> bool:
     return one.theirs is None and one.element == "ground" and case.scene.model.geom_bodyid[one.ids[1]] == 0
 
@@ -239,6 +254,8 @@ _REASONS: tuple[tuple[str, str, str, Callable[[Case, Difference], bool]], ...] =
     ("actuator", "Motors", "robot.yaml's motors take their place", _gone),
     ("actuator", "Motors", "servos with robot.yaml's stiffness, damping and effort_limit", _ours),
     ("geom", "Contacts", "our ground, an endless plane at z = 0", _ground),
+    ("geom", "Contacts", "the file's own ground; ours stands in for it", _theirs),
+    ("pair", "Contacts", "of a geom that is left out; masks let what the page says touch the ground", _unpaired),
     ("geom", "Contacts", "visual: they touch nothing, and their bodies keep their mass", _visual),
     ("geom", "Contacts", "scene.collisions: feet; their bodies keep their mass", _not_a_foot),
     ("geom_con[ta]*", "Contacts", "a tendon runs over it; scene.collisions: feet", _run_over),

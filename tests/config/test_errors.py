@@ -326,7 +326,8 @@ OVERRIDES = {
     ),
     "device": (
         "physics.device=mps",
-        'override "physics.device=mps": physics.device: "mps" is not allowed: cpu, cuda, cuda:1; auto: a GPU if the engine can use one',
+        'override "physics.device=mps": physics.device: "mps" is not allowed: cpu, cuda, cuda:1; '
+        "auto: a GPU if the engine can use one",
     ),
     "wrong type": ("env.num_envs=many", 'override "env.num_envs=many": env.num_envs: "many" is not an integer'),
     "bound": ("env.seed=-1", 'override "env.seed=-1": env.seed: -1 is not allowed: at least 0'),
