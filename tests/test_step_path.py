@@ -257,7 +257,7 @@ def test_everything_is_compiled_before_a_capture() -> None:
     with torch.no_grad():
         env = make_env.make("go2_flat", ["env.compile=true", *overrides], engine="warp", device="cpu")
         for _ in range(3):
-            env._step()
+            env.advance(env._inputs)
         env.physics.qvel[2] = torch.nan
         with torch.compiler.set_stance("fail_on_recompile"):
             for step in range(12):
