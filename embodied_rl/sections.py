@@ -28,8 +28,8 @@ _BOUNDS = {
 }
 
 
-#: Bounds of numbers, either way: beyond the first a robot is taken for lost, and nearer to 0 than the second float32 has none.
-LARGEST, SMALLEST = 1e10, 1e-30
+#: Bounds of numbers, either way: no simulation means more than the first; float32 has hardly any nearer to 0 than the second.
+LARGEST, SMALLEST = 1e12, 1e-30
 #: What an unsigned int32 holds, as env.seed is one.
 LARGEST_INTEGER = 2**32 - 1
 
@@ -53,22 +53,19 @@ def check_section(
     """Validate a flat mapping: the section, or None and what is wrong, by place inside it."""
     value = {key: _tuples(one) for key, one in value.items()}
     told: dict[Keys, str] = {}
-    for where, number in _numbers(value):
-        if (
-            (info := model.model_fields.get(str(where[0])))
-            and info.annotation != dict[str, Any]
-            and (why := _meaningless(number))
-        ):
-            told[where] = f"{shown(number)} is not allowed: {why}"
     try:
-        parsed = model.model_validate(value, context=context)
-        return (None if told else parsed), told
+        parsed: M | None = model.model_validate(value, context=context)
     except ValidationError as error:
         for one in error.errors(include_url=False):
             where, message = _explain(model, value, one)
             if not any(first[: len(where)] == where for first in told):  # a list that fails for one of its items
                 told[where] = message
-    return None, told
+        parsed = None
+    for where, number in _numbers(value):
+        info = model.model_fields.get(str(where[0]))
+        if info and info.annotation != dict[str, Any] and where not in told and (why := _meaningless(number)):
+            told[where] = f"{shown(number)} is not allowed: {why}"
+    return (None if told else parsed), told
 
 
 def _numbers(value: Any, where: Keys = ()) -> Iterator[tuple[Keys, int | float]]:

@@ -44,6 +44,8 @@ def test_a_page_without_a_task_is_refused_before_it_trains(monkeypatch: pytest.M
 def test_a_training_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy that has passed counts, by the clock of its iteration, without evaluations."""
     monkeypatch.setattr(training, "make_trainer", Trainer)
+    monkeypatch.setattr(training, "inspect", lambda page: None)
+    monkeypatch.setattr(training, "warnings_of", lambda page, found: ())
     result = bench_walk(load("go2_flat"))
     assert list(result) == ["seconds_to_walk", "env_steps_to_walk", "seconds_to_start", "reference_lin_vel_error"]
     assert (result["env_steps_to_walk"], result["reference_lin_vel_error"]) == (1000, 0.18)

@@ -122,16 +122,16 @@ def test_too_many_of_them_end_the_run_by_name_and_it_goes_on_once_mended(name: s
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("observations.actor.base_ang_vel.scale=1e30", "observations.actor.base_ang_vel[0] is "),
-        ("observations.critic.joint_pos.scale=1e38", "observations.critic.joint_pos[0] is "),
-        ("observations.actor.base_ang_vel.noise=1e38", "observations.actor.base_ang_vel[0] is "),
-        ("events.push={interval_s: 0.1, lin_vel: 1e30}", "what events.push draws is "),
+        ("observations.actor.base_ang_vel.scale=1e12", "observations.actor.base_ang_vel[0] is "),
+        ("observations.critic.joint_pos.scale=1e12", "observations.critic.joint_pos[0] is "),
+        ("observations.actor.base_ang_vel.noise=1e12", "observations.actor.base_ang_vel[0] is "),
+        ("events.push={interval_s: 0.1, lin_vel: 1e12}", "what events.push draws is "),
         (
-            "events.foot_friction.range=[1e30, 1e30]",
-            "what events.foot_friction draws is 1e+30, beyond 1e+10, in step 0 of robot 0",
+            "events.foot_friction.range=[1e12, 1e12]",
+            "what events.foot_friction draws is 1e+12, beyond 1e+10, in step 0 of robot 0",
         ),
-        ("commands.velocity.lin_vel_x=[1e30, 1e30]", "commands.velocity[0] is 1e+30, beyond 1e+10, in step 0 of robot 0"),
-        ("rewards.action_rate.weight=-1e30", "rewards.action_rate is "),
+        ("commands.velocity.lin_vel_x=[1e12, 1e12]", "commands.velocity[0] is 1e+12, beyond 1e+10, in step 0 of robot 0"),
+        ("rewards.action_rate.weight=-1e12", "rewards.action_rate is "),
     ],
 )
 def test_numbers_of_the_page_that_poison_are_named(override: str, named: str, tmp_path: Path) -> None:
@@ -142,13 +142,16 @@ def test_numbers_of_the_page_that_poison_are_named(override: str, named: str, tm
     assert sound(trainer) == [trainer.iteration]
 
 
-@pytest.mark.parametrize("override", ["ppo.learning_rate=1e30", "ppo.entropy_coef=1e30", "ppo.value_loss_coef=1e38"])
-def test_what_the_learner_loses_is_not_saved(override: str, tmp_path: Path) -> None:
-    trainer = training.start(page(override), tmp_path / "run")
+@pytest.mark.parametrize("key", ["learning_rate", "entropy_coef", "value_loss_coef"])
+def test_what_the_learner_loses_is_not_saved(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_inspected", lambda page: page)
+    small = page()
+    poisoned = small.model_copy(update={"ppo": small.ppo.model_copy(update={key: 1e38})})  # what no page may say
+    trainer = training.start(poisoned, tmp_path / "run")
     with pytest.raises(UnstableError, match=r"of iteration 1's updates had a loss or gradient that is not finite"):
         list(trainer.train(4))
     # where every minibatch was skipped the networks are those of before
-    assert sound(trainer) == ([] if "learning_rate" in override else [1])
+    assert sound(trainer) == ([] if key == "learning_rate" else [1])
 
 
 @pytest.mark.parametrize("std", ["1e39", "1e-46", "0.0"])

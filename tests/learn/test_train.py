@@ -432,7 +432,7 @@ def test_a_signal_saves_and_says_how_to_resume(fork: Callable[..., Any], tmp_pat
     (name,) = names(tmp_path / "run")[-1:]
     done = checkpoint.read(tmp_path / "run" / "checkpoints" / name)["iter"]
     last = output.splitlines()[-1]
-    assert last == f"stopped after {done} iterations; go on with: embodied-rl train go2_flat --resume {tmp_path / 'run'}"
+    assert last == f"stopped after {done} iterations; go on with: embodied-rl train --resume {tmp_path / 'run'}"
 
 
 def test_a_second_ctrl_c_ends_at_once(
