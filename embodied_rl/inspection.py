@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page, load, override
-from embodied_rl.config.page import PhysicsSettings, PPOSettings, SceneSettings
+from embodied_rl.config.page import LEARNERS, PhysicsSettings, PPOSettings, SceneSettings
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.learner import learner_class
@@ -66,7 +66,8 @@ def inspect(page: Page) -> Inspection:
     Raises:
         UserError: the page cannot be trained: every reason that can be known before, a line each.
     """
-    learner_class(page)
+    if page.train.learner not in LEARNERS:  # ours are there, and take longer to import than all the rest
+        learner_class(page)
     _check_minibatches(page)
     if page.env.source:
         env = make_vector(page, torch.arange(1))
