@@ -345,16 +345,16 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace) -> int:
-    from embodied_rl import inspection
-
-    robot = inspection.robot_of(options.what)
     if options.report:
-        found = inspection.report_of(options.what)
+        from embodied_rl.inspection import report_of
+
+        found = report_of(options.what)
         print(found)
         return int(bool(found.unexplained))
+    from embodied_rl.robot import find_robot
     from embodied_rl.view import viewer
 
-    if robot is not None:
+    if robot := find_robot(options.what):
         viewer.view_robot(robot)
     else:
         from embodied_rl import make_env

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 
@@ -24,6 +25,10 @@ class Faults:
         except UserError as error:
             self._lines += str(error).splitlines()
 
+    def note(self, line: str) -> None:
+        """Note what is wrong; a line."""
+        self._lines.append(line)
+
     def tell(self) -> None:
         """Raise what was noted, a line each; nothing where all went well.
 
@@ -32,6 +37,17 @@ class Faults:
         """
         if self._lines:
             raise UserError("\n".join(dict.fromkeys(self._lines)))
+
+
+def in_short(error: BaseException) -> str:
+    """Write an error as its kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def last_in(error: BaseException, files: Container[str]) -> tuple[str, int] | None:
+    """Find the innermost line of these files through which an error came: file and line; None where it came through none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return (frames[-1].filename, frames[-1].lineno or 0) if frames else None
 
 
 def install_hint(extra: str = "") -> str:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from embodied_rl.config import Page, load, override
 from embodied_rl.config.page import LEARNERS, PhysicsSettings, PPOSettings, SceneSettings
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.learner import learner_class
+from embodied_rl.machine import total_memory
 from embodied_rl.make_env import make, make_scene, make_vector
-from embodied_rl.robot import RobotSpec, load_robot, robot_names
+from embodied_rl.robot import find_robot
 from embodied_rl.scene import build_scene
 from embodied_rl.scene.report import Report, report
 from embodied_rl.scene.table import rows
@@ -74,9 +72,7 @@ def inspect(page: Page) -> Inspection:
         try:
             return _inspected(page, env, {}, (), None)
         finally:
-            close = getattr(env, "close", None)
-            if close:
-                close()
+            env.close()
     with torch.no_grad():
         robots = make(_small(page), num_envs=min(_ROBOTS, page.env.num_envs))
         try:
@@ -102,35 +98,17 @@ def _check_minibatches(page: Page) -> None:
         raise UserError(f"{page.name}: ppo.num_mini_batches: {count} is more than an iteration's {there} {what}; take fewer")
 
 
-def robot_of(what: str) -> RobotSpec | None:
-    """Load the robot of this name or folder; None where it is a page's."""
-    return load_robot(what) if what in robot_names() or (Path(what) / "robot.yaml").is_file() else None
-
-
 def report_of(what: str) -> Report:
     """Compare what a robot, or a page's, is simulated as with what its file says.
 
     Raises:
         UserError: there is no such robot or page, or it cannot be compiled.
     """
-    if robot := robot_of(what):
+    if robot := find_robot(what):
         physics, world = PhysicsSettings(), SceneSettings()
         return report(build_scene(robot, physics=physics, **world.model_dump()), physics, world)
     page = load(what)
     return report(make_scene(page), page.physics, page.scene)
-
-
-def total_memory() -> float:
-    """Tell how much memory this machine, or the container that this process is in, has [bytes]."""
-    found = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if limit.isdigit():
-            found = min(found, float(limit))
-    return found
 
 
 def _small(page: Page) -> Page:
@@ -181,11 +159,9 @@ def _described(page: Page, env: Env) -> tuple[str, ...]:
         total = sum(size * history for _, size, history in sizes)
         parts = " + ".join(f"{name} {size}" + (f" x {history}" if history > 1 else "") for name, size, history in sizes)
         lines.append(f"{group.name:13s} {total} = {parts}")
-    lines += (
-        [f"{'commands':13s} " + ", ".join(f"{name} {term.command.shape[1]}" for name, term in terms.commands.items())]
-        if terms.commands
-        else []
-    )
+    if terms.commands:
+        sizes = (f"{name} {term.command.shape[1]}" for name, term in terms.commands.items())
+        lines.append(f"{'commands':13s} {', '.join(sizes)}")
     return tuple(lines)
 
 
@@ -201,7 +177,7 @@ def _widths(page: Page, env: VectorEnv) -> dict[str, int]:
 
 def _of_robots(page: Page, env: Env) -> dict[str, float]:
     """Estimate what the robots take [bytes]."""
-    state = sum(_bytes(value) for value in env.snapshot(torch.arange(1)).values())
+    state = sum(value.nbytes for value in env.snapshot(torch.arange(1)).values())
     for group in env.groups:
         for term in group.terms:
             entry = page.observations[group.name][term.name]
@@ -265,10 +241,6 @@ def warnings_of(page: Page, found: Inspection) -> Iterator[str]:
     if found.iteration_s is not None and found.iteration_s > _LONG and page.physics.engine == "native":
         samples = page.env.num_envs * page.train.steps
         yield f"{page.name}: an iteration takes about {_time(found.iteration_s)} here ({samples:,} steps); is that meant?"
-
-
-def _bytes(value: Tensor) -> int:
-    return value.numel() * value.element_size()
 
 
 def _gib(size: float) -> str:

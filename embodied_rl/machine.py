@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -105,6 +106,19 @@ def display_error() -> str | None:
         return f"glfw does not import: {error}"
     with warnings.catch_warnings(action="ignore"):  # it warns where it returns False
         return None if glfw.init() else "there is no display here"
+
+
+def total_memory() -> float:
+    """Tell how much memory this machine, or the container that this process is in, has [bytes]."""
+    found = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            found = min(found, float(limit))
+    return found
 
 
 def shown_version(number: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from pathlib import Path
@@ -31,7 +32,8 @@ def read_urdf(path: Path, base: str) -> mujoco.MjSpec:
     import mujoco
 
     try:
-        spec = mujoco.MjSpec.from_string(_with_extension(path))
+        text = _with_extension(path)
+        spec, held = mujoco.MjSpec.from_string(text), ElementTree.fromstring(text).find("link[@name='world']") is not None
     except ElementTree.ParseError as error:
         raise ValueError(str(error)) from error
     for body in spec.bodies[1:]:
@@ -47,14 +49,9 @@ def read_urdf(path: Path, base: str) -> mujoco.MjSpec:
             geom.group, geom.contype, geom.conaffinity = 3, 0, 1
             collisions += 1
     body = spec.body(base)
-    if body is not None and not body.joints and body.parent.name == "world" and "world" not in links_of(path):
+    if body is not None and not body.joints and body.parent.name == "world" and not held:
         body.add_freejoint(name=base)
     return spec
-
-
-def links_of(path: Path) -> list[str]:
-    """List the names of a URDF's links."""
-    return [link.get("name", "") for link in ElementTree.parse(path).getroot().findall("link")]
 
 
 def refuse_xacro(path: Path, text: str) -> None:
@@ -115,12 +112,14 @@ def _with_extension(path: Path) -> str:
                         f"link {link.get('name')!r}: its collision mesh {given} {why}; bring it, or write a box or cylinder"
                     )
     if left_out:
-        log.warning(
-            "%s: visuals are left out, whose meshes are missing or no STL, OBJ or MSH: %s",
-            path,
-            ", ".join(dict.fromkeys(left_out)),
-        )
+        _tell_left_out(path, ", ".join(dict.fromkeys(left_out)))
     return ElementTree.tostring(robot, encoding="unicode")
+
+
+@functools.cache
+def _tell_left_out(path: Path, names: str) -> None:
+    """Warn of visuals without their meshes; once, however often the file is read."""
+    log.warning("%s: visuals are left out, whose meshes are missing or no STL, OBJ or MSH: %s", path, names)
 
 
 def _without_empty_root(robot: ElementTree.Element) -> None:

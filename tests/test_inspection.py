@@ -12,7 +12,7 @@ from embodied_rl import inspection, training
 from embodied_rl.cli import main
 from embodied_rl.config import load
 from embodied_rl.errors import UserError
-from embodied_rl.inspection import inspect, total_memory, warnings_of
+from embodied_rl.inspection import inspect, warnings_of
 from embodied_rl.learn.models import build_actor
 from embodied_rl.make_env import make
 from embodied_rl.sections import LARGEST
@@ -168,10 +168,6 @@ def test_a_wrong_learner_and_mirror_are_told_before_a_run_begins(tmp_path: Path)
         with pytest.raises(UserError, match=message):
             training.start(load("go2_flat", [f"terms=[{tmp_path / 'own.py'}]", change]), tmp_path / "run")
         assert not (tmp_path / "run").exists()
-
-
-def test_memory_is_that_of_the_container() -> None:
-    assert 2**28 < total_memory() < 2**50
 
 
 def test_what_a_page_may_say_reaches_beyond_where_a_robot_counts_as_lost() -> None:

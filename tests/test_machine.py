@@ -41,3 +41,7 @@ def test_rendering_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend is None
     assert "no-such-backend" in reason
     assert "\n" not in reason
+
+
+def test_memory_is_that_of_the_container() -> None:
+    assert 2**28 < machine.total_memory() < 2**50

@@ -9,7 +9,9 @@ import mujoco
 import numpy as np
 
 from embodied_rl.deploy.place import default_pose, place
+from embodied_rl.physics.actuators import motors_of
 from embodied_rl.physics.kinematics import free_body
+from embodied_rl.scene.reasons import written
 
 #: Numbers that differ by less, as a share of the larger one, are called the same; and lengths [m] and directions.
 SAME, _NEAR = 0.01, 0.003
@@ -84,18 +86,12 @@ def counted(joints: Sequence[str], names: Sequence[str]) -> str:
     return ", ".join(joints[:4]) + (f" and {len(joints) - 4} more" if len(joints) > 4 else "")
 
 
-def motors_of(model: mujoco.MjModel, name: str) -> list[int]:
-    """List the actuators that drive a joint."""
-    joint, kinds = model.joint(name).id, [int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT)]
-    return [one for one in range(model.nu) if int(model.actuator_trntype[one]) in kinds and model.actuator_trnid[one, 0] == joint]
-
-
 _PLACES = ("axis in the base's frame", "place in the base's frame")
 
 
 def _of_the_world(theirs: mujoco.MjModel, ours: mujoco.MjModel) -> Iterator[str]:
-    for name, kinds in (("integrator", mujoco.mjtIntegrator), ("cone", mujoco.mjtCone)):
-        here, there = (kinds(getattr(model.opt, name)).name.partition("_")[2].lower() for model in (ours, theirs))
+    for name in ("integrator", "cone"):
+        here, there = (written(getattr(model.opt, name), name) for model in (ours, theirs))
         if here != there:
             yield f"option {name}: {here} in training, {there} here"
     for name in ("gravity", "wind", "density", "viscosity", "impratio"):

@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
@@ -25,6 +24,7 @@ from embodied_rl.deploy.place import base_state, place
 from embodied_rl.deploy.rehearsal import apply_fields
 from embodied_rl.deploy.stage import Stage
 from embodied_rl.deploy.target import Target, check_time, fit, hang
+from embodied_rl.errors import in_short, last_in
 from embodied_rl.learn.evaluate import SEEDS, evaluation_page
 from embodied_rl.mdp.demo import demo_of
 from embodied_rl.mdp.score import figures_of, judged, score_of
@@ -353,10 +353,9 @@ def _import(path: Path) -> Any:
 
 def _told(error: Exception, path: Path) -> DeployError:
     """Say where in a runner something went wrong."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-    if not lines:
+    if (last := last_in(error, (str(path),))) is None:
         raise error
-    return DeployError(f"{display(path)}:{lines[-1]}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    return DeployError(f"{display(path)}:{last[1]}: {in_short(error)}")
 
 
 def judge_hanging(export: Export, target: Target) -> str:

@@ -12,9 +12,10 @@ import mujoco
 import numpy as np
 
 from embodied_rl.deploy.contract import DeployError
-from embodied_rl.deploy.differences import SAME, beside, counted, motors_of
+from embodied_rl.deploy.differences import SAME, beside, counted
 from embodied_rl.deploy.differences import differences as compared
 from embodied_rl.deploy.place import default_pose, place
+from embodied_rl.physics.actuators import motors_of, torque_range
 from embodied_rl.physics.kinematics import free_body
 from embodied_rl.problems import did_you_mean, quoted
 from embodied_rl.scene.looks import dress
@@ -87,7 +88,7 @@ def fit(path: Path, contract: Mapping[str, Any], own: mujoco.MjModel, *, keep_mo
     if not any(int(kind) in _GROUND and not body for kind, body in zip(before.geom_type, before.geom_bodyid, strict=True)):
         _add_ground(spec, before, base, contract)
         notes.append("the file has no ground; the contract's plane was added")
-    limits = _limits(before, names)
+    limits = {name: torque_range(before, name) for name in names}
     twice = None
     if keep_motors:
         notes += _check_servos(before, contract, where)
@@ -216,22 +217,6 @@ def _add_ground(spec: mujoco.MjSpec, model: mujoco.MjModel, base: str, contract:
         if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
             spec.delete(texture)
     dress(spec, base, f"{_PREFIX}ground", _PREFIX)
-
-
-def _limits(model: mujoco.MjModel, names: list[str]) -> dict[str, tuple[float, float]]:
-    """Find the torques between which a model lets each joint act; infinite where it sets none."""
-    found = {}
-    for name in names:
-        joint = model.joint(name).id
-        ranges = [model.jnt_actfrcrange[joint]] if model.jnt_actfrclimited[joint] else []
-        for motor in motors_of(model, name):
-            gear, torque = model.actuator_gear[motor, 0], model.actuator_biastype[motor] == int(mujoco.mjtBias.mjBIAS_NONE)
-            if model.actuator_forcelimited[motor]:
-                ranges.append(np.sort(gear * model.actuator_forcerange[motor]))
-            elif model.actuator_ctrllimited[motor] and torque:
-                ranges.append(np.sort(gear * model.actuator_gainprm[motor, 0] * model.actuator_ctrlrange[motor]))
-        found[name] = (max([-np.inf, *(float(low) for low, _ in ranges)]), min([np.inf, *(float(high) for _, high in ranges)]))
-    return found
 
 
 def _put_motors(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from embodied_rl.config.page import LEARNERS, Page
-from embodied_rl.errors import UserError
+from embodied_rl.errors import UserError, in_short, last_in
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Collector, Rollout
@@ -145,7 +144,6 @@ def naming_own(page: Page, method: Callable) -> Iterator[None]:
         if not is_own(method):
             raise
         file = inspect.getfile(method)
-        last = [one for one in traceback.extract_tb(error.__traceback__) if one.filename == file][-1:]
-        where = ":".join([Path(file).name, *(str(one.lineno) for one in last)])
-        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise UserError(f"train.learner: {page.train.learner}.{method.__name__}: {said} ({where})") from error
+        last = last_in(error, (file,))
+        where = f"{Path(file).name}:{last[1]}" if last else Path(file).name
+        raise UserError(f"train.learner: {page.train.learner}.{method.__name__}: {in_short(error)} ({where})") from error

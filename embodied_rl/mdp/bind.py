@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from embodied_rl.config.page import Entry, Page
 from embodied_rl.config.terms import SECTIONS, TermSignature, find_terms
-from embodied_rl.errors import Faults, UserError
+from embodied_rl.errors import Faults, UserError, in_short, last_in
 from embodied_rl.family import imported_terms
 from embodied_rl.mdp.fields import drawn_by, model_field_names
 from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
@@ -260,11 +259,9 @@ def naming_own(where: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # whatever the code of a term may raise
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _OWN_FILES]
-        if not own:
+        if (own := last_in(error, _OWN_FILES)) is None:
             raise
-        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise UserError(f"{where}: {display(Path(own[-1].filename))}:{own[-1].lineno}: {said}") from error
+        raise UserError(f"{where}: {display(Path(own[0]))}:{own[1]}: {in_short(error)}") from error
 
 
 def bind(path: str, entries: dict[str, Entry], find: Finder, params: dict[str, Tensor]) -> list[BoundTerm]:
@@ -329,8 +326,7 @@ def driven(page: Page, robot: RobotSpec) -> dict[str, str]:
     for name, entry in page.actions.items():
         for joint in robot.joints_of(entry.params.get("joints", "all")):
             if joint in drivers:
-                with faults.noted():
-                    raise UserError(f"{page.name}: actions.{name}: {joint!r} is driven by actions.{drivers[joint]} already")
+                faults.note(f"{page.name}: actions.{name}: {joint!r} is driven by actions.{drivers[joint]} already")
             drivers[joint] = name
             kinds[joint] = find("actions", entry.term).control
     faults.tell()

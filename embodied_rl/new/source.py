@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 
 from embodied_rl.errors import UserError
+from embodied_rl.physics.actuators import torque_range
 from embodied_rl.urdf import MESHES, find_mesh, read_urdf, refuse_xacro
 
 
@@ -248,9 +249,10 @@ def _read_actuators(spec: mujoco.MjSpec, source: Source) -> None:
     names = [model.joint(index).name for index in range(model.njnt)]
     moving = {one for one in names if model.joint(one).type[0] != mujoco.mjtJoint.mjJNT_FREE}
     source.driven |= set() if model.nu else moving
-    for index, name in enumerate(names):
-        if model.jnt_actfrclimited[index]:
-            source.effort[name] = float(np.abs(model.jnt_actfrcrange[index]).max())
+    for name in names:
+        low, high = torque_range(model, name)
+        if np.isfinite(high):
+            source.effort[name] = max(-low, high)
     for index in range(model.nu):
         kind, target = int(model.actuator_trntype[index]), int(model.actuator_trnid[index, 0])
         if kind == mujoco.mjtTrn.mjTRN_TENDON:
@@ -258,18 +260,8 @@ def _read_actuators(spec: mujoco.MjSpec, source: Source) -> None:
             source.driven |= {
                 names[model.wrap_objid[wrap]] for wrap in wraps if model.wrap_type[wrap] == mujoco.mjtWrap.mjWRAP_JOINT
             }
-        if kind not in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT):
-            continue
-        gear, name = abs(float(model.actuator_gear[index, 0])), names[target]
-        source.driven.add(name)
-        motor = model.actuator_biastype[index] == mujoco.mjtBias.mjBIAS_NONE
-        if model.actuator_forcelimited[index]:
-            effort = float(np.abs(model.actuator_forcerange[index]).max()) * gear
-        elif motor and model.actuator_ctrllimited[index]:
-            effort = float(np.abs(model.actuator_ctrlrange[index]).max() * abs(model.actuator_gainprm[index, 0])) * gear
-        else:
-            continue
-        source.effort[name] = min(effort, source.effort.get(name, np.inf))
+        if kind in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT):
+            source.driven.add(names[target])
     for index in range(model.nkey):
         key = model.key(index)
         source.poses[key.name or f"key {index}"] = {

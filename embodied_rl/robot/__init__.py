@@ -6,7 +6,7 @@ against the model when `RobotSpec.mjspec` loads it.
 """
 
 from embodied_rl.robot.errors import RobotError
-from embodied_rl.robot.page import load_robot, robot_names
+from embodied_rl.robot.page import find_robot, load_robot, robot_names
 from embodied_rl.robot.spec import Foot, RobotSpec
 
-__all__ = ["Foot", "RobotError", "RobotSpec", "load_robot", "robot_names"]
+__all__ = ["Foot", "RobotError", "RobotSpec", "find_robot", "load_robot", "robot_names"]

@@ -37,6 +37,11 @@ def load_robot(name_or_path: str) -> RobotSpec:
     return _Checker(document, page.parent).robot()
 
 
+def find_robot(what: str) -> RobotSpec | None:
+    """Read the robot of this shipped name or folder; None where it is neither: a page, perhaps."""
+    return load_robot(what) if what in robot_names() or (Path(what) / "robot.yaml").is_file() else None
+
+
 def _find(name_or_path: str, folder: Path, key: str) -> Path:
     """Find the page that a name, or a path relative to `folder`, means."""
     path = (paths.shipped("robots") if name_or_path in robot_names() else folder) / Path(name_or_path).expanduser()

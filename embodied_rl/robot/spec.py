@@ -74,6 +74,11 @@ class RobotSpec:
     places: Mapping[Keys, str] = field(default_factory=dict, repr=False, compare=False)
     """Where each key was written, `file:line`; for messages."""
 
+    @property
+    def foot_geoms(self) -> tuple[str, ...]:
+        """Geoms of all feet, by foot."""
+        return tuple(geom for foot in self.feet for geom in foot.geoms)
+
     def joints_of(self, name: str) -> tuple[str, ...]:
         """List the joints of a group, or the joint of this name.
 

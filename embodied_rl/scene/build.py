@@ -117,12 +117,7 @@ def build_scene(
     controls = _checked(controls or {}, robot)
     terrain = FlatTerrain()
     spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
-    try:
-        spec.compile()
-    except ValueError as error:
-        raise SceneError(f"{robot.model_path}: cannot be compiled: {' '.join(str(error).split())}") from None
-    _fix_inertias(spec)
-    feet = {geom for foot in robot.feet for geom in foot.geoms}
+    _fix_inertias(spec, robot)
     wrapped = {
         wrap.target.name
         for tendon in spec.tendons
@@ -131,7 +126,7 @@ def build_scene(
     }
     for geom in list(spec.geoms):
         collides = geom.contype or geom.conaffinity
-        if geom.name != "ground" and (not collides or (collisions == "feet" and geom.name not in feet)):
+        if geom.name != "ground" and (not collides or (collisions == "feet" and geom.name not in robot.foot_geoms)):
             if geom.name in wrapped:  # what a tendon runs over stays, and touches nothing
                 geom.contype = geom.conaffinity = 0
             else:
@@ -155,7 +150,7 @@ def build_scene(
         velocity_joints=frozenset(name for name, kind in controls.items() if kind == "velocity"),
         qpos_address=tuple(int(joint.qposadr[0]) for joint in joints),
         qvel_address=tuple(int(joint.dofadr[0]) for joint in joints),
-        foot_geoms=tuple(model.geom(name).id for foot in robot.feet for name in foot.geoms),
+        foot_geoms=tuple(model.geom(name).id for name in robot.foot_geoms),
         first_foot_geoms=tuple(model.geom(foot.geoms[0]).id for foot in robot.feet),
         base_body=model.body(robot.base).id,
         root=_root(model, robot),
@@ -205,9 +200,16 @@ def _check(needs: set[str], robot: RobotSpec) -> None:
             raise SceneError(f"{page}: feet: none named, but a term of the page reads {need!r}; name them")
 
 
-def _fix_inertias(spec: mujoco.MjSpec) -> None:
-    """Write down the masses that MuJoCo would infer from geoms, so that a body keeps its mass when its geoms go."""
-    model, inference = spec.compile(), mujoco.mjtInertiaFromGeom
+def _fix_inertias(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
+    """Write down the masses that MuJoCo would infer from geoms, so that a body keeps its mass when its geoms go.
+
+    Raises:
+        SceneError: MuJoCo cannot compile the robot; one line.
+    """
+    try:
+        model, inference = spec.compile(), mujoco.mjtInertiaFromGeom
+    except ValueError as error:
+        raise SceneError(f"{robot.model_path}: cannot be compiled: {' '.join(str(error).split())}") from None
     for body in spec.bodies:
         inferred = not body.explicitinertial or spec.compiler.inertiafromgeom == inference.mjINERTIAFROMGEOM_TRUE
         if inferred and body.id != 0:
@@ -231,16 +233,7 @@ def _robot_on_terrain(
     for index, name in enumerate(robot.joint_names):
         if not dry_friction:
             spec.joint(name).frictionloss = 0.0
-        stiffness, damping, limit = robot.stiffness[index], robot.damping[index], robot.effort_limit[index]
-        actuator = spec.add_actuator(PLAIN, name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        if controls.get(name, "position") == "velocity":
-            # torque = kd (target - qd), clipped to the motor's limit
-            actuator.set_to_velocity(kv=damping)
-        else:
-            # torque = kp (target - q) - kd qd, likewise
-            actuator.set_to_position(kp=stiffness, kv=damping)
-        actuator.forcelimited, actuator.forcerange = True, (-limit, limit)
-        actuator.ctrllimited = False
+        add_motor(spec, robot, index, by_velocity=controls.get(name, "position") == "velocity")
     option = spec.option
     option.timestep = physics.dt
     option.integrator = getattr(mujoco.mjtIntegrator, f"mjINT_{physics.integrator.upper()}")
@@ -253,12 +246,25 @@ def _robot_on_terrain(
     return spec
 
 
+def add_motor(spec: mujoco.MjSpec, robot: RobotSpec, index: int, *, by_velocity: bool) -> None:
+    """Add the motor of a robot's joint, a servo of its position or velocity."""
+    name, limit = robot.joint_names[index], robot.effort_limit[index]
+    actuator = spec.add_actuator(PLAIN, name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+    if by_velocity:
+        # torque = kd (target - qd), clipped to the motor's limit
+        actuator.set_to_velocity(kv=robot.damping[index])
+    else:
+        # torque = kp (target - q) - kd qd, likewise
+        actuator.set_to_position(kp=robot.stiffness[index], kv=robot.damping[index])
+    actuator.forcelimited, actuator.forcerange, actuator.ctrllimited = True, (-limit, limit), False
+
+
 def _meet_ground(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
     """Let the feet, and whatever else collides with anything, collide with the ground, whatever masks the file gives them.
 
     The feet outrank the ground, so that their friction, which is drawn, is the contact's.
     """
-    ground, feet = spec.geom("ground"), {geom for foot in robot.feet for geom in foot.geoms}
+    ground, feet = spec.geom("ground"), robot.foot_geoms
     for geom in spec.geoms:
         if geom.name == ground.name:
             continue
@@ -302,12 +308,11 @@ def _add_sensors(
 
 def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, collisions: str) -> list[str]:
     """List the collision geoms of a body, its feet aside; unnamed ones get a name."""
-    feet = {geom for foot in robot.feet for geom in foot.geoms}
     names = []
     for index, geom in enumerate(spec.body(body).geoms):
         if not geom.name:
             geom.name = f"{body}_collision_{index}"
-        if geom.name not in feet and (geom.contype or geom.conaffinity):
+        if geom.name not in robot.foot_geoms and (geom.contype or geom.conaffinity):
             names.append(geom.name)
     if not names:
         hint = "set scene.collisions: full" if collisions == "feet" else f"give {body} a collision geom in {robot.model_path}"
@@ -324,10 +329,9 @@ def whole_spec(
         SceneError: a control is unknown.
     """
     spec = _with_looks(robot, FlatTerrain(), physics, _checked(controls, robot), dry_friction)
-    _fix_inertias(spec)
-    feet = {geom for foot in robot.feet for geom in foot.geoms}
+    _fix_inertias(spec, robot)
     for geom in spec.geoms:
-        if geom.name != "ground" and collisions == "feet" and geom.name not in feet:
+        if geom.name != "ground" and collisions == "feet" and geom.name not in robot.foot_geoms:
             geom.contype = geom.conaffinity = 0
     model = spec.compile()
     pose, root = model.qpos0.copy(), _root(model, robot)

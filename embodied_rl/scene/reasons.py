@@ -59,7 +59,7 @@ class Case:
             if robot.welded:
                 spec.compiler.fusestatic = False
                 self.file = spec.compile()
-        self.feet = {geom for foot in robot.feet for geom in foot.geoms}
+        self.feet = robot.foot_geoms
         self.welded = self._poses() if robot.welded else set()
 
     def same_inertia(self) -> bool:
@@ -277,10 +277,10 @@ _REASONS: tuple[tuple[str, str, str, Callable[[Case, Difference], bool]], ...] =
 _TREE = ("jnt", "body_pos", "body_quat", "body_mass", "body_inertia", "body_ipos", "body_iquat")
 #: What MuJoCo derives from other fields: from which, and what it is for.
 FOLLOWS = {
-    "body_invweight0": ((*_TREE, "dof_armature"), "from inertias, armatures and what moves freely"),
-    "dof_invweight0": ((*_TREE, "dof_armature"), "from inertias, armatures and what moves freely"),
-    "tendon_invweight0": ((*_TREE, "dof_armature"), "from inertias, armatures and what moves freely"),
-    "dof_M0": ((*_TREE, "dof_armature"), "from inertias, armatures and what moves freely"),
+    **dict.fromkeys(
+        ("body_invweight0", "dof_invweight0", "tendon_invweight0", "dof_M0"),
+        ((*_TREE, "dof_armature"), "from inertias, armatures and what moves freely"),
+    ),
     "stat.meaninertia": ((*_TREE, "dof_armature"), "from the inertias; the solver's tolerance is a share of it"),
     "body_subtreemass": (("body_mass",), "from the masses"),
     "tendon_length0": (("jnt",), "from the pose at which joints are welded"),

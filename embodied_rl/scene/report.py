@@ -12,7 +12,7 @@ import mujoco
 
 from embodied_rl.config.page import PhysicsSettings, SceneSettings
 from embodied_rl.robot import RobotSpec
-from embodied_rl.scene.build import Scene
+from embodied_rl.scene.build import Scene, add_motor
 from embodied_rl.scene.compare import KINDS, Comparison, Difference, compare
 from embodied_rl.scene.reasons import FOLLOWS, UNKNOWN, Case, on_ground, reason, self_contacts, written
 from embodied_rl.scene.terrain import FlatTerrain
@@ -151,17 +151,12 @@ def _made(case: Case) -> Iterator[Difference]:
     """Compare the ground and the motors, which no file has, with such that were made of nothing else."""
     robot, model, spec = case.scene.robot, case.scene.model, mujoco.MjSpec()
     FlatTerrain().add_to(spec)
-    for joint, kp, kd, limit in zip(robot.joint_names, robot.stiffness, robot.damping, robot.effort_limit, strict=True):
+    for index, joint in enumerate(robot.joint_names):
         if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_ACTUATOR, joint) < 0:
             continue
         body = spec.worldbody.add_body(name=f"of {joint}", mass=1.0, inertia=(1.0, 1.0, 1.0), explicitinertial=True)
         body.add_joint(name=joint, type=mujoco.mjtJoint(int(model.joint(joint).type[0])))
-        motor = spec.add_actuator(name=joint, target=joint, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        if joint in case.scene.velocity_joints:
-            motor.set_to_velocity(kv=kd)
-        else:
-            motor.set_to_position(kp=kp, kv=kd)
-        motor.forcelimited, motor.forcerange, motor.ctrllimited = True, (-limit, limit), False
+        add_motor(spec, robot, index, by_velocity=joint in case.scene.velocity_joints)
     for one in compare(spec.compile(), model).differences:
         if one.field.startswith("actuator_") or (one.field.startswith("geom_") and one.element == "ground"):
             if one.field == "geom_contype" and not _taken(case.stock) & int(one.ours):
