@@ -29,6 +29,7 @@ from embodied_rl.learn.rollout import Collector, LocalCollector
 from embodied_rl.learn.run import Run, RunError, find_run, runs_of
 from embodied_rl.learn.train import Trainer
 from embodied_rl.make_env import compiler, device_of, identity, learner_device, make_vector, resolve
+from embodied_rl.mdp.bind import startup_draws
 from embodied_rl.mdp.curricula import Curricula
 from embodied_rl.runs import Evaluations
 
@@ -126,7 +127,8 @@ def resume(
     if found is None:
         return start(met, path)
     before, page, run, candidates = found
-    trainer = _go_on(make_trainer(page, run, group), candidates)
+    drawn = [startup_draws(one) for one in (before, page)]
+    trainer = _go_on(make_trainer(page, run, group), candidates, robots=drawn[0] == drawn[1])
     if page != before and group.rank == 0:
         try:
             run.change(page)
@@ -159,12 +161,12 @@ def _inspected(page: Page) -> Page:
     return page
 
 
-def _go_on(trainer: Trainer, candidates: list[Path]) -> Trainer:
-    """Set a trainer to the first of some checkpoints that is whole; leave it as it is where there are none."""
+def _go_on(trainer: Trainer, candidates: list[Path], *, robots: bool = True) -> Trainer:
+    """Set a trainer, with its robots or without, to the first of some checkpoints that is whole, if there are any."""
     for path in candidates:
         try:
             state = trainer.group.lead(partial(checkpoint.read, path))
-            trainer.resume(path, state)
+            trainer.resume(path, state, robots=robots)
             break
         except checkpoint.DamagedError as error:
             if path == candidates[-1]:

@@ -1,13 +1,15 @@
-"""A URDF as MuJoCo reads it, with what a URDF has no words for."""
+"""A URDF as MuJoCo reads it, with what a URDF has no words for, and as the ROS world writes it."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 if TYPE_CHECKING:
     import mujoco
@@ -16,26 +18,46 @@ log = logging.getLogger("embodied_rl")
 
 #: Formats of meshes that MuJoCo reads.
 MESHES = (".stl", ".obj", ".msh")
+#: All that a robot's body is made of in a URDF; the rest is for other programs.
+_OWN = ("link", "joint", "material", "mujoco")
+#: What a link may have that makes it more than a frame.
+_PARTS = ("inertial", "visual", "collision")
+_SCHEME = re.compile(r"^(?:package|model)://(?P<package>[^/]*)/|^file://")
+#: What xacro would replace: its own elements, `$(find NAME)` and `${NUMBER}`.
+_XACRO = re.compile(r"<xacro:|\$\(\w+ |\$\{")
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+
+
+def is_urdf(path: Path) -> bool:
+    """Say whether a file is a URDF, or xacro that makes one: by its name, or by its first element.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if path.suffix.lower() in (".urdf", ".xacro"):
+        return True
+    try:
+        with path.open("rb") as file:
+            return next((element.tag == "robot" for _, element in ElementTree.iterparse(file, ("start",))), False)
+    except ElementTree.ParseError:  # MuJoCo says it better
+        return False
+    except OSError as error:
+        raise ValueError(error.strerror) from error
 
 
 def read_urdf(path: Path, base: str) -> mujoco.MjSpec:
-    """Read the robot of a URDF, free to move.
+    """Read the robot of a URDF, free to move unless its first link is `world`.
 
     Visuals (group 2) and links behind fixed joints are kept. A URDF names neither sites nor geoms: each link gets a
     site with its name at its origin, its collision geoms (group 3, deaf to each other) are called `LINK`, `LINK_1`,
-    ..., and the link `base` gets a free joint, unless it is fixed to a link `world`. An empty root link that only holds the
-    next one (`base_footprint`) is left out; so are visuals whose meshes cannot be read, with a warning.
+    ..., and the first link gets a free joint. Links above `base` that only hold the next one (`base_footprint`) are left
+    out, and so are visuals that cannot be read, with one warning for the file.
 
     Raises:
-        ValueError: the file is no URDF that MuJoCo can read.
+        ValueError: the file is no URDF that MuJoCo can read, or xacro still.
     """
-    import mujoco
-
-    try:
-        text = _with_extension(path)
-        spec, held = mujoco.MjSpec.from_string(text), ElementTree.fromstring(text).find("link[@name='world']") is not None
-    except ElementTree.ParseError as error:
-        raise ValueError(str(error)) from error
+    text, root, files = _prepared(path, base, path.stat().st_mtime_ns)
+    spec = _spec(text, files)
     for body in spec.bodies[1:]:
         body.add_site(name=body.name)
         collisions = 0
@@ -48,9 +70,9 @@ def read_urdf(path: Path, base: str) -> mujoco.MjSpec:
             geom.name = f"{body.name}_{collisions}" if collisions else body.name
             geom.group, geom.contype, geom.conaffinity = 3, 0, 1
             collisions += 1
-    body = spec.body(base)
-    if body is not None and not body.joints and body.parent.name == "world" and not held:
-        body.add_freejoint(name=base)
+    body = spec.body(root)
+    if body is not None and root != "world" and not body.joints:
+        body.add_freejoint(name=root)
     return spec
 
 
@@ -60,104 +82,156 @@ def refuse_xacro(path: Path, text: str) -> None:
     Raises:
         ValueError: it is xacro; one line with the command that expands it.
     """
-    if path.suffix == ".xacro" or "<xacro:" in text or "$(find " in text:
+    if path.suffix.lower() == ".xacro" or _XACRO.search(_COMMENT.sub("", text)):
         stem = path.name.removesuffix(".xacro").removesuffix(".urdf")
-        raise ValueError(f"is xacro, which makes a URDF; expand it first: ros2 run xacro xacro {path} -o {stem}.urdf")
+        made = f"{stem}.urdf" if path.suffix.lower() == ".xacro" else f"{stem}_expanded.urdf"
+        raise ValueError(f"is xacro, which makes a URDF; expand it first: ros2 run xacro xacro {path} -o {made}")
 
 
 def find_mesh(given: str, path: Path, meshdir: str = "") -> Path | None:
     """Find the file that a URDF at `path` means by a mesh's name; None where it is nowhere.
 
-    package://NAME/meshes/foot.stl lies in a folder NAME above the file, or in the robot's own folder, or in the one above, where
-    urdf/ lies beside meshes/.
+    package://NAME/meshes/foot.stl lies in a folder NAME above the file, or beside one above, or in the robot's own folder, or in
+    the one above, where urdf/ lies beside meshes/.
     """
-    name, package = (
-        re.sub(r"^(package://[^/]*/|file://|model://[^/]*/)", "", given),
-        re.match(r"^(?:package|model)://([^/]*)/", given),
-    )
-    folder = path.resolve().parent
-    places = [folder / meshdir / name, folder / name, *(up / name for up in list(folder.parents)[:2])]
+    return next((place for place in _places(given, path.resolve().parent, meshdir) if place.is_file()), None)
+
+
+def _places(given: str, folder: Path, meshdir: str) -> Iterator[Path]:
+    """Say where a mesh's file may lie, the likeliest first."""
+    scheme = _SCHEME.match(given)
+    name, package = (given[scheme.end() :], scheme["package"]) if scheme else (given, None)
     if package:
-        places += [up / package[1] / name for up in (folder, *folder.parents)]
-    return next((place for place in places if place.is_file()), None)
+        for above in (folder, *folder.parents):
+            if above.name == package:
+                yield above / name
+            yield above / package / name
+    yield from (above / name for above in (folder / meshdir, folder, *list(folder.parents)[:2]))
 
 
-def _with_extension(path: Path) -> str:
-    """Tell MuJoCo in the text to keep visuals and links behind fixed joints, and with absolute mesh paths."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    refuse_xacro(path, text)
-    robot = ElementTree.fromstring(text)
+@lru_cache(maxsize=16)  # a scene reads its robot several times; what is left out is said once
+def _prepared(path: Path, base: str, changed: int) -> tuple[str, str, dict[str, str]]:
+    """Make the text that MuJoCo is given of a file that changed then.
+
+    Returns:
+        The text, the name of the first link, and the files of meshes that stand in the text by another name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        refuse_xacro(path, text)
+        robot = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ValueError(str(error)) from error
+    for element in [one for one in robot if one.tag not in _OWN]:
+        robot.remove(element)
+    root = _without_empty_roots(robot, base)
     compiler = robot.find("mujoco/compiler")
     if compiler is None:
         compiler = ElementTree.SubElement(ElementTree.SubElement(robot, "mujoco"), "compiler")
     compiler.attrib.update(discardvisual="false", fusestatic="false", strippath="false")
     meshdir = compiler.attrib.pop("meshdir", "")
-    _without_empty_root(robot)
-    left_out = []
-    for link in robot.iter("link"):
-        for kind in ("visual", "collision"):
-            for shape in link.findall(kind):
-                if (mesh := shape.find("geometry/mesh")) is None:
-                    continue
-                given = mesh.get("filename", "")
-                found = find_mesh(given, path, meshdir)
-                if found is not None and found.suffix.lower() in MESHES:
-                    mesh.set("filename", str(found))
-                elif kind == "visual":
-                    link.remove(shape)
-                    left_out.append(Path(given).name)
-                else:
-                    why = "is not there" if found is None else f"is none of {', '.join(MESHES)}"
-                    raise ValueError(
-                        f"link {link.get('name')!r}: its collision mesh {given} {why}; bring it, or write a box or cylinder"
-                    )
+    left_out: list[str] = []
+    files: dict[str, Path] = {}
+    for link in robot.findall("link"):
+        for part in (*link.findall("visual"), *link.findall("collision")):
+            if (mesh := part.find("geometry/mesh")) is None:
+                continue
+            given = mesh.get("filename", "")
+            found = find_mesh(given, path, meshdir)
+            why = "is not there" if found is None else _fault(found, found.stat().st_mtime_ns)
+            if found is not None and not why:
+                mesh.set("filename", _named(found, files))
+            elif part.tag == "collision":
+                raise ValueError(
+                    f"link {link.get('name')!r}: its collision mesh {given} {why}; bring it, or write a box or cylinder"
+                )
+            else:
+                link.remove(part)
+                left_out.append(f"{Path(given).name} {why}")
     if left_out:
-        _tell_left_out(path, ", ".join(dict.fromkeys(left_out)))
-    return ElementTree.tostring(robot, encoding="unicode")
+        log.warning("%s: visuals are left out, which changes looks alone: %s", path, "; ".join(dict.fromkeys(left_out)))
+    aliases = {str(file.with_stem(stem)): str(file) for stem, file in files.items() if stem != file.stem}
+    return ElementTree.tostring(robot, encoding="unicode"), root, aliases
 
 
-@functools.cache
-def _tell_left_out(path: Path, names: str) -> None:
-    """Warn of visuals without their meshes; once, however often the file is read."""
-    log.warning("%s: visuals are left out, whose meshes are missing or no STL, OBJ or MSH: %s", path, names)
+def _named(file: Path, files: dict[str, Path]) -> str:
+    """Name a mesh's file by a stem of its own: MuJoCo takes files of one stem, in whichever folders, for one mesh."""
+    stem, count = file.stem, 0
+    while files.setdefault(stem, file) != file:
+        count += 1
+        stem = f"{file.stem}_{count}"
+    return str(file.with_stem(stem))
 
 
-def _without_empty_root(robot: ElementTree.Element) -> None:
-    """Take away a root link that has neither mass nor shape and holds the next one fast, as `base_footprint` does."""
+@lru_cache(maxsize=256)
+def _fault(file: Path, changed: int) -> str:
+    """Say why MuJoCo cannot read a mesh that changed then; nothing if it can."""
+    import mujoco
+
+    if file.suffix.lower() not in MESHES:
+        return f"is none of {', '.join(MESHES)}"
+    spec = mujoco.MjSpec()
+    spec.add_mesh(name="mesh", file=str(file))
+    spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname="mesh")
+    try:
+        spec.compile()
+    except ValueError as error:
+        return f"cannot be read: {' '.join(str(error).splitlines()[0].split())}"
+    return ""
+
+
+def _without_empty_roots(robot: Element, base: str) -> str:
+    """Take away links above the base that have nothing but one fixed joint; the name of the first link that is left."""
     while True:
-        children = {child.get("link") for child in robot.findall("joint/child")}
-        roots = [link for link in robot.findall("link") if link.get("name") not in children]
-        if len(roots) != 1 or roots[0].get("name") == "world" or any(roots[0].find(part) is not None for part in _PARTS):
-            return
-        held = [joint for joint in robot.findall("joint") if _end(joint, "parent") == roots[0].get("name")]
-        if len(held) != 1 or held[0].get("type") != "fixed":
-            return
-        robot.remove(roots[0])
+        joints = robot.findall("joint")
+        below = {_end(joint, "child") for joint in joints}
+        first = [link for link in robot.findall("link") if link.get("name") not in below]
+        if len(first) != 1:  # MuJoCo says what is wrong
+            return base
+        name = first[0].get("name", "")
+        held = [joint for joint in joints if _end(joint, "parent") == name]
+        more = any(first[0].find(part) is not None for part in _PARTS) or len(held) != 1 or held[0].get("type") != "fixed"
+        if name in (base, "world") or more:
+            return name
+        robot.remove(first[0])
         robot.remove(held[0])
 
 
-_PARTS = ("inertial", "visual", "collision")
-
-
-def _end(joint: ElementTree.Element, which: str) -> str | None:
+def _end(joint: Element, which: str) -> str:
     found = joint.find(which)
-    return None if found is None else found.get("link")
+    return "" if found is None else found.get("link", "")
 
 
-def as_mujoco_reads(path: Path, *, whole: bool) -> str:
-    """Give a URDF's text with the meshes where ours are, to be read as MuJoCo alone does.
+def first_link(path: Path, base: str) -> str:
+    """Name the link of a URDF that no other holds, those that only hold the next one aside."""
+    return _prepared(path, base, path.stat().st_mtime_ns)[1]
+
+
+def as_mujoco_reads(path: Path, base: str, *, whole: bool) -> mujoco.MjSpec:
+    """Read a URDF as MuJoCo alone does, with the meshes where ours are.
 
     Args:
         path: the file.
+        base: the robot's.
         whole: keep visuals and links behind fixed joints, as ours does; else as the file itself says.
+
+    Raises:
+        ValueError: as of `read_urdf`.
     """
-    text = _with_extension(path)
-    if whole:
-        return text
-    robot, given = ElementTree.fromstring(text), ElementTree.parse(path).getroot().find("mujoco/compiler")
-    for compiler in robot.iterfind("mujoco/compiler"):
-        for key in ("discardvisual", "fusestatic"):
-            del compiler.attrib[key]
-            if given is not None and key in given.attrib:
-                compiler.set(key, given.attrib[key])
-    return ElementTree.tostring(robot, encoding="unicode")
+    text, _, files = _prepared(path, base, path.stat().st_mtime_ns)
+    spec = _spec(text, files)
+    if not whole:
+        given = ElementTree.parse(path).getroot().find("mujoco/compiler")
+        told = {} if given is None else given.attrib
+        spec.compiler.discardvisual = told.get("discardvisual", "true") == "true"
+        spec.compiler.fusestatic = told.get("fusestatic", "true") == "true"
+    return spec
+
+
+def _spec(text: str, files: dict[str, str]) -> mujoco.MjSpec:
+    import mujoco
+
+    spec = mujoco.MjSpec.from_string(text)
+    for mesh in spec.meshes:
+        mesh.file = files.get(mesh.file, mesh.file)
+    return spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from pydantic import create_model, field_validator
 from embodied_rl import family
 from embodied_rl.config.learner_numbers import why_not
 from embodied_rl.config.misplaced import meant, misplaced
-from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page, PPOSettings
+from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, EnvSettings, Model, Page, PPOSettings
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
 from embodied_rl.config.types import refuse
 from embodied_rl.problems import ConfigError, did_you_mean, quoted, shown
@@ -141,6 +141,8 @@ class _Checker:
             self.problem(("env", "groups"), "the group 'actor' is missing: it is what the policy sees")
         for group in (one for one in (env.final_obs_groups if env else ()) if one not in (env.groups or ("actor",))):
             self.problem(("env", "final_obs_groups"), f"{shown(group)} is not a group of observations")
+        if env:
+            self.left_out(env, ("episode_s", "reward_floor", "reward_scale_dt", "random_episode_phase"), why)
         if parts["ppo"] and parts["ppo"].symmetry != "none":
             self.problem(("ppo", "symmetry"), f"{shown(parts['ppo'].symmetry)} needs a robot with a mirror; take symmetry: none")
         self.check_overlap(parts)
@@ -374,14 +376,18 @@ class _Checker:
             message = f"{ppo.symmetry} needs a policy without memory, of which nobody knows the mirror image; take symmetry: none"
             self.problem(("ppo", "symmetry"), f"{message}, or rnn_type: none")
         if env and not env.source:
-            for key in ("source_options", "groups", "reward_scale"):
-                if getattr(env, key) != type(env).model_fields[key].default:
-                    self.problem(("env", key), "only allowed with env.source; leave it out")
+            self.left_out(env, ("source_options", "groups", "reward_scale"), "only allowed with env.source; leave it out")
         self.check_overlap(parts)
         self.check_pool(parts)
         self.check_evaluation(parts)
         self.check_schedules(ppo)
         self.check_curricula(parts)
+
+    def left_out(self, env: EnvSettings, keys: Iterable[str], why: str) -> None:
+        """Refuse keys that nothing would read, where they say something."""
+        for key in keys:
+            if getattr(env, key) != type(env).model_fields[key].default:
+                self.problem(("env", key), why)
 
     def check_groups(self, groups: dict[str, Any], final: tuple[str, ...]) -> None:
         """Check that the policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""

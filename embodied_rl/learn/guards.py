@@ -85,11 +85,17 @@ class Guards:
                     f"more than physics.max_overflow ({page.max_overflow:.0%}) allows, and contacts were lost; raise {setting}"
                 )
         unstable, limit = totals["unstable"], page.max_unstable
-        if unstable > limit * self._num_envs:
+        if unstable > max(limit * self._num_envs, 1.0 if limit else 0.0):  # one of a few robots is no sign
             if odd:
                 raise UnstableError(
                     f"{_sentence(odd[0])}; {unstable:.0f} times in iteration {iteration} a robot had such a number or blew up, "
                     f"of {self._num_envs} robots, more than physics.max_unstable ({limit:.0%}) allows; mend what gives it"
+                )
+            if self._page.env.source:
+                first = dumps[0]["error"] if dumps else "what they raised is not known here"
+                raise UnstableError(
+                    f"{unstable:.0f} times in iteration {iteration} one of {self._num_envs} environments failed, more than "
+                    f"physics.max_unstable ({limit:.0%}) allows: {first}; what replays them lies in {self._run.path / 'unstable'}"
                 )
             raise UnstableError(
                 f"{unstable:.0f} of {self._num_envs} robots blew up in iteration {iteration}, more than "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -57,7 +58,7 @@ class Run:
         Raises:
             RunError: the directory holds a run already, or cannot be written.
         """
-        run = cls(path if path is not None else RUNS / page.name / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        run = cls(path if path is not None else _folder(RUNS / page.name / time.strftime("%Y-%m-%d_%H-%M-%S")))
         if (run.path / "config.yaml").exists():
             raise RunError(f"{run.path}: holds a run already; continue it with --resume {run.path}, or name another --run-dir")
         try:
@@ -243,6 +244,24 @@ def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) ->
 def _text(path: Path) -> str:
     """Read a text that may have been overwritten with anything."""
     return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _folder(path: Path) -> Path:
+    """Make a folder of this name, or of one with a number where another run of the same second has it.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    names = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
+    for made in itertools.chain((path,), names):
+        try:
+            made.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"{made}: cannot be written ({error.strerror}); name another --run-dir") from None
+        return made
+    raise AssertionError
 
 
 def _environment() -> str:

@@ -223,8 +223,8 @@ class Trainer:
                     f"go on from the last checkpoint, of iteration {self._saved or 0}"
                 )
 
-    def resume(self, path: Path, state: dict) -> None:
-        """Go on from a checkpoint that was read from `path`, by whatever number of ranks.
+    def resume(self, path: Path, state: dict, *, robots: bool = True) -> None:
+        """Go on from a checkpoint that was read from `path`, by whatever number of ranks, with its robots or fresh ones.
 
         Raises:
             DamagedError: what it holds cannot be, or a shard of it is damaged.
@@ -236,7 +236,7 @@ class Trainer:
             raise damaged(path, fault)
         if fault:
             raise CheckpointError(f"{path}: its networks have other shapes than the page's: {fault}")
-        parts = self.checkpoints.read_envs(path, state, self.env_ids)
+        parts = self.checkpoints.read_envs(path, state, self.env_ids) if robots else []
         try:
             with naming_own(self.page, self.learner.load_state_dict):
                 self.learner.load_state_dict(state)
@@ -256,7 +256,9 @@ class Trainer:
         self.metrics.load_state_dict(state.get("infos") or {})
         self._resume_examiner(path, state)
         missing = self.num_envs - int(self.group.table([float(found)]).sum())
-        if missing and self.group.rank == 0:
+        if not robots and self.group.rank == 0:
+            log.warning("%s: the page's events draw otherwise at startup now; the robots start fresh, and it is drawn anew", path)
+        elif missing and self.group.rank == 0:
             log.warning("%s: holds no state of %d of %d robots; they start fresh", path, missing, self.num_envs)
 
     def _resume_examiner(self, path: Path, state: dict) -> None:

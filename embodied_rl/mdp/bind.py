@@ -333,6 +333,13 @@ def driven(page: Page, robot: RobotSpec) -> dict[str, str]:
     return kinds
 
 
+def startup_draws(page: Page) -> dict[str, Entry]:
+    """Collect the page's events that draw once, at startup."""
+    find = Finder(page)
+    mode = lambda entry: entry.params.get("when") or getattr(find("events", entry.term), "mode", None)  # noqa: E731
+    return {name: entry for name, entry in page.events.items() if mode(entry) == "startup"}
+
+
 def _asked(page: Page, find: Finder) -> set[str]:
     """Collect everything that the page's terms, and the trackers that they read, need."""
     asked: set[str] = set()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,8 +65,12 @@ class Part:
         default[self.qpos_index] = self.default_joint_pos
         self.default_qpos = default
         """The pose that episodes start from, (nq,)."""
-        self.fixed_base_pos = torch.tensor(model.body_pos[root.id], dtype=torch.float32, device=device)
-        self.fixed_base_quat = torch.tensor(model.body_quat[root.id], dtype=torch.float32, device=device)
+        still = mujoco.MjData(model)
+        mujoco.mj_kinematics(model, still)
+        self.fixed_base_pos = torch.tensor(still.xpos[root.id], dtype=torch.float32, device=device)
+        """Where the base is that does not move freely, in the world [m], (3,)."""
+        self.fixed_base_quat = torch.tensor(still.xquat[root.id], dtype=torch.float32, device=device)
+        """How it is turned, wxyz, (4,)."""
         self.foot_names = tuple(foot.name for foot in spec.feet)
         offsets = [foot.gait_offset for foot in spec.feet]
         self._gait_offset = None if None in offsets else torch.tensor(offsets, device=device)

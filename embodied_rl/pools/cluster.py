@@ -118,7 +118,11 @@ def _hush(ray: Any) -> None:
 
 
 def _knock(address: str) -> None:
-    """OSError where nobody listens, which Ray finds out in half a minute."""
+    """OSError where nobody listens, which Ray finds out in half a minute, or of a cluster it remembers in many."""
+    if address == "auto":
+        from ray._private.utils import read_ray_address
+
+        address = os.environ.get("RAY_ADDRESS") or read_ray_address() or ""
     host, _, port = address.rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()

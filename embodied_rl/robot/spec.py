@@ -14,7 +14,7 @@ from embodied_rl.robot.errors import RobotError
 from embodied_rl.robot.groups import nearest, unknown
 from embodied_rl.robot.weld import obstacles, weld
 from embodied_rl.strict_yaml import Keys, display, problem_at
-from embodied_rl.urdf import read_urdf
+from embodied_rl.urdf import is_urdf, read_urdf
 
 if TYPE_CHECKING:
     import mujoco
@@ -123,7 +123,7 @@ class RobotSpec:
         return tuple(float(values[by[0]]) for by in keys.values())
 
     def mjspec(self) -> mujoco.MjSpec:
-        """Build the robot alone, free of the file's actuators, sensors and keyframes: the scene adds its own, in joint order.
+        """Build the robot alone, without the file's actuators, sensors, keyframes and tuples: the scene adds its own.
 
         Per-joint overrides are applied and welded joints taken out; `embodied_rl.urdf` tells what is added to a URDF.
 
@@ -148,8 +148,19 @@ class RobotSpec:
             try:
                 weld(spec, self.welded)
             except ValueError as error:
-                raise self._unreadable(error) from error
+                raise self._not(error, "cannot be read") from error
         return spec
+
+    def compile(self, spec: mujoco.MjSpec) -> mujoco.MjModel:
+        """Compile what was made of the robot's file.
+
+        Raises:
+            RobotError: MuJoCo cannot; its own words in one line.
+        """
+        try:
+            return spec.compile()
+        except ValueError as error:
+            raise self._not(error, "cannot be compiled") from error
 
     def check(self, spec: mujoco.MjSpec) -> None:
         """Compare the page's names with the model's.
@@ -185,7 +196,7 @@ class RobotSpec:
 
         if not self.mirror:
             self._fail(("mirror",), "is missing, yet left-right symmetry is asked for; write for instance {left: right}")
-        model = self._read_model().compile()
+        model = self.compile(self._read_model())
         data = mujoco.MjData(model)
         data.qpos[:] = 0.0
         mujoco.mj_kinematics(model, data)
@@ -220,18 +231,22 @@ class RobotSpec:
         import mujoco
 
         try:
-            urdf = self.model_path.suffix == ".urdf"
+            urdf = is_urdf(self.model_path)
             spec = read_urdf(self.model_path, self.base) if urdf else mujoco.MjSpec.from_file(str(self.model_path))
         except ValueError as error:
-            raise self._unreadable(error) from error
+            raise self._not(error, "cannot be read") from error
         _keep_rotors(spec)
-        for element in [*spec.actuators, *spec.sensors, *spec.keys]:
-            spec.delete(element)
+        # MuJoCo deletes with an element what refers to it: the others first
+        for kind in ("tuples", "sensors", "actuators", "keys"):
+            for element in list(getattr(spec, kind)):
+                spec.delete(element)
+        # what a page names has to be there still once the model is compiled
+        spec.compiler.fusestatic = spec.compiler.discardvisual = False
         self.check(spec)
         return spec
 
-    def _unreadable(self, error: Exception) -> RobotError:
-        return RobotError([Problem(str(self.model_path), "", f"cannot be read: {' '.join(str(error).split())}")])
+    def _not(self, error: Exception, what: str) -> RobotError:
+        return RobotError([Problem(str(self.model_path), "", f"{what}: {' '.join(str(error).split())}")])
 
     def _mistakes(self, spec: mujoco.MjSpec) -> Iterator[tuple[Keys, str]]:
         """Find the names that page and model do not share."""

@@ -14,9 +14,11 @@ from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
 from embodied_rl.physics.kinematics import Frame, free_body, free_joint
 from embodied_rl.robot import RobotSpec
+from embodied_rl.scene import contacts
 from embodied_rl.scene.feet import Feet
-from embodied_rl.scene.looks import dress
+from embodied_rl.scene.looks import ADDED, dress
 from embodied_rl.scene.plain import PLAIN
+from embodied_rl.scene.pose import check_pose
 from embodied_rl.scene.terrain import FlatTerrain
 
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
@@ -28,6 +30,13 @@ _CONTROLS = ("position", "velocity")
 _DISABLED = (
     # a blown-up state must be seen, not silently replaced by the default one
     mujoco.mjtDisableBit.mjDSBL_AUTORESET,
+)
+#: What a file may have switched off that pages count on.
+ENABLED = (
+    mujoco.mjtDisableBit.mjDSBL_CONSTRAINT,
+    mujoco.mjtDisableBit.mjDSBL_CONTACT,
+    mujoco.mjtDisableBit.mjDSBL_ACTUATION,
+    mujoco.mjtDisableBit.mjDSBL_SENSOR,
 )
 
 
@@ -108,8 +117,9 @@ def build_scene(
 
     Raises:
         SceneError: a need that this robot or collision set cannot serve, a control that is unknown, or a base that hangs on
-            the body with the free joint.
-        UserError: the feet are asked for, and one has no lowest point.
+            the body with the free joint, or is moved by another one.
+        UserError: the feet are asked for, and one has no lowest point; the robot cannot be in its default pose, or its file
+            says of contacts what the page's ground cannot have.
     """
     needs = set(needs)
     _check(needs, robot)
@@ -118,24 +128,16 @@ def build_scene(
     terrain = FlatTerrain()
     spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
     _fix_inertias(spec, robot)
-    wrapped = {
-        wrap.target.name
-        for tendon in spec.tendons
-        for wrap in tendon.path
-        if wrap.type in (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER)
-    }
-    for geom in list(spec.geoms):
-        collides = geom.contype or geom.conaffinity
-        if geom.name != "ground" and (not collides or (collisions == "feet" and geom.name not in robot.foot_geoms)):
-            if geom.name in wrapped:  # what a tendon runs over stays, and touches nothing
-                geom.contype = geom.conaffinity = 0
-            else:
-                _delete(spec, geom)
+    if collisions == "feet":
+        contacts.leave(spec, robot.foot_geoms)
+    contacts.strip(spec)
     for light in list(spec.lights):
         spec.delete(light)
     sensors = _add_sensors(spec, robot, needs, collisions)
-    model = spec.compile()
+    model = robot.compile(spec)
     joints = [model.joint(name) for name in robot.joint_names]
+    root = _root(model, robot)
+    check_pose(model, robot, None if root is None else root.qpos)
     feet = robot.feet if "foot_frames" in needs else ()
     turning = bool(feet) and ("foot_orientation" in needs or Feet(model, robot, torch.device("cpu")).needs_orientation)
     return Scene(
@@ -153,7 +155,7 @@ def build_scene(
         foot_geoms=tuple(model.geom(name).id for name in robot.foot_geoms),
         first_foot_geoms=tuple(model.geom(foot.geoms[0]).id for foot in robot.feet),
         base_body=model.body(robot.base).id,
-        root=_root(model, robot),
+        root=root,
     )
 
 
@@ -172,6 +174,14 @@ def _root(model: mujoco.MjModel, robot: RobotSpec) -> Root | None:
         raise SceneError(
             f"{robot.folder / 'robot.yaml'}: base: {robot.base!r} hangs on {name!r}, which has the free joint; write base: {name}"
         )
+    while base:  # one that moves would be taken for where the file has it
+        if model.body_jntnum[base]:
+            joint = model.joint(int(model.body_jntadr[base])).name
+            raise SceneError(
+                f"{robot.folder / 'robot.yaml'}: base: {robot.base!r} is moved by the joint {joint!r}, and a base has a free "
+                "joint or none: name the body that the robot is mounted on, or give this one a freejoint"
+            )
+        base = int(model.body_parentid[base])
     return None
 
 
@@ -201,35 +211,29 @@ def _check(needs: set[str], robot: RobotSpec) -> None:
 
 
 def _fix_inertias(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
-    """Write down the masses that MuJoCo would infer from geoms, so that a body keeps its mass when its geoms go.
+    """Write down the masses that MuJoCo would infer, from geoms or a total, so that a body keeps its mass when geoms go.
 
     Raises:
-        SceneError: MuJoCo cannot compile the robot; one line.
+        RobotError: MuJoCo cannot compile the robot; one line.
     """
-    try:
-        model, inference = spec.compile(), mujoco.mjtInertiaFromGeom
-    except ValueError as error:
-        raise SceneError(f"{robot.model_path}: cannot be compiled: {' '.join(str(error).split())}") from None
+    model, inference = robot.compile(spec), mujoco.mjtInertiaFromGeom
+    scaled = spec.compiler.settotalmass > 0.0
     for body in spec.bodies:
         inferred = not body.explicitinertial or spec.compiler.inertiafromgeom == inference.mjINERTIAFROMGEOM_TRUE
-        if inferred and body.id != 0:
+        if (inferred or scaled) and body.id != 0:
             known = model.body(body.id)
             body.mass, body.ipos, body.iquat, body.inertia = known.mass[0], known.ipos, known.iquat, known.inertia
             body.fullinertia, body.explicitinertial = np.full(6, np.nan), True
-    spec.compiler.inertiafromgeom = inference.mjINERTIAFROMGEOM_FALSE
+    spec.compiler.inertiafromgeom, spec.compiler.settotalmass = inference.mjINERTIAFROMGEOM_FALSE, -1.0
 
 
 def _robot_on_terrain(
     robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
 ) -> mujoco.MjSpec:
     spec = robot.mjspec()
-    for geom in list(spec.worldbody.geoms):
-        if geom.type in (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD):
-            _delete(spec, geom)  # the file's own ground
-    if "ground" in {geom.name for geom in spec.geoms}:
-        raise SceneError(f"{robot.model_path}: a geom is named 'ground', as ours is; give it another name")
+    contacts.clear(spec, robot)
     terrain.add_to(spec)
-    _meet_ground(spec, robot)
+    contacts.meet(spec)
     for index, name in enumerate(robot.joint_names):
         if not dry_friction:
             spec.joint(name).frictionloss = 0.0
@@ -243,6 +247,10 @@ def _robot_on_terrain(
     option.impratio, option.tolerance = physics.impratio, physics.tolerance
     for bit in _DISABLED:
         option.disableflags |= int(bit)
+    for bit in ENABLED:
+        option.disableflags &= ~int(bit)
+    option.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_OVERRIDE)  # one friction for every contact
+    option.disableactuator = 0
     return spec
 
 
@@ -257,28 +265,6 @@ def add_motor(spec: mujoco.MjSpec, robot: RobotSpec, index: int, *, by_velocity:
         # torque = kp (target - q) - kd qd, likewise
         actuator.set_to_position(kp=robot.stiffness[index], kv=robot.damping[index])
     actuator.forcelimited, actuator.forcerange, actuator.ctrllimited = True, (-limit, limit), False
-
-
-def _meet_ground(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
-    """Let the feet, and whatever else collides with anything, collide with the ground, whatever masks the file gives them.
-
-    The feet outrank the ground, so that their friction, which is drawn, is the contact's.
-    """
-    ground, feet = spec.geom("ground"), robot.foot_geoms
-    for geom in spec.geoms:
-        if geom.name == ground.name:
-            continue
-        if geom.name in feet or geom.contype or geom.conaffinity:
-            geom.conaffinity |= ground.contype
-        if geom.name in feet:
-            geom.priority = max(geom.priority, 1)
-
-
-def _delete(spec: mujoco.MjSpec, geom: mujoco.MjsGeom) -> None:
-    """Take a geom out, and the pairs that name it."""
-    for pair in [pair for pair in spec.pairs if geom.name and geom.name in (pair.geomname1, pair.geomname2)]:
-        spec.delete(pair)
-    spec.delete(geom)
 
 
 def _add_sensors(
@@ -312,7 +298,9 @@ def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, co
     for index, geom in enumerate(spec.body(body).geoms):
         if not geom.name:
             geom.name = f"{body}_collision_{index}"
-        if geom.name not in robot.foot_geoms and (geom.contype or geom.conaffinity):
+            while sum(other.name == geom.name for other in spec.geoms) > 1:
+                geom.name += "_"
+        if geom.name not in robot.foot_geoms and contacts.collides(geom):
             names.append(geom.name)
     if not names:
         hint = "set scene.collisions: full" if collisions == "feet" else f"give {body} a collision geom in {robot.model_path}"
@@ -330,10 +318,9 @@ def whole_spec(
     """
     spec = _with_looks(robot, FlatTerrain(), physics, _checked(controls, robot), dry_friction)
     _fix_inertias(spec, robot)
-    for geom in spec.geoms:
-        if geom.name != "ground" and collisions == "feet" and geom.name not in robot.foot_geoms:
-            geom.contype = geom.conaffinity = 0
-    model = spec.compile()
+    if collisions == "feet":
+        contacts.leave(spec, robot.foot_geoms)
+    model = robot.compile(spec)
     pose, root = model.qpos0.copy(), _root(model, robot)
     if root is not None:
         pose[root.qpos + 2] = robot.base_height
@@ -347,5 +334,9 @@ def _with_looks(
     robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
 ) -> mujoco.MjSpec:
     spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
-    dress(spec, robot.base, "ground")
+    taken = {one.name for one in (*spec.textures, *spec.materials, *spec.lights)}
+    prefix = ""
+    while taken.intersection(f"{prefix}{name}" for name in ADDED):
+        prefix += "_"
+    dress(spec, robot.base, "ground", prefix)
     return spec

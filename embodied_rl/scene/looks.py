@@ -6,6 +6,9 @@ import mujoco
 
 from embodied_rl.scene.plain import PLAIN
 
+#: Names of what is added.
+ADDED = ("sky", "floor", "sun")
+
 
 def dress(spec: mujoco.MjSpec, base: str, ground: str, prefix: str = "") -> None:
     """Give a model a sky, a floor and a lamp.
@@ -36,7 +39,7 @@ def dress(spec: mujoco.MjSpec, base: str, ground: str, prefix: str = "") -> None
         width=300,
         height=300,
     )
-    floor = spec.add_material(name=f"{prefix}floor", texrepeat=(1.0, 1.0), texuniform=True, specular=0.1, shininess=0.1)
+    floor = spec.add_material(PLAIN, name=f"{prefix}floor", texrepeat=(1.0, 1.0), texuniform=True, specular=0.1, shininess=0.1)
     floor.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = f"{prefix}floor"
     spec.geom(ground).material = f"{prefix}floor"
     # A lamp high above the base, which travels with it: shadows are drawn only near the axis of their light, and those

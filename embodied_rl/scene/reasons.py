@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import combinations
 from typing import Any
-from xml.etree import ElementTree
 
 import mujoco
 import numpy as np
 
 from embodied_rl.config.page import PhysicsSettings, SceneSettings
-from embodied_rl.scene.build import Scene
+from embodied_rl.scene.build import ENABLED, Scene
 from embodied_rl.scene.compare import Difference, same
-from embodied_rl.urdf import as_mujoco_reads
+from embodied_rl.urdf import as_mujoco_reads, first_link, is_urdf
 
 _CHOICES: dict[str, tuple[Any, str]] = {
     "integrator": (mujoco.mjtIntegrator, "mjINT_"),
@@ -44,20 +43,20 @@ class Case:
 
     def __post_init__(self) -> None:
         robot = self.scene.robot
-        self.urdf, self.sprung = robot.model_path.suffix == ".urdf", set()
+        self.urdf, self.sprung = is_urdf(robot.model_path), set()
         path = str(robot.model_path)
         if self.urdf:
             try:
                 self.stock = mujoco.MjModel.from_xml_path(path)
             except ValueError:  # meshes that it does not find: ours are found
-                self.stock = mujoco.MjModel.from_xml_string(as_mujoco_reads(robot.model_path, whole=False))
-            self.file = mujoco.MjModel.from_xml_string(as_mujoco_reads(robot.model_path, whole=True))
+                self.stock = as_mujoco_reads(robot.model_path, robot.base, whole=False).compile()
+            self.file = as_mujoco_reads(robot.model_path, robot.base, whole=True).compile()
         else:
             self.stock = self.file = mujoco.MjModel.from_xml_path(path)
             spec = mujoco.MjSpec.from_file(path)
             self.sprung = {joint.name for joint in spec.joints if np.any(joint.springdamper)}
-            if robot.welded:
-                spec.compiler.fusestatic = False
+            if spec.compiler.fusestatic or spec.compiler.discardvisual:
+                spec.compiler.fusestatic = spec.compiler.discardvisual = False
                 self.file = spec.compile()
         self.feet = robot.foot_geoms
         self.welded = self._poses() if robot.welded else set()
@@ -159,8 +158,13 @@ def _option(case: Case, one: Difference) -> bool:
     return written(one.ours, one.field) == given if name in _CHOICES else float(one.ours) == given
 
 
-def _autoreset(_: Case, one: Difference) -> bool:
-    return int(one.theirs) ^ int(one.ours) == int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
+def _flags(_: Case, one: Difference) -> bool:
+    kept = ~sum(int(bit) for bit in ENABLED)
+    return int(one.ours) == (int(one.theirs) | int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)) & kept
+
+
+def _no_override(_: Case, one: Difference) -> bool:
+    return int(one.ours) == int(one.theirs) & ~int(mujoco.mjtEnableBit.mjENBL_OVERRIDE)
 
 
 def _in_urdf(case: Case, one: Difference) -> bool:
@@ -171,8 +175,40 @@ def _contact(case: Case, one: Difference) -> bool:
     return one.ids[1] is not None and on_ground(case.scene.model, one.ids[1])
 
 
-def _outranks(case: Case, one: Difference) -> bool:
-    return case.scene.model.geom(one.ids[1]).name in case.feet and one.ours > case.scene.model.geom("ground").priority[0]
+def _frictional(_: Case, one: Difference) -> bool:
+    return bool(one.theirs < one.ours == 3)
+
+
+def _as_paired(case: Case, one: Difference) -> bool:
+    """Whether a geom's number is that of the file's pair of it and the file's own ground."""
+    file, number = case.file, _OF_PAIRS[one.field]
+    for index in range(file.npair):
+        ends = int(file.pair_geom1[index]), int(file.pair_geom2[index])
+        if one.ids[0] in ends and any(int(file.geom_type[geom]) in _GROUNDS for geom in ends):
+            said = getattr(file, number)[index]
+            return np.array_equal(one.ours, said[[0, 2, 3]] if one.field == "geom_friction" else said)
+    return False
+
+
+def _of_the_met(case: Case, one: Difference) -> bool:
+    """Whether our ground's masks are bits that something of the robot's has, or had before it was left out."""
+    file, model = case.file, case.scene.model
+    other = (
+        one.field.removesuffix(" of our own")
+        .replace("contype", "con?")
+        .replace("conaffinity", "contype")
+        .replace("con?", "conaffinity")
+    )
+    bits = np.bitwise_or.reduce(np.concatenate((getattr(file, other), getattr(model, other))))
+    return not int(one.ours) & ~int(bits)
+
+
+def _below_all(case: Case, one: Difference) -> bool:
+    return all(case.scene.model.geom_priority[geom] > one.ours for geom in range(case.scene.model.ngeom) if geom != one.ids[1])
+
+
+def _of_the_world(case: Case, one: Difference) -> bool:
+    return one.ours is None and one.ids[0] is not None and not int(case.file.exclude_signature[one.ids[0]]) >> 16
 
 
 def _massless(case: Case, one: Difference) -> bool:
@@ -181,10 +217,8 @@ def _massless(case: Case, one: Difference) -> bool:
 
 def _base(case: Case, one: Difference) -> bool:
     robot = case.scene.robot
-    if not case.urdf or one.theirs is not None or one.element != robot.base:
-        return False
-    held = ElementTree.parse(robot.model_path).getroot().iterfind("joint/child")  # a base that hangs on another link is not free
-    return robot.base not in {child.get("link") for child in held}
+    free = one.theirs is None and case.urdf and one.element == robot.base
+    return free and first_link(robot.model_path, robot.base) == robot.base  # what hangs on another link is not free
 
 
 def _welded(case: Case, one: Difference) -> bool:
@@ -196,11 +230,14 @@ def _held(kind: str) -> Callable[[Case, Difference], bool]:
 
 
 def _theirs(case: Case, one: Difference) -> bool:
-    kinds = (int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_HFIELD))
-    index = one.ids[0]
-    return (
-        one.ours is None and index is not None and not case.file.geom_bodyid[index] and int(case.file.geom_type[index]) in kinds
-    )
+    return one.ours is None and one.ids[0] is not None and int(case.file.geom_type[one.ids[0]]) in _GROUNDS
+
+
+def _stands_in(case: Case, one: Difference) -> bool:
+    """Whether a number is our ground's, which has the name of the file's own; what leaks into ours is compared apart."""
+    if one.element != "ground" or one.field.endswith("of our own") or one.ids[0] is None:
+        return False
+    return int(case.file.geom_type[one.ids[0]]) in _GROUNDS
 
 
 def _unpaired(case: Case, one: Difference) -> bool:
@@ -226,6 +263,11 @@ def _link(case: Case, one: Difference) -> bool:
     return case.urdf and one.theirs is None
 
 
+_GROUNDS = (int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_HFIELD))
+#: What a pair says, by the field of geoms that has the same.
+_OF_PAIRS = {"geom_condim": "pair_dim"} | {
+    f"geom_{one}": f"pair_{one}" for one in ("friction", "solref", "solimp", "margin", "gap")
+}
 _OF_JOINTS = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
 _LENT = "the file's actuators, which are left out, lent it the joint"
 _PAGE = "robot.yaml says so"
@@ -255,14 +297,21 @@ _REASONS: tuple[tuple[str, str, str, Callable[[Case, Difference], bool]], ...] =
     ("actuator", "Motors", "servos with robot.yaml's stiffness, damping and effort_limit", _ours),
     ("geom", "Contacts", "our ground, an endless plane at z = 0", _ground),
     ("geom", "Contacts", "the file's own ground; ours stands in for it", _theirs),
+    ("geom_*", "Contacts", "our ground's; it stands in for the file's own, of its name", _stands_in),
     ("pair", "Contacts", "of a geom that is left out; masks let what the page says touch the ground", _unpaired),
     ("geom", "Contacts", "visual: they touch nothing, and their bodies keep their mass", _visual),
     ("geom", "Contacts", "scene.collisions: feet; their bodies keep their mass", _not_a_foot),
     ("geom_con[ta]*", "Contacts", "a tendon runs over it; scene.collisions: feet", _run_over),
     ("geom_con[ta]*", "Contacts", "geoms of a URDF touch the ground and are deaf to each other", _in_urdf),
     ("geom_con[ta]*", "Contacts", "what the page says collides touches the ground", _contact),
-    ("geom_priority", "Contacts", "so that the feet's friction is the contact's", _outranks),
-    ("opt.disableflags", "Options", "a state that blew up must be seen, and MuJoCo not reset it", _autoreset),
+    *((one, "Contacts", "as the file's pair of it and its own ground says", _as_paired) for one in _OF_PAIRS),
+    ("geom_condim", "Contacts", "a contact of fewer than three dimensions has no friction", _frictional),
+    ("geom_con[ta]* of our own", "Contacts", "the bits of what the page says collides", _of_the_met),
+    ("geom_priority of our own", "Contacts", "below the robot's geoms, whose friction is the contact's", _below_all),
+    ("exclude", "Contacts", "of the world, where our ground is", _of_the_world),
+    ("opt.disableflags", "Options", "a state that blew up must be seen; contacts, constraints, motors and sensors act", _flags),
+    ("opt.enableflags", "Options", "of each contact its geoms' own numbers hold", _no_override),
+    ("opt.disableactuator", "Options", "the motors act", lambda _, one: not one.ours),
     *(
         (f"opt.{name}", "Options", f"physics.{key}", _option)
         for name, key in {"timestep": "dt"}.items()

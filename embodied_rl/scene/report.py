@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -159,14 +157,7 @@ def _made(case: Case) -> Iterator[Difference]:
         add_motor(spec, robot, index, by_velocity=joint in case.scene.velocity_joints)
     for one in compare(spec.compile(), model).differences:
         if one.field.startswith("actuator_") or (one.field.startswith("geom_") and one.element == "ground"):
-            if one.field == "geom_contype" and not _taken(case.stock) & int(one.ours):
-                continue  # a bit of its own, that no geom of the robot's has
             yield Difference(f"{one.field} of our own", one.element, one.theirs, one.ours, one.ids)
-
-
-def _taken(model: mujoco.MjModel) -> int:
-    """Collect the bits of all contypes."""
-    return functools.reduce(operator.or_, map(int, model.geom_contype), 0)
 
 
 def _facts(case: Case) -> Iterator[Told]:

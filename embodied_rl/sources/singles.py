@@ -67,7 +67,8 @@ class Singles:
             self.at = row
             try:
                 action = int(own[position]) if discrete else own[position]
-                observed, rewards[position], terminated[position], truncated[position], _ = self._envs[row].step(action)
+                observed, reward, terminated[position], truncated[position], _ = self._envs[row].step(action)
+                rewards[position] = np.asarray(reward, dtype=np.float64).item()  # some return an array of one
                 for name, value in self._observe(observed).items():
                     obs[name][position] = value
             except Exception as error:

@@ -12,6 +12,9 @@ from embodied_rl.problems import did_you_mean
 from embodied_rl.sources.batch import SourceError
 from embodied_rl.vector_env import ActionSpace
 
+#: A bound beyond it stands for none: some write 1e10, or the largest float there is.
+_BOUND = 1e6
+
 
 class ObservationMap:
     """Turns observations of a space into float32 vectors, one for each group.
@@ -39,7 +42,7 @@ class ObservationMap:
         self._space = space
         try:
             self.sizes = {name: sum(self._size(key) for key in keys or ("",)) for name, keys in self._parts.items()}
-        except NotImplementedError:
+        except (NotImplementedError, ValueError):  # Gymnasium raises the one or the other
             raise SourceError(f"env.source: observations of the kind {type(space).__name__} have no fixed size") from None
 
     def __call__(self, obs: Any) -> dict[str, np.ndarray]:
@@ -81,13 +84,16 @@ def action_map(space: spaces.Space) -> tuple[ActionSpace, Callable[[np.ndarray],
     if not isinstance(space, spaces.Box):
         kind = type(space).__name__
         raise SourceError(f"env.source: actions of the kind {kind}; there are boxes of numbers (Box) and choices (Discrete)")
-    low, high, shape, kind = space.low.reshape(-1), space.high.reshape(-1), space.shape, space.dtype
-    bounded = np.isfinite(low) & np.isfinite(high)
-    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-    middle, half = (low + high) / 2, (high - low) / 2
+    shape, kind = space.shape, space.dtype
+    least, most = space.low.reshape(-1), space.high.reshape(-1)
+    bounded = (least >= -_BOUND) & (most <= _BOUND)
+    whole = np.issubdtype(kind, np.integer)
+    # each whole number has a stretch of its own of one length
+    low, high = np.where(bounded, least, -1.0) - 0.5 * whole, np.where(bounded, most, 1.0) + 0.5 * whole
+    middle, half = np.where(bounded, (low + high) / 2, 0.0), np.where(bounded, (high - low) / 2, 1.0)
 
     def own(actions: np.ndarray) -> np.ndarray:
-        inside = np.where(bounded, np.clip(actions, -1.0, 1.0), actions)
-        return (middle + half * inside).astype(kind).reshape(-1, *shape)
+        scaled = middle + half * np.where(bounded, np.clip(actions, -1.0, 1.0), actions)
+        return np.clip(np.rint(scaled) if whole else scaled, least, most).astype(kind).reshape(-1, *shape)
 
-    return ActionSpace(len(low)), own
+    return ActionSpace(len(least)), own

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def test_a_directory_holds_one_run(here: Path) -> None:
     Run.create(page, here / "run")
     with pytest.raises(RunError, match="holds a run already; continue it with --resume"):
         Run.create(page, here / "run")
+
+
+def test_runs_of_one_second_have_folders_of_their_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda *_: "2000-01-01_00-00-00")
+    made = [Run.create(load("go2_flat")).path.name for _ in range(3)]
+    assert made == ["2000-01-01_00-00-00", "2000-01-01_00-00-00_2", "2000-01-01_00-00-00_3"]
 
 
 def test_a_directory_that_cannot_be_written(here: Path) -> None:

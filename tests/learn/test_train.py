@@ -552,6 +552,23 @@ def test_a_resumed_run_goes_by_the_page_it_was_started_with(tmp_path: Path) -> N
     assert (resumed.page.ppo.gamma, resumed.page.ppo.lam, resumed.page.env.num_envs) == (0.9, 0.8, ENVS)
 
 
+def test_what_is_drawn_otherwise_at_startup_is_drawn_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def masses(trainer: Trainer) -> torch.Tensor:
+        env = trainer.collector._env  # pyright: ignore
+        return env.fields.values["body_mass"][:, env.scene.base_body] - env.scene.model.body_mass[env.scene.base_body]
+
+    event = "events.payload={term: randomize, quantity: mass, of: base, operation: add, range: [%s], when: startup}"
+    trainer = training.start(page(event % "0.0, 0.1"), tmp_path / "run")
+    train(trainer, 1)
+    before = masses(trainer).clone()
+    same_draw = training.resume(str(tmp_path / "run"), "go2_flat", ["rewards.pose.weight=0.4"])
+    assert torch.equal(masses(same_draw), before)
+    assert not [message for message in caplog.messages if "start fresh" in message]
+    other = training.resume(str(tmp_path / "run"), "go2_flat", [event % "3.0, 3.1"])
+    assert (masses(other) >= 3.0 - 1e-5).all()
+    assert caplog.messages[-1].endswith("draw otherwise at startup now; the robots start fresh, and it is drawn anew")
+
+
 @pytest.mark.parametrize("rnn_type", ["none", "gru"])
 def test_of_more_robots_the_new_ones_start_fresh(tmp_path: Path, caplog: pytest.LogCaptureFixture, rnn_type: str) -> None:
     train(training.start(page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=4", "ppo.symmetry=none"), tmp_path / "run"), 1)

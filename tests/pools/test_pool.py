@@ -456,6 +456,9 @@ def test_no_cluster_at_the_address() -> None:
     code = "from embodied_rl.pools.cluster import Connection\nConnection('127.0.0.1:1')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "PoolError: pool.address: 127.0.0.1:1: no Ray cluster answers" in done.stderr.splitlines()[-1]
+    code, dead = code.replace("127.0.0.1:1", "auto"), os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dead)
+    assert "PoolError: pool.address: auto: no Ray cluster answers" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("failures", [2, 3])

@@ -70,7 +70,8 @@ def _scene(
         f"  {kind}: {{geoms: [{', '.join(f'g{i}_{k}' for k in range(count))}], site: foot{i}}}\n"
         for i, (kind, count) in enumerate(zip(kinds, counts, strict=True))
     )
-    page = f"name: robot\nmodel: robot.xml\nbase: base\nbase_height: 0.3\njoints:\n{joints}feet:\n{feet}"
+    height = 0.16 if kinds == ["cylinder"] else 0.24  # the lowest foot about on the ground
+    page = f"name: robot\nmodel: robot.xml\nbase: base\nbase_height: {height}\njoints:\n{joints}feet:\n{feet}"
     (folder / "robot.yaml").write_text(page)
     robot = load_robot(str(folder))
     return build_scene(robot, collisions="feet", physics=PhysicsSettings(), needs=needs)

@@ -18,7 +18,7 @@ from embodied_rl.scene.report import Report, report
 
 LEG = """
 <body name="{side}_leg" pos="0 {y} -0.1">
-  <joint name="{side}_hip" axis="0 1 0" range="-1 1" {joint}/>
+  <joint name="{side}_hip" axis="0 1 0" range="-60 60" {joint}/>
   <geom type="capsule" size="0.03" fromto="0 0 0 0 0 -0.2"/>
   <geom name="{side}_foot" size="0.04" pos="0 0 -0.3"/>
   <site name="{side}_sole" pos="0 0 -0.3"/>
@@ -27,7 +27,7 @@ PAGE = """
 name: stranger
 model: {file}
 base: trunk
-base_height: 0.5
+base_height: 0.44
 joints:
   right_hip: {{default: 0.1, stiffness: 30.0, damping: 2.0, effort_limit: 40.0{right}}}
   left_hip: {{default: 0.1, stiffness: 20.0, damping: 1.0, effort_limit: 50.0}}
@@ -200,7 +200,7 @@ def test_what_leaks_into_a_model_is_not_explained(field, row, value, line, stran
 
 def test_feet_that_pass_through_the_ground_are_told(stranger):
     scene, physics, world = built(stranger())
-    scene.model.geom_contype[list(scene.foot_geoms)], scene.model.geom_conaffinity[list(scene.foot_geoms)] = 1, 0
+    scene.model.geom_contype[list(scene.foot_geoms)] = scene.model.geom_conaffinity[list(scene.foot_geoms)] = 1 << 20
     lines = told(report(scene, physics, world))
     assert lines[:1] == ["feet that pass through the ground, left_foot, right_foot: their masks never meet its own"]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import embodied_rl
+from embodied_rl import training
 from embodied_rl.config import ConfigError, Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn.rollout import LocalCollector
@@ -28,15 +29,26 @@ import numpy as np
 from gymnasium import spaces
 
 class Own(gymnasium.Env):
+    made = 0
+
     def __init__(self, kind="box"):
         self.kind = kind
         camera = spaces.Box(0, 255, (2, 2), np.uint8)
         self.observation_space = spaces.Dict({"gear": spaces.Discrete(3), "camera": camera, "arm": spaces.Box(-1, 1, (2,))})
         self.action_space = {
             "box": spaces.Box(np.array([0.0, -np.inf]), np.array([4.0, np.inf]), dtype=np.float64),
+            "half": spaces.Box(np.array([0.0, -np.inf], np.float32), np.array([np.inf, 2.0], np.float32)),
+            "huge": spaces.Box(-np.finfo(np.float32).max, 1e10, (2,)),
+            "whole": spaces.Box(-1, 2, (1,), np.int64),
+            "sequence": spaces.Discrete(2),
+            "fails": spaces.Discrete(2),
             "discrete": spaces.Discrete(3, start=5),
             "multi": spaces.MultiDiscrete([2, 2]),
         }[kind]
+        if kind == "sequence":
+            self.observation_space = spaces.Sequence(spaces.Box(-1, 1, (2,)))
+        self.number, self.lived = Own.made, 0
+        Own.made += 1
 
     def observe(self):
         return {"gear": self.told % 3, "camera": np.arange(4, dtype=np.uint8).reshape(2, 2), "arm": np.full(2, 0.5)}
@@ -49,7 +61,10 @@ class Own(gymnasium.Env):
     def step(self, action):
         assert self.action_space.contains(action) or self.kind == "box"
         self.last = action
-        return self.observe(), float(np.sum(action)), False, False, {}
+        self.lived += 1
+        if self.kind == "fails" and self.number == 3 and self.lived == 10:
+            raise RuntimeError("lost the connection")
+        return self.observe(), np.array([np.sum(action)]), False, False, {}
 
 def make(**options):
     return Own(**options)
@@ -193,6 +208,37 @@ def test_spaces_become_groups_and_boxes(own: Callable[..., SourceEnv]) -> None:
     assert env.result.rewards.tolist() == [7.0, 2.0]
 
 
+def test_one_bound_is_kept_and_one_beyond_a_million_is_none(own: Callable[..., SourceEnv]) -> None:
+    for kind, expected in (("half", [[0.0, -7.0], [3.0, 2.0]]), ("huge", [[-1.0, -7.0], [3.0, 5.0]])):
+        env = own(kind)
+        env.advance(torch.tensor([[-1.0, -7.0], [3.0, 5.0]]))
+        assert [one.unwrapped.last.tolist() for one in env._batch._envs] == expected  # pyright: ignore
+
+
+def test_whole_numbers_have_equal_shares(own: Callable[..., SourceEnv]) -> None:
+    env, counts = own("whole"), dict.fromkeys((-1, 0, 1, 2), 0)
+    for action in [*torch.linspace(-0.99, 0.99, 20).tolist(), -5.0, 5.0]:
+        env.advance(torch.full((2, 1), action))
+        counts[int(env._batch._envs[0].unwrapped.last[0])] += 1  # pyright: ignore
+    assert counts == {-1: 6, 0: 5, 1: 5, 2: 6}
+
+
+def test_one_that_fails_once_ends_its_episode_and_no_run(own: Any, tmp_path: Path) -> None:
+    small = {"actor_hidden_dims": [8], "critic_hidden_dims": [8], "num_learning_epochs": 1, "num_mini_batches": 1}
+    env = {"source": "python:own_envs:make", "source_options": {"kind": "fails"}, "num_envs": 16}
+    (tmp_path / "page.yaml").write_text(json.dumps({"env": env, "train": {"steps": 8}, "ppo": small}))
+    trainer = training.start(load(tmp_path / "page.yaml", ["pool.address=none"]), tmp_path / "run")
+    assert [metrics["Physics/unstable"] for metrics in trainer.train(3)] == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("setting", ["episode_s=0.5", "reward_floor=5.0", "reward_scale_dt=false", "random_episode_phase=false"])
+def test_what_a_source_sees_to_itself_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("pool_ant", [f"env.{setting}"])
+    (message,) = str(caught.value).splitlines()
+    assert f"env.{setting.partition('=')[0]}: not allowed with env.source" in message and message.endswith("leave it out")
+
+
 def test_there_are_no_numbers_of_a_page_to_set(own: Callable[..., SourceEnv]) -> None:
     env = own()
     env.begin_iteration(0, {})
@@ -222,6 +268,7 @@ def test_choices_may_begin_anywhere(own: Callable[..., SourceEnv]) -> None:
         ("python:own_envs:maker", {}, "write python:MODULE:FUNCTION"),
         ("python:nowhere:make", {}, "No module named 'nowhere'"),
         ("python:own_envs:make", {"source_options": {"kind": "multi"}}, "actions of the kind MultiDiscrete"),
+        ("python:own_envs:make", {"source_options": {"kind": "sequence"}}, "of the kind Sequence have no fixed size"),
         ("python:own_envs:make", {"groups": {"actor": ["armm"]}}, "'armm' is no key of the observations; did you mean 'arm'?"),
         ("gymnasium:CartPole-v1", {"groups": {"actor": ["arm"]}}, "have no keys to choose from"),
     ],
