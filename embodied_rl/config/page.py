@@ -10,15 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from embodied_rl import strict_yaml
 from embodied_rl.config.terms import EXTRAS, SECTIONS
-from embodied_rl.config.types import Fraction, NonNegative, Ordered, PerGroup, Positive, refuse
+from embodied_rl.config.types import Fraction, IntRange, NaturalNumber, NonNegative, PerGroup, Positive, Range, refuse
 from embodied_rl.problems import did_you_mean, shown
 
 Count = Annotated[int, Ge(1)]
 SolverIterations = Annotated[int, Ge(1), Le(10_000)]
 Rows = Annotated[int, Ge(1), Le(1_000_000)]
-NaturalNumber = Annotated[int, Ge(0)]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-IntRange = Annotated[tuple[NaturalNumber, NaturalNumber], Ordered()]
 Widths = Annotated[tuple[Count, ...], MinLen(1)]
 Source = Annotated[str, StringConstraints(pattern=r"^(gymnasium|dm_control|envpool|python):\S+$")]
 
@@ -328,7 +326,7 @@ class Entry(Model):
     """Half the width of the uniform noise on an observation."""
     scale: float = 1.0
     """Factor of an observation."""
-    clip: Annotated[tuple[float, float], Ordered()] | None = None
+    clip: Range | None = None
     """Bounds of an observation."""
     delay: IntRange = (0, 0)
     """Age of an observation, drawn from this range [control steps]."""

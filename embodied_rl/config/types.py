@@ -15,7 +15,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from embodied_rl.problems import did_you_mean, quoted, shown
 from embodied_rl.sections import ByJoint
 
-__all__ = ["BodyGroup", "Fraction", "Ge", "Gt", "JointGroup", "Le", "Lt", "NonNegative", "PerGroup", "Positive", "Range"]
+__all__ = ["BodyGroup", "Fraction", "Ge", "Gt", "IntRange", "JointGroup", "Le", "Lt", "NonNegative", "PerGroup", "Positive", "Range"]
 
 
 def refuse(message: str) -> PydanticCustomError:
@@ -67,6 +67,8 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Range = Annotated[tuple[float, float], Ordered()]
+NaturalNumber = Annotated[int, Ge(0)]
+IntRange = Annotated[tuple[NaturalNumber, NaturalNumber], Ordered()]
 BodyGroup = Annotated[str, RobotName("bodies")]
 JointGroup = Annotated[str, RobotName("groups")]
 

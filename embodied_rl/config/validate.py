@@ -364,6 +364,11 @@ class _Checker:
         env, physics, ppo = parts["env"], parts["physics"], parts["ppo"]
         if parts["actions"] is not None and not parts["actions"]:
             self.problem(("actions",), "a page needs at least one action term, like joint_position: {scale: 0.5}")
+        for name, entry in (parts["actions"] or {}).items() if physics else ():
+            latency = entry.params.get("latency", (0, 0))
+            if latency[1] > physics.decimation:
+                within = f"at most {physics.decimation}, physics.decimation: targets hold for one control step"
+                self.problem(("actions", name, "latency"), f"{shown(latency)} is not allowed: {within}")
         if parts["observations"] is not None:
             self.check_groups(parts["observations"], env.final_obs_groups if env else ())
         if env and physics and env.episode_s < (control_dt := physics.dt * physics.decimation):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embodied_rl.config.types import JointGroup, NonNegative, PerGroup, Positive
+from embodied_rl.config.types import IntRange, JointGroup, NonNegative, PerGroup, Positive
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.mirrors import Reflection
 from embodied_rl.mdp.moment import Moment
@@ -80,7 +80,7 @@ class joint_position(_Targets):  # noqa: N801  named as its entry on the page
     """Targets of the joints' position control: default pose + scale * action.
 
     `joints` is a group of robot.yaml; `clip` bounds the actions.  `latency` [substeps] holds the targets of the step before for a
-    while, drawn per episode from the range; it is shorter than the control period.
+    while, drawn per episode from the range; at most the control period, `physics.decimation`.
     """
 
     control = "position"
@@ -92,7 +92,7 @@ class joint_position(_Targets):  # noqa: N801  named as its entry on the page
         joints: JointGroup = "all",
         scale: PerGroup[Positive] = 0.5,
         clip: NonNegative = 10.0,
-        latency: tuple[int, int] = (0, 0),
+        latency: IntRange = (0, 0),
     ) -> None:
         super().__init__(robot, joints, scale, clip, latency)
         whole = self.joints == range(len(robot.joint_names))
@@ -115,7 +115,7 @@ class joint_velocity(_Targets):  # noqa: N801
         joints: JointGroup = "all",
         scale: PerGroup[Positive] = 5.0,
         clip: NonNegative = 10.0,
-        latency: tuple[int, int] = (0, 0),
+        latency: IntRange = (0, 0),
     ) -> None:
         super().__init__(robot, joints, scale, clip, latency)
         self.offset = torch.zeros(len(self.joints), device=robot.default_joint_pos.device)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from embodied_rl.config import ConfigError, load
 from embodied_rl.config.terms import find_terms
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.actions import joint_position, joint_velocity, mirrored_joints
@@ -128,3 +129,17 @@ def test_a_group_of_one_side_has_no_mirror(monkeypatch):
 
 def test_every_action_is_tested_here():
     assert set(find_terms()[0]["action"]) == {"joint_position", "joint_velocity"}
+
+
+@pytest.mark.parametrize(
+    ("latency", "message"),
+    [
+        ("[6, 6]", "[6, 6] is not allowed: at most 4, physics.decimation: targets hold for one control step"),
+        ("[3, 1]", "[3, 1] is not allowed: low must be at most high"),
+        ("[-2, 3]", "-2 is not allowed: at least 0"),
+    ],
+)
+def test_a_latency_that_no_control_step_has_is_refused(latency: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("go2_flat", [f"actions.joint_position.latency={latency}"])
+    assert str(caught.value).endswith(message)

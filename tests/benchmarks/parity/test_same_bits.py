@@ -68,7 +68,7 @@ def test_pages_of_the_gate_exist(gate: ModuleType) -> None:
 def test_everything_uses_what_no_shipped_page_does() -> None:
     page = load(str(ROOT / "tests" / "everything.yaml"))
     actor = page.observations["actor"]
-    assert page.actions["joint_position"].params["latency"] == (0, 6)
+    assert page.actions["joint_position"].params["latency"] == (0, 4)
     assert any(entry.history > 1 for entry in actor.values()) and any(entry.delay != (0, 0) for entry in actor.values())
     assert page.commands["velocity"].params["heading"] and page.curriculum and page.ppo.rnn_type == "gru"
     assert {"feet_air_time", "undesired_contacts"} <= page.rewards.keys()
