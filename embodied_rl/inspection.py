@@ -74,7 +74,7 @@ def inspect(page: Page) -> Inspection:
         finally:
             env.close()
     with torch.no_grad():
-        robots = make(_small(page), num_envs=min(_ROBOTS, page.env.num_envs))
+        robots = make(_small(page))
         try:
             if page.ppo.symmetry != "none":
                 robots.mirror_maps()
@@ -113,7 +113,8 @@ def report_of(what: str) -> Report:
 
 def _small(page: Page) -> Page:
     """Change a page to one of which a few robots are made in no time, with nothing remembered that costs memory."""
-    changes = ["env.compile=false", "physics.engine=native", "physics.device=auto", "pool.workers=null"]
+    changes = [f"env.num_envs={min(_ROBOTS, page.env.num_envs)}", "env.compile=false"]
+    changes += ["physics.engine=native", "physics.device=auto", "pool.workers=null"]
     for group, entries in page.observations.items():
         for name, entry in entries.items():
             if entry.history > 1 or entry.delay[1] > 0:

@@ -174,7 +174,9 @@ def resolve(
         device = "auto"  # what a page says of another engine's device does not hold for this one
     settings = {"env.num_envs": num_envs, "physics.engine": engine, "physics.device": device, "env.seed": seed}
     given = [*overrides, *(f"{path}={value}" for path, value in settings.items() if value is not None)]
-    return override(config, given) if isinstance(config, Page) else load_page(str(config), given)
+    if isinstance(config, Page):
+        return override(config, given) if given else config
+    return load_page(str(config), given)
 
 
 def compiler(page: Page, device: torch.device) -> Callable:
