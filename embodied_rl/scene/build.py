@@ -15,6 +15,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.physics.kinematics import Frame, free_body, free_joint
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene.feet import Feet
+from embodied_rl.scene.finite import check_finite
 from embodied_rl.scene.looks import dress
 from embodied_rl.scene.plain import PLAIN
 from embodied_rl.scene.terrain import FlatTerrain
@@ -109,7 +110,7 @@ def build_scene(
     Raises:
         SceneError: a need that this robot or collision set cannot serve, a control that is unknown, or a base that hangs on
             the body with the free joint.
-        UserError: the feet are asked for, and one has no lowest point.
+        UserError: the feet are asked for, and one has no lowest point; a number of the model is none.
     """
     needs = set(needs)
     _check(needs, robot)
@@ -136,6 +137,7 @@ def build_scene(
     sensors = _add_sensors(spec, robot, needs, collisions)
     model = spec.compile()
     joints = [model.joint(name) for name in robot.joint_names]
+    check_finite(model, robot.model_path)
     feet = robot.feet if "foot_frames" in needs else ()
     turning = bool(feet) and ("foot_orientation" in needs or Feet(model, robot, torch.device("cpu")).needs_orientation)
     return Scene(
