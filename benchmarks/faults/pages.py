@@ -60,7 +60,7 @@ def dog(folder: Path) -> Path:
     return folder / "dog"
 
 
-def write_page(place: Path, page: str, kind: str, dogs: Path, draw: random.Random | None) -> Mutation | None:
+def write_page(place: Path, page: str, kind: str, dogs: Path, draw: random.Random | None) -> Mutation:
     """Write a page, and where the robot is broken its robot, into a folder; with a mistake that `draw` chooses, or right."""
     from embodied_rl.config import load
     from embodied_rl.paths import shipped
@@ -77,7 +77,7 @@ def write_page(place: Path, page: str, kind: str, dogs: Path, draw: random.Rando
         found = broken(mutate_text, source.read_text())
         (place / "page.yaml").write_text(found.document)
         return found
-    document, found = yaml.safe_load(load(source).to_yaml()), None
+    document = yaml.safe_load(load(source).to_yaml())
     if kind == "page":
         found = broken(mutate, document)
         document = found.document
