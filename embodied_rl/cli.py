@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embodied_rl import __version__
-from embodied_rl.config import config_names, load, override
 from embodied_rl.errors import UserError
+from embodied_rl.startup import importing
 from embodied_rl.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -186,6 +186,8 @@ def _train(options: argparse.Namespace) -> int:
     config = options.config or ""  # a run that is resumed knows its own
     try:
         if config:
+            from embodied_rl.config import load
+
             load(config, options.overrides)  # a mistake on the page shows before torch is imported
     except UserError:
         if options.resume and Path(config).name == "config.yaml":  # a run's own, perhaps of an earlier version
@@ -193,7 +195,8 @@ def _train(options: argparse.Namespace) -> int:
 
             Run(Path(config).parent).check_version()
         raise
-    from embodied_rl import make_env, training
+    with importing():
+        from embodied_rl import make_env, training
 
     where = _chosen(options)
     if options.resume not in (None, "auto") and options.run_dir:
@@ -241,6 +244,7 @@ def _run(trainer: Trainer) -> int:
 
 def _play(options: argparse.Namespace) -> int:
     from embodied_rl import make_env, runs
+    from embodied_rl.config import load, override
     from embodied_rl.view.film import container_of
     from embodied_rl.view.play import agent, play, playback_page
     from embodied_rl.view.viewer import view_env
@@ -321,6 +325,7 @@ def _sim2sim(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from embodied_rl.config import config_names
     from embodied_rl.config.terms import REQUIRED, SECTIONS, find_terms
     from embodied_rl.family import family_names
     from embodied_rl.robot import robot_names
@@ -346,7 +351,8 @@ def _list(options: argparse.Namespace) -> int:
 
 def _view(options: argparse.Namespace) -> int:
     if options.report:
-        from embodied_rl.inspection import report_of
+        with importing():
+            from embodied_rl.inspection import report_of
 
         found = report_of(options.what)
         print(found)
@@ -358,6 +364,7 @@ def _view(options: argparse.Namespace) -> int:
         viewer.view_robot(robot)
     else:
         from embodied_rl import make_env
+        from embodied_rl.config import load
         from embodied_rl.view.play import playback_page
 
         viewer.view_env(make_env.make(playback_page(load(options.what), seconds=3600.0)))
@@ -372,12 +379,14 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from embodied_rl.config.privileged import warnings_of
+    with importing():
+        from embodied_rl.config import load
+        from embodied_rl.config.privileged import warnings_of
 
-    page = load(options.config, options.overrides)  # what is wrong in the text is told before anything heavy is loaded
-    from embodied_rl import inspection
+        page = load(options.config, options.overrides)  # what is wrong in the text is told before anything heavy is loaded
+        from embodied_rl import inspection
 
-    found = inspection.inspect(page)
+        found = inspection.inspect(page)
     for line in (*warnings_of(page), *inspection.warnings_of(page, found)):
         print(line, file=sys.stderr)
     if options.print:

@@ -162,7 +162,7 @@ class Env:
     def _end(self, moment: Moment, lost: Tensor) -> list[Tensor]:
         """Which episodes end, and how; the answer of each termination, bool (N,)."""
         episode = self.episode
-        ends = [(t.function.time_out, t.function(moment, **t.params)) for t in self.terms.terminations]
+        ends = [(t.function.time_out, t.answer("terminations", moment, torch.bool)) for t in self.terms.terminations]
         terminated = lost.clone()
         truncated = torch.zeros_like(lost)
         for time_out, end in ends:
@@ -184,7 +184,7 @@ class Env:
         floored = unfloored = torch.zeros_like(episode.reward)
         columns = []
         for term in self.terms.rewards:
-            value = term.function(moment, **term.params) * self.params[f"rewards.{term.name}.weight"] * scale
+            value = term.answer("rewards", moment, torch.float32) * self.params[f"rewards.{term.name}.weight"] * scale
             columns.append(value)
             if term.function.floored:
                 floored = floored + value

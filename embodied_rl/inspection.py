@@ -46,6 +46,8 @@ class Inspection:
     """An iteration's time here, estimated [s]."""
     robot: tuple[str, ...] = ()
     """Every number of the robot as it is simulated, a line for each of its parts."""
+    doubts: tuple[str, ...] = ()
+    """What happened in its first step that is hardly meant."""
 
     def summary(self, page: Page) -> str:
         """Write what `check` says of a page that is right."""
@@ -74,13 +76,16 @@ def inspect(page: Page) -> Inspection:
         finally:
             env.close()
     with torch.no_grad():
-        robots = make(_small(page), num_envs=min(_ROBOTS, page.env.num_envs))
+        robots = make(_small(page))
         try:
             if page.ppo.symmetry != "none":
                 robots.mirror_maps()
+            robots.step(torch.zeros(robots.num_envs, robots.num_actions))
+            _check_first_step(page, robots)
+            told = tuple(_of_first_step(robots))
             rate = _rate(robots)
             found = _inspected(page, robots, _of_robots(page, robots), _described(page, robots), rate)
-            return replace(found, robot=tuple(rows(robots.scene)))
+            return replace(found, robot=tuple(rows(robots.scene)), doubts=told)
         finally:
             robots.close()
 
@@ -113,7 +118,8 @@ def report_of(what: str) -> Report:
 
 def _small(page: Page) -> Page:
     """Change a page to one of which a few robots are made in no time, with nothing remembered that costs memory."""
-    changes = ["env.compile=false", "physics.engine=native", "physics.device=auto", "pool.workers=null"]
+    changes = [f"env.num_envs={min(_ROBOTS, page.env.num_envs)}", "env.compile=false"]
+    changes += ["physics.engine=native", "physics.device=auto", "pool.workers=null"]
     for group, entries in page.observations.items():
         for name, entry in entries.items():
             if entry.history > 1 or entry.delay[1] > 0:
@@ -213,9 +219,32 @@ def _parameters(widths: dict[str, int], ppo: PPOSettings, actions: int) -> dict[
     return found | {"actor": found["actor"] + recurrent}
 
 
+def _check_first_step(page: Page, env: Env) -> None:
+    """Check that the robots outlive a step of doing nothing, as far as a training asks for it.
+
+    Raises:
+        UserError: a term gives no finite number, or the physics blows up, for too many of them; one line.
+    """
+    lost = 1.0 - float(env.episode.valid.float().mean())
+    if lost > (most := page.physics.max_unstable):
+        whys = [one["error"] for one in env.drain_unstable() if one["error"]]
+        why = whys[0] if whys else f"the simulation of {env.robot.spec.name} blows up: a mass, place, gain or dt that cannot be"
+        raise UserError(
+            f"{page.name}: {why}, in the first step: {100 * lost:.0f} % of the robots are lost, and a training stops beyond "
+            f"{100 * most:g} % (physics.max_unstable)"
+        )
+
+
+def _of_first_step(env: Env) -> Iterator[str]:
+    """Tell of terminations that ended every episode in that step."""
+    totals = env.drain_totals()
+    for term in env.terms.terminations:
+        if not term.function.time_out and totals[f"termination/{term.name}"] == totals["steps"]:
+            yield f"terminations.{term.name} ends every episode in its first step"
+
+
 def _rate(env: Env) -> float:
     """Measure how many control steps of a robot the physics takes a second."""
-    env.step(torch.zeros(env.num_envs, env.num_actions))
     begun = time.perf_counter()
     for _ in range(_STEPS):
         env.physics.step(env.controls())
@@ -241,6 +270,12 @@ def warnings_of(page: Page, found: Inspection) -> Iterator[str]:
     if found.iteration_s is not None and found.iteration_s > _LONG and page.physics.engine == "native":
         samples = page.env.num_envs * page.train.steps
         yield f"{page.name}: an iteration takes about {_time(found.iteration_s)} here ({samples:,} steps); is that meant?"
+    yield from (f"{page.name}: {doubt}; is that meant?" for doubt in found.doubts)
+    if not page.env.source:
+        if not any(entry.weight for entry in page.rewards.values()):
+            yield f"{page.name}: rewards: none, or all of weight 0: the policy is asked for nothing; is that meant?"
+        if not page.terminations:
+            yield f"{page.name}: terminations: none: no episode ever ends, and events of resets happen once; is that meant?"
 
 
 def _gib(size: float) -> str:

@@ -23,7 +23,7 @@ from embodied_rl.mdp.bind import Terms, driven, needed
 from embodied_rl.physics.native import NativePhysics
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.robot import load_robot
-from embodied_rl.scene import Scene, build_scene
+from embodied_rl.scene import Scene, SceneError, build_scene
 from embodied_rl.sources.env import make_source
 from embodied_rl.vector_env import VectorEnv
 from embodied_rl.waiting import Waiting
@@ -83,8 +83,14 @@ def make_scene(page: Page, measure: Iterable[str] = ()) -> Scene:
             f"{page.name}: env.source: {page.env.source}: make builds pages with a robot; embodied-rl train takes this one"
         )
     robot = load_robot(page.robot)
-    needs = needed(page) | set(measure)
-    return build_scene(robot, physics=page.physics, needs=needs, controls=driven(page, robot), **page.scene.model_dump())
+    readers = needed(page)
+    needs, controls = readers.keys() | set(measure), driven(page, robot)
+    try:
+        return build_scene(robot, physics=page.physics, needs=needs, controls=controls, **page.scene.model_dump())
+    except SceneError as error:
+        said = str(error)
+        path = next((path for need, path in readers.items() if need.startswith("contact:") and repr(need[8:]) in said), "")
+        raise SceneError(said.replace("a term ", f"{path}: ", 1) if path and said.startswith("a term ") else said) from None
 
 
 def make_vector(page: Page, env_ids: Tensor) -> VectorEnv:
@@ -174,7 +180,9 @@ def resolve(
         device = "auto"  # what a page says of another engine's device does not hold for this one
     settings = {"env.num_envs": num_envs, "physics.engine": engine, "physics.device": device, "env.seed": seed}
     given = [*overrides, *(f"{path}={value}" for path, value in settings.items() if value is not None)]
-    return override(config, given) if isinstance(config, Page) else load_page(str(config), given)
+    if isinstance(config, Page):
+        return override(config, given) if given else config
+    return load_page(str(config), given)
 
 
 def compiler(page: Page, device: torch.device) -> Callable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,13 +14,14 @@ from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from embodied_rl.problems import did_you_mean, quoted, shown
-from embodied_rl.strict_yaml import Keys
+from embodied_rl.strict_yaml import Keys, scalar
 
 M = TypeVar("M", bound=BaseModel)
 
 _SINGULAR = {float: "a number", int: "an integer", bool: "true or false", str: "a string"}
 _PLURAL = {float: "numbers", int: "integers", bool: "booleans", str: "strings"}
 _TYPES = {"float_type": float, "int_type": int, "bool_type": bool, "string_type": str}
+_FLAGS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
 _BOUNDS = {
     "greater_than": ("more than", "gt"),
     "greater_than_equal": ("at least", "ge"),
@@ -115,10 +117,21 @@ def _explain(model: type[BaseModel], value: Mapping[str, Any], error: Any) -> tu
     if kind == "too_short" and context["field_type"] == "Tuple":
         return where, f"{given} is not allowed: at least {context['min_length']} value"
     if len(where) > 1 and kind in _TYPES:
-        return where, f"{given} is not {_SINGULAR[_TYPES[kind]]}"
+        return where, f"{given} is not {_SINGULAR[_TYPES[kind]]}{_meant(error['input'])}"
     given = "nothing" if value.get(where[0]) == {} else shown(value.get(where[0], info.default))
     near = did_you_mean(value.get(where[0]), _choices(info.annotation)) if kind == "literal_error" else ""
-    return where[:1], f"{given} is not {describe(info.annotation)}{near}"
+    return where[:1], f"{given} is not {describe(info.annotation)}{near or _meant(value.get(where[0]))}"
+
+
+def _meant(given: object) -> str:
+    """`"; leave out the quotes"` and the like, for a string that stands where none may."""
+    if not isinstance(given, str):
+        return ""
+    if (word := given.lower()) in _FLAGS:
+        return f"; write {_FLAGS[word]}" if word != given or word not in ("true", "false") else "; leave out the quotes"
+    if re.fullmatch(r"[-+]?\d+,\d+", given):
+        return f"; a decimal has a point: {given.replace(',', '.')}"
+    return "; leave out the quotes" if isinstance(scalar(given), int | float) else ""
 
 
 def describe(annotation: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 
 import yaml
 
-from embodied_rl.problems import ConfigError, Problem, did_you_mean
+from embodied_rl.problems import ConfigError, Problem, did_you_mean, shown
 
 #: A place in a document: the keys and list positions that lead to it.
 Keys = tuple[str | int, ...]
 
 _CONSTANTS = {"true": True, "false": False, "null": None, "~": None}
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,300})")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
@@ -82,9 +82,13 @@ def parse(text: str, place: str, *, lines: bool = True) -> Document:
         if node is not None:
             document.value = _Reader(document, place, lines).value(node, (), ())
     except yaml.MarkedYAMLError as error:
-        where = f"{place}:{error.problem_mark.line + 1}" if lines and error.problem_mark else place
-        hint = " (indent with spaces)" if "'\\t'" in str(error.problem) else ""
-        raise ConfigError([Problem(where, "", f"not valid YAML: {error.problem}{hint}")]) from None
+        said, mark, begun = str(error.problem), error.problem_mark, error.context_mark
+        if begun and mark and begun.line != mark.line and re.search("scanning|flow", str(error.context)):
+            # what is left open is found out where the file ends
+            said, mark = f"{error.context}: {said} before line {mark.line + 1}", begun
+        where = f"{place}:{mark.line + 1}" if lines and mark else place
+        hint = " (indent with spaces)" if "'\\t'" in said else ""
+        raise ConfigError([Problem(where, "", f"not valid YAML: {said}{hint}")]) from None
     except yaml.YAMLError as error:
         raise ConfigError([Problem(place, "", f"not valid YAML: {str(error).splitlines()[0]}")]) from None
     except RecursionError:
@@ -127,9 +131,14 @@ class _Reader:
 
     def mapping(self, node: yaml.MappingNode, path: Keys, above: tuple[int, ...]) -> dict[str, Any]:
         values: dict[str, Any] = {}
+        before: int | None = None
         for key_node, value_node in node.value:
             key = _word(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str):
+            if isinstance(key, int) and before is not None and value_node.value == "":  # {scale: 0,5}
+                self.problem(
+                    key_node, path, f"{before},{key_node.value} is no number; a decimal has a point: {before}.{key_node.value}"
+                )
+            elif not isinstance(key, str):
                 self.problem(key_node, path, "a key must be a string; put it in quotes")
             elif key == "<<":
                 self.problem(key_node, path, "merge keys (<<) are not supported; `extends` merges pages")
@@ -138,6 +147,7 @@ class _Reader:
             else:
                 self.document.places[(*path, key)] = self.where(key_node)
                 values[key] = self.value(value_node, (*path, key), above)
+            before = values[key] if isinstance(key, str) and type(values.get(key)) is int else None
         return values
 
 
@@ -178,15 +188,19 @@ def merge(
     top: Document,
     removes: Callable[[Keys], bool],
     entry: str,
+    sections: Container[str],
     replaces: Callable[[Keys], bool] = lambda path: False,
 ) -> Document:
     """Lay `top` over `base`: mappings key by key; all else replaces; null takes an inherited entry away.
+
+    What is no mapping where a section or an entry stands is a problem, though a mapping is laid over it.
 
     Args:
         base: what is inherited.
         top: what is written over it.
         removes: whether null at a place means absence.
         entry: what such a place holds, for the message about one that is not there.
+        sections: keys at the top that hold mappings.
         replaces: whether a mapping at a place takes the inherited one's place whole.
     """
     merged = Document({}, {**base.places, **top.places}, [*base.problems, *top.problems])
@@ -202,6 +216,9 @@ def merge(
                 result.pop(key, None)
             elif isinstance(value, dict) and not replaces(here):
                 inherited = result.get(key)
+                mapping = removes(here) if path else key in sections
+                if mapping and inherited is not None and not isinstance(inherited, dict):
+                    merged.problems.append(problem_at(base.places, here, f"{shown(inherited)} is not a mapping"))
                 result[key] = laid(inherited if isinstance(inherited, dict) else {}, value, here)
             else:
                 result[key] = value

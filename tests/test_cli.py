@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from embodied_rl import __version__, cli, runs
+from embodied_rl import __version__, cli, config, runs
 from embodied_rl.bench import learner
 from embodied_rl.config import Page, config_names, load, override
 from embodied_rl.deploy import rehearsal
@@ -285,7 +285,7 @@ def test_ctrl_c_before_the_first_iteration(monkeypatch: pytest.MonkeyPatch, caps
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load", interrupt)
+    monkeypatch.setattr(config, "load", interrupt)
     assert cli.main(["check", "go2_flat"]) == 130
     assert capsys.readouterr() == ("", "")
 

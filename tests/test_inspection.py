@@ -124,6 +124,98 @@ def test_mistakes_of_all_terms_are_told_at_once(tmp_path: Path) -> None:
         inspect(load("go2_flat", [own, "rewards.wrong={weight: 1.0}", "rewards.elbows={weight: 1.0}"]))
 
 
+LATE = """
+import torch
+from embodied_rl.mdp.term import observation, reward, termination
+
+CALLS = []
+
+
+def late(right, wrong):
+    CALLS.append(1)
+    return right if len(CALLS) < 4 else wrong
+
+
+@reward()
+def paid(env):
+    return late(torch.zeros(env.num_envs), torch.zeros(1))
+
+
+@termination()
+def over(env):
+    return late(torch.zeros(env.num_envs).bool(), torch.zeros(env.num_envs))
+
+
+@observation(mirror="scalar")
+def seen(env):
+    return late(torch.zeros(env.num_envs, 1), torch.zeros(1, 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("rewards.paid={weight: 1.0}", r"^rewards\.paid: a term returns float32 \(2,\), got float32 \(1,\)$"),
+        ("terminations.over={}", r"^terminations\.over: a term returns bool \(2,\), got float32 \(2,\)$"),
+        ("observations.actor.seen={}", r"^observations\.actor\.seen: a term returns float32 \(2, 1\), got float32 \(1, 1\)$"),
+    ],
+)
+def test_an_answer_that_is_wrong_later_is_named(entry: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(LATE)  # whose wrong answers would all be spread over the robots without a word
+    with pytest.raises(UserError, match=said):
+        env = make(load("go2_flat", [f"terms=[{tmp_path / 'own.py'}]", entry, "env.compile=false"]), num_envs=2)
+        for _ in range(8):
+            env.step(torch.zeros(2, 12))
+
+
+def test_robots_that_are_lost_in_their_first_step_are_no_task(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom embodied_rl.mdp.term import reward\n\n\n@reward()\ndef odd(env):\n"
+        "    return torch.full((env.num_envs,), float('nan'))\n"
+    )
+    changes = [f"terms=[{tmp_path / 'own.py'}]", "rewards.odd={weight: 1.0}"]
+    with pytest.raises(UserError, match=r"^go2_flat: rewards\.odd is nan, in the first step: 100 % of the robots are lost, and"):
+        inspect(load("go2_flat", changes))
+    assert inspect(load("go2_flat", [*changes, "physics.max_unstable=1.0"])).steps_per_s
+
+
+def test_what_is_hardly_meant_is_asked_about() -> None:
+    weights = [f"rewards.{name}.weight=0.0" for name in load("go2_stand").rewards]
+    page = load("go2_stand", [*weights, "terminations.height.minimum=3.0"])
+    assert [*warnings_of(page, inspect(page))] == [
+        "go2_stand: terminations.height ends every episode in its first step; is that meant?",
+        "go2_stand: rewards: none, or all of weight 0: the policy is asked for nothing; is that meant?",
+    ]
+    page = load("go2_stand", ["terminations={time_out: null, tilt: null, height: null}"])
+    (line,) = warnings_of(page, inspect(page))
+    assert line.startswith("go2_stand: terminations: none: no episode ever ends")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            ["rewards.stand_still.command=velocty"],
+            "rewards.stand_still: reads the command 'velocty', which the page has not",
+        ),
+        (
+            ["rewards.touch={term: undesired_contacts, weight: -1.0}"],
+            "rewards.touch: reads the contacts of 'thighs', but 'FL_thigh' cannot touch anything: set scene.collisions: full",
+        ),
+        (["terms=[{own}]", "observations.actor.odd={}"], "terms: {own}:4: a term's mirror: no 'vectr'; did you mean 'vector'?"),
+    ],
+)
+def test_what_a_term_cannot_have_is_told_with_its_place(changes: list[str], said: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import torch\nfrom embodied_rl.mdp.term import observation\n\n@observation(mirror='vectr')\ndef odd(env):\n"
+        "    return torch.zeros(env.num_envs, 3)\n"
+    )
+    with pytest.raises(UserError) as refused:
+        inspect(load("go2_flat", [one.replace("{own}", str(own)) for one in changes]))
+    assert str(refused.value).startswith(said.replace("{own}", str(own))) and "\n" not in str(refused.value)
+
+
 def test_what_a_term_does_wrong_later_is_named_too(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "import torch\nfrom embodied_rl.mdp.term import reward\n\nCALLS = []\n\n\n@reward()\ndef tires(env):\n"

@@ -159,6 +159,15 @@ def test_partners_must_turn_about_reflected_axes(tmp_path):
         robot.joint_mirror()
 
 
+@pytest.mark.parametrize(("place", "said"), [("0.3 -.1 0", "0.3"), ("0 .1 0", "0.2"), ("0.01 -.1 0", None)])
+def test_partners_must_stand_where_the_other_is_reflected(tmp_path, place, said):
+    robot = load_robot(str(_write(tmp_path, _page(), URDF.replace('xyz="0 -.1 0"', f'xyz="{place}"'))))
+    if said is None:
+        return robot.joint_mirror()
+    with pytest.raises(RobotError, match=rf"'left_hip' and 'right_hip' are {said} m from being reflections of each other"):
+        robot.joint_mirror()
+
+
 def _drop(key: str, *inner: str):
     def change(page: dict) -> None:
         for name in inner:
@@ -273,6 +282,8 @@ def test_no_such_robot():
         load_robot("go22")
     with pytest.raises(RobotError, match="allowed: go1, go2"):
         load_robot("some/folder")
+    with pytest.raises(RobotError, match=r'"some/dog.urdf" is a model file; name the folder .* `embodied-rl new robot dog.urdf`'):
+        load_robot("some/dog.urdf")
 
 
 @pytest.mark.parametrize("text", ["name: [", "", "- 1", "\x00"])

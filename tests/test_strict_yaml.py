@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from embodied_rl.problems import ConfigError
-from embodied_rl.strict_yaml import dump, parse, read
+from embodied_rl.strict_yaml import dump, merge, parse, read
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,7 @@ def test_places_are_those_of_the_keys() -> None:
         ("a: !!python/name:os.system x", "p:1: a: tags like !!python/name:os.system are not allowed"),
         ("a: !!float 1", "p:1: a: tags like !!float are not allowed"),
         ("a: &x [*x]", "p:1: a[0]: an alias that contains itself"),
+        ("a: {b: 0,5, c: 1}", "p:1: a: 0,5 is no number; a decimal has a point: 0.5"),
     ],
 )
 def test_refused_but_readable(text: str, message: str) -> None:
@@ -131,3 +132,27 @@ def test_what_is_dumped_reads_back(value: dict[str, Any]) -> None:
 
 def test_sections_are_blocks_and_entries_are_lines() -> None:
     assert dump({"a": {"b": {"c": 1.5, "d": [0, 1]}, "e": {}}, "f": "x"}) == "a:\n  b: {c: 1.5, d: [0, 1]}\n  e: {}\nf: x\n"
+
+
+def test_what_is_left_open_is_told_where_it_begins() -> None:
+    for text, said in (
+        (
+            'a: 1\nb: "x\nc: 3\n',
+            "p:2: not valid YAML: while scanning a quoted scalar: found unexpected end of stream before line 4",
+        ),
+        ("a: {b: 1\nc: 3\n", "p:1: not valid YAML: while parsing a flow mapping: expected ',' or '}', but got ':' before line 2"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            parse(text, "p")
+        assert str(error.value) == said
+
+
+def test_a_mapping_laid_over_what_is_none_hides_no_mistake() -> None:
+    base, top = parse("env: seed:1\nrewards:\n  pose: 2.0\nname: x", "p"), parse("env: {seed: 2}\nrewards: {pose: {a: 1}}", "q")
+    merged = merge(base, top, lambda keys: keys[0] == "rewards", "term", ("env", "rewards"))
+    said = ['p:1: env: "seed:1" is not a mapping', "p:3: rewards.pose: 2.0 is not a mapping"]
+    assert [str(problem) for problem in merged.problems] == said
+
+
+def test_a_number_of_many_digits_is_one() -> None:
+    assert parse(f"a: {10**40}", "p").value == {"a": 10**40}

@@ -1,26 +1,25 @@
 """Breaks pages and robots at random, and sees whether `embodied-rl check` says so.
 
-    python benchmarks/faults/pages.py [--count 300] [--seed 0] [--json F]
+    python benchmarks/faults/pages.py [--count 600] [--seed 0] [--only N ...] [--json F]
 
-Each mutation is one change of one value of a page, of robot.yaml or of the robot's model file: another number, type or name, a
-key left out, misspelt or moved, an attribute of the model dropped or made absurd.  A process of its own, forked from this one,
-checks the result.  It is then one of
+Each mutation is one mistake in a page, in robot.yaml or in the robot's model file, MJCF or URDF: in its values, or in the text as
+a hand or an editor leaves it (mutations.py).  A process of its own, forked from this one, checks the result.  It is then one of
 
-- refused: exit status 2, and lines that say why;
+- refused: exit status 2, and lines that say why and name the place;
 - seen: `check --print` or `view --report` says something else than of the unbroken page;
 - the same: the change means nothing (a name that nothing refers to, looks, an equal number): the robots do, see and are paid the
   same to the last bit;
+- vague: refused with words that name neither what was changed nor what it stands in;
 - silent: it means something and nobody said so;
 - traceback: an error that names no cause; hang: no answer within 60 s.
 
-The last three but one are faults; the exit status is 1 where there is one of the last three.
+The last four are faults; the exit status is 1 where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import hashlib
 import io
 import json
@@ -32,132 +31,72 @@ import sys
 import tempfile
 import time
 import traceback
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from mutations import Mutation, mutate, mutate_model, mutate_text
+from quadruped import urdf
 
 PAGES = ("go2_flat", "go1_flat_full", "go2_stand")
-#: What stands in place of a value.
-ODD: tuple[Any, ...] = (
-    0,
-    -1,
-    1,
-    1e30,
-    -1e-40,
-    float("nan"),
-    float("inf"),
-    10**30,
-    "",
-    "x",
-    "1.0",
-    None,
-    [],
-    {},
-    True,
-    [1, 2],
-    "../x",
-)
-#: The same in a model file.
-ODD_TEXT = ("", "0", "-1", "1e30", "nan", "x", "0 0 0", "1 2", "true", "0 0 0 0")
+#: What is broken: values and text of a page and of robot.yaml, and model files.
+KINDS = ("page", "page text", "robot.yaml", "robot text", "MJCF", "URDF")
+#: A page for a robot from a URDF, which `embodied-rl new robot` made.
+DOG = "dog_flat"
+FAULTS = ("vague", "silent", "traceback", "hang")
+ENDS = ("refused", "seen", "the same", *FAULTS)
 _TIMEOUT = 60.0
+_SMALL = "env.num_envs=16"
 
 
-def leaves(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """Find the places of all values in nested mappings and lists."""
-    if isinstance(value, (dict, list)):
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield (*path, key)
-            yield from leaves(one, (*path, key))
+def dog(folder: Path) -> Path:
+    """Make the robot of DOG and its page; the folder."""
+    from embodied_rl.new.robot import new_robot
+
+    (folder / "dog.urdf").write_text(urdf())
+    new_robot(folder / "dog.urdf", folder / "dog")
+    return folder / "dog"
 
 
-def mutate(document: Any, draw: random.Random) -> tuple[Any, str]:
-    """Change one value of a document; the new one, and what was done."""
-    changed, path = copy.deepcopy(document), draw.choice(sorted(leaves(document), key=str))
-    parent = changed
-    for key in path[:-1]:
-        parent = parent[key]
-    key, old = path[-1], parent[path[-1]]
-    kind = draw.choice(("odd", "odd", "scale", "drop", "misspell", "swap"))
-    said = ".".join(map(str, path))
-    if kind == "scale" and isinstance(old, (int, float)) and not isinstance(old, bool):
-        parent[key] = type(old)(old * draw.choice((-1, 0.001, 0.5, 2, 1000)))
-    elif kind == "drop":
-        del parent[key]
-        return changed, f"{said} left out"
-    elif kind == "misspell" and isinstance(key, str):
-        word = key[:-1] if len(key) > 3 else key + "x"
-        items = [(word if name == key else name, one) for name, one in parent.items()]
-        parent.clear()
-        parent.update(items)
-        return changed, f"{said} misspelt {word}"
-    elif kind == "swap" and isinstance(parent, list) and len(parent) > 1:
-        parent.reverse()
-        return changed, f"{said[: said.rindex('.')]} reversed"
-    else:
-        parent[key] = draw.choice(ODD)
-    return changed, f"{said}: {old!r} -> {parent[key]!r}"[:160]
-
-
-def mutate_model(text: str, draw: random.Random) -> tuple[str, str]:
-    """Change one attribute or element of a model file; the new text, and what was done."""
-    tree = ElementTree.fromstring(text)
-    parents = {child: parent for parent in tree.iter() for child in parent}
-    element = draw.choice([one for one in tree.iter() if one is not tree])
-    kind = draw.choice(("odd", "odd", "drop", "remove", "twice"))
-    name = f"<{element.tag} {element.get('name', '')}>"
-    if kind == "remove" or not element.attrib:
-        parents[element].remove(element)
-        return ElementTree.tostring(tree, encoding="unicode"), f"{name} removed"
-    if kind == "twice":
-        parents[element].append(copy.deepcopy(element))
-        return ElementTree.tostring(tree, encoding="unicode"), f"{name} twice"
-    key = draw.choice(sorted(element.attrib))
-    old = element.attrib.pop(key)
-    if kind == "drop":
-        return ElementTree.tostring(tree, encoding="unicode"), f"{name} {key} left out"
-    element.set(key, draw.choice(ODD_TEXT))
-    return ElementTree.tostring(tree, encoding="unicode"), f"{name} {key}: {old!r} -> {element.get(key)!r}"
-
-
-def plain(page: str) -> dict[str, Any]:
-    """Write a shipped page out, every default filled in."""
+def write_page(place: Path, page: str, kind: str, dogs: Path, draw: random.Random | None) -> Mutation:
+    """Write a page, and where the robot is broken its robot, into a folder; with a mistake that `draw` chooses, or right."""
     from embodied_rl.config import load
-
-    return yaml.safe_load(load(page).to_yaml())
-
-
-def mutations(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Make broken pages: what was broken, how, and the page's path."""
     from embodied_rl.paths import shipped
 
-    documents = {name: plain(name) for name in PAGES}
-    for index in range(count):
-        draw = random.Random(f"{seed}/{index}")
-        place = folder / str(index)
+    def broken(mutate: Callable, document: Any) -> Mutation:
+        return mutate(document, draw) if draw else Mutation(document, "", ())
+
+    if page == DOG and kind == "page text":
+        shutil.copytree(dogs, place)  # which the page names as its own folder
+    else:
         place.mkdir()
-        name = draw.choice(PAGES)
-        document, kind = copy.deepcopy(documents[name]), ("page", "robot.yaml", "model")[index % 3]
-        document["env"]["num_envs"] = 16
-        if kind == "page":
-            document, said = mutate(document, draw)
+    source = dogs / f"{DOG}.yaml" if page == DOG else shipped("configs") / f"{page}.yaml"
+    if kind == "page text":
+        found = broken(mutate_text, source.read_text())
+        (place / "page.yaml").write_text(found.document)
+        return found
+    document = yaml.safe_load(load(source).to_yaml())
+    if kind == "page":
+        found = broken(mutate, document)
+        document = found.document
+    else:
+        shutil.copytree(dogs if page == DOG else shipped("robots") / document["robot"], place / "robot")
+        document["robot"] = "robot"
+        file = place / "robot" / "robot.yaml"
+        if kind == "robot.yaml":
+            found = broken(mutate, yaml.safe_load(file.read_text()))
+            file.write_text(yaml.safe_dump(found.document, sort_keys=False, allow_unicode=True))
+        elif kind == "robot text":
+            found = broken(mutate_text, file.read_text())
+            file.write_text(found.document)
         else:
-            source = shipped("robots") / document["robot"]
-            shutil.copytree(source, place / "robot")
-            document["robot"] = "robot"
-            file = place / "robot" / "robot.yaml"
-            if kind == "robot.yaml":
-                robot, said = mutate(yaml.safe_load(file.read_text()), draw)
-                file.write_text(yaml.safe_dump(robot, sort_keys=False))
-            else:
-                (file,) = (place / "robot").glob("*.xml")
-                text, said = mutate_model(file.read_text(), draw)
-                file.write_text(text)
-        (place / "page.yaml").write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
-        yield kind, f"{name}: {said}", place / "page.yaml"
+            (file,) = (place / "robot").glob("*.urdf" if page == DOG else "*.xml")
+            found = broken(mutate_model, file.read_text())
+            file.write_text(found.document)
+    (place / "page.yaml").write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    return found
 
 
 def look(page: Path) -> dict[str, Any]:
@@ -167,7 +106,7 @@ def look(page: Path) -> dict[str, Any]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status: Any = main(["check", "--print", str(page)])
+            status: Any = main(["check", "--print", str(page), _SMALL])
         except SystemExit as end:
             status = f"SystemExit {end.code}"
         except BaseException:
@@ -228,12 +167,14 @@ def forked(page: Path) -> dict[str, Any]:
     return json.loads(answer.read_text()) | {"seconds": time.monotonic() - begun}
 
 
-def verdict(found: dict[str, Any], unbroken: dict[str, Any]) -> str:
-    """Say what became of a mutation."""
+def verdict(found: dict[str, Any], unbroken: dict[str, Any], words: tuple[str, ...]) -> str:
+    """Say what became of a mutation that these words tell of."""
     if found["status"] in ("traceback", "hang"):
         return found["status"]
-    if found["status"] == 2 and found["said"].strip() and "Traceback" not in found["said"]:
-        return "refused"
+    said = "\n".join(line for line in found["said"].splitlines() if line.strip())
+    if found["status"] == 2 and said and "Traceback" not in said:
+        whole = "in the first step" in said  # what blows up is the whole of the robot: nobody knows which number did it
+        return "refused" if whole or any(word in said for word in words if word) else "vague"
     if found["status"] != 0:
         return "traceback"
     if any(found[key] != unbroken[key] for key in ("printed", "report")):
@@ -244,44 +185,41 @@ def verdict(found: dict[str, Any], unbroken: dict[str, Any]) -> str:
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, nargs="+", help="these mutations alone, and all that was said of them")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     import embodied_rl.inspection  # noqa: F401  what is imported once, is imported for all
 
-    rows, totals = [], {}
+    rows, totals, unbroken = [], {kind: Counter() for kind in KINDS}, {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        unbroken = {}
-        for page in PAGES:
-            for kind in ("page", "robot"):  # a robot of one's own says its folder otherwise than a shipped one
-                place = folder / f"{page}_{kind}"
-                place.mkdir()
-                document = plain(page)
-                document["env"]["num_envs"] = 16
-                if kind == "robot":
-                    from embodied_rl.paths import shipped
-
-                    shutil.copytree(shipped("robots") / document["robot"], place / "robot")
-                    document["robot"] = "robot"
-                (place / "page.yaml").write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        dogs = dog(folder)
+        for index in options.only or range(options.count):
+            draw, kind = random.Random(f"{options.seed}/{index}"), KINDS[index % len(KINDS)]
+            page = DOG if kind == "URDF" else draw.choice(PAGES if kind == "MJCF" else (*PAGES, DOG))
+            if (page, kind) not in unbroken:
+                place = folder / f"right{len(unbroken)}"  # a plain word, as the broken ones' is
+                write_page(place, page, kind, dogs, None)
                 unbroken[page, kind] = forked(place / "page.yaml")
                 assert unbroken[page, kind]["status"] == 0, unbroken[page, kind]["said"]
-        for kind, said, path in mutations(options.count, options.seed, folder):
-            found = forked(path)
-            end = verdict(found, unbroken[said.partition(":")[0], "page" if kind == "page" else "robot"])
-            totals.setdefault(kind, Counter())[end] += 1
-            rows.append({"kind": kind, "mutation": said, "end": end, "said": found["said"], "seconds": found.get("seconds")})
-            if end in ("silent", "traceback", "hang"):
-                print(f"{end}: {kind}: {said}", found["said"][-600:] if end != "silent" else "", sep="\n  ", flush=True)
-    ends = ("refused", "seen", "the same", "silent", "traceback", "hang")
-    print(f"{'':12s}" + "".join(f"{end:>11s}" for end in ends))
+            mutation = write_page(folder / str(index), page, kind, dogs, draw)
+            found = forked(folder / str(index) / "page.yaml")
+            end = verdict(found, unbroken[page, kind], mutation.words)
+            totals[kind][end] += 1
+            said = found["said"].replace(f"{folder}/", "")
+            rows.append({"index": index, "kind": kind, "page": page, "mutation": mutation.said, "end": end, "said": said})
+            if end in FAULTS or options.only:
+                print(f"{index} {end}: {kind} of {page}: {mutation.said}", said[-900:], sep="\n  ", flush=True)
+            if not options.only:
+                shutil.rmtree(folder / str(index))
+    print(f"{'':12s}" + "".join(f"{end:>11s}" for end in ENDS))
     for kind, counts in totals.items():
-        print(f"{kind:12s}" + "".join(f"{counts[end]:11d}" for end in ends))
+        print(f"{kind:12s}" + "".join(f"{counts[end]:11d}" for end in ENDS))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
-    return int(any(counts[end] for counts in totals.values() for end in ends[3:]))
+    return int(any(counts[end] for counts in totals.values() for end in FAULTS))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from embodied_rl import family, paths
+from embodied_rl.config.misplaced import PLAIN
 from embodied_rl.config.page import Page
 from embodied_rl.config.terms import SECTIONS
 from embodied_rl.config.validate import validate
@@ -134,7 +135,7 @@ def _resolve_paths(document: Document, folder: Path) -> None:
 
 def _merge(base: Document, top: Document) -> Document:
     """Lay `top` over `base`; null takes an inherited term away."""
-    return merge(base, top, _removes, "term", _is_parameter)
+    return merge(base, top, _removes, "term", (*SECTIONS, *PLAIN), _is_parameter)
 
 
 def _removes(path: Keys) -> bool:

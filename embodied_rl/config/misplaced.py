@@ -8,7 +8,7 @@ from embodied_rl.config.page import Model, Page
 from embodied_rl.problems import did_you_mean
 
 #: The page's sections of plain keys, with their keys.
-_KEYS = {
+PLAIN = {
     name: tuple(info.annotation.model_fields)
     for name, info in Page.model_fields.items()
     if isinstance(info.annotation, type) and issubclass(info.annotation, Model)
@@ -20,16 +20,16 @@ def meant(key: str, section: str = "") -> str:
 
     Nothing where no section has it, or its own has one of nearly that name.
     """
-    if did_you_mean(key, _KEYS.get(section, ())):
+    if did_you_mean(key, PLAIN.get(section, ())):
         return ""
-    paths = [f"{name}.{one}" for name, keys in _KEYS.items() for one in keys if one == key]
-    paths = paths or [f"{name}.{one}" for name, keys in _KEYS.items() for one in keys if _initials(one) == key]
+    paths = [f"{name}.{one}" for name, keys in PLAIN.items() for one in keys if one == key]
+    paths = paths or [f"{name}.{one}" for name, keys in PLAIN.items() for one in keys if _initials(one) == key]
     return f"; did you mean {' or '.join(map(repr, paths))}?" if paths else ""
 
 
 def misplaced(section: str, written: Iterable[str]) -> dict[str, str]:
     """Say of the keys written in a section which ones are another's: `"; did you mean ..."` of each."""
-    known = _KEYS.get(section, ())
+    known = PLAIN.get(section, ())
     found = {key: meant(key, section) for key in written if known and key not in known}
     return {key: said for key, said in found.items() if said}
 

@@ -39,6 +39,10 @@ _KINDS = (*SECTIONS.values(), "score")
 #: Keys of an entry that belong to its section, by kind of term; no parameter may bear their names.
 EXTRAS = {"reward": ("weight",), "observation": ("noise", "scale", "clip", "delay", "history")}
 
+#: What a term is called with, by kind; the others are classes.
+CALLED_WITH = {kind: ("env",) for kind in ("observation", "reward", "termination")}
+CALLED_WITH |= {"event": ("env", "draft"), "curriculum": ("params", "statistics", "iteration")}
+
 #: The default of a parameter that has none.
 REQUIRED = object()
 
@@ -139,8 +143,15 @@ def _declared(source: bytes, path: Path, place: str, module_name: str) -> tuple[
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         return (Problem(place + line, "", f"not valid Python: {error.args[0]}"),)
     nodes = [node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    kinds = [(node, kind) for node in nodes for kind in filter(None, map(_kind, node.decorator_list))]
-    return tuple(one for node, kind in kinds for one in _read_term(node, kind, path, place, module_name))
+    kinds = [(node, kind, one) for node in nodes for one in node.decorator_list if (kind := _kind(one))]
+    return tuple(
+        found
+        for node, kind, decorator in kinds
+        for found in (
+            *(Problem(f"{place}:{line}", node.name, message) for line, message in _misdeclared(node, kind, decorator)),
+            *_read_term(node, kind, path, place, module_name),
+        )
+    )
 
 
 def _kind(decorator: ast.expr) -> str | None:
@@ -148,6 +159,44 @@ def _kind(decorator: ast.expr) -> str | None:
     callee = decorator.func if isinstance(decorator, ast.Call) else decorator
     name = callee.attr if isinstance(callee, ast.Attribute) else getattr(callee, "id", None)
     return name if name in _KINDS else None
+
+
+def _misdeclared(node: ast.FunctionDef | ast.ClassDef, kind: str, decorator: ast.expr) -> Iterator[tuple[int, str]]:
+    """Find what is wrong with a term beside its parameters: the line, and what to write."""
+    if not isinstance(decorator, ast.Call):
+        yield decorator.lineno, f"write @{ast.unparse(decorator)}()"
+        return
+    for word in decorator.keywords:
+        if word.arg in ("needs", "fields") and isinstance(word.value, ast.Constant):
+            text = repr(word.value.value)
+            yield decorator.lineno, f"{word.arg}={text} is no tuple; write {word.arg}=({text},)"
+    if isinstance(node, ast.FunctionDef):
+        if (wanted := CALLED_WITH.get(kind)) is None:
+            yield node.lineno, f"{'an' if kind == 'action' else 'a'} {kind} is a class (docs/terms.md)"
+        elif not _takes(node.args, wanted):
+            yield node.lineno, f"is called with ({', '.join(wanted)}); write def {node.name}({_written(node.args, wanted)})"
+        return
+    methods = {one.name: one for one in node.body if isinstance(one, ast.FunctionDef)}
+    for name, wanted in (("__init__", ("robot",)), ("__call__", CALLED_WITH.get(kind))):
+        method = methods.get(name)
+        if method and wanted and kind != "score":
+            wanted = ("self", *wanted)
+            if not _takes(method.args, wanted) or (name == "__call__" and method.args.kwonlyargs):
+                shown = _written(method.args, wanted) if name == "__init__" else ", ".join(wanted)
+                yield method.lineno, f"{name} is called with ({', '.join(wanted[1:])}); write def {name}({shown})"
+
+
+def _takes(arguments: ast.arguments, wanted: Sequence[str]) -> bool:
+    """Say whether a function can be called with so many arguments, and has no others but keyword-only ones."""
+    positional = [*arguments.posonlyargs, *arguments.args]
+    return len(positional) == len(wanted) and not arguments.vararg and not arguments.kwarg
+
+
+def _written(arguments: ast.arguments, wanted: Sequence[str]) -> str:
+    """Write the arguments as they should be: those of a page, which are all others, after a star."""
+    others = [*[*arguments.posonlyargs, *arguments.args][len(wanted) :], *arguments.kwonlyargs]
+    named = [ast.unparse(one) + ("" if one.annotation else ": float") for one in others]
+    return ", ".join((*wanted, *(("*", *named) if named else ())))
 
 
 def _read_term(

@@ -28,7 +28,7 @@ from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
 from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
-from embodied_rl.mdp.term import Action
+from embodied_rl.mdp.term import Action, check_answer
 from embodied_rl.mdp.trackers import TRACKERS
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.problems import did_you_mean
@@ -42,6 +42,8 @@ _MODEL = "model:"
 _IMPORTING = threading.RLock()
 #: Files of people, by the name that a traceback has for them.
 _OWN_FILES: set[str] = set()
+#: How a message begins that is about the term that is called, or declared, now: whoever says so does not know which.
+_TERM = "a term"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ class BoundTerm:
     """The term; of a class, its instance."""
     params: dict[str, Any]
     """What it is called with; nothing where it is a class, which was made with them."""
+
+    def answer(self, section: str, moment: Moment, dtype: torch.dtype) -> Tensor:
+        """Ask for a value per robot of this type, (N,).
+
+        Raises:
+            UserError: the term returns something else, perhaps for the first time; one line.
+        """
+        value = self.function(moment, **self.params)
+        check_answer(f"{section}.{self.name}", value, moment.num_envs, dtype)
+        return value
 
 
 class Terms:
@@ -102,7 +114,7 @@ class Terms:
             [getattr(owner, method) for owner in self.owners.values() if hasattr(owner, method)]
             for method in ("update", "resample", "settle")
         )
-        self.kinematic = bool(_FRAMES & asked)
+        self.kinematic = bool(_FRAMES & asked.keys())
         """Whether anything reads kinematic quantities, and whether an observation, or what settles before it, does."""
         late = [term.function for terms in self._observations.values() for term in terms]
         late += [owner for owner in self.owners.values() if hasattr(owner, "settle")]
@@ -144,7 +156,7 @@ class Terms:
         for section, terms, wanted in sections:
             for term in terms:
                 with self._faults.noted():
-                    _check_answer(f"{section}.{term.name}", term, wanted, moment, tensors)
+                    _called(f"{section}.{term.name}", term, wanted, moment, tensors)
         self._faults.tell()
 
     def set_numbers(self, numbers: dict[str, Tensor]) -> None:
@@ -182,10 +194,7 @@ class Terms:
         path = f"observations.{group}.{term.name}"
         with naming_own(path):
             value = term.function(moment, **term.params)
-        if not (
-            isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() == 2 and len(value) == moment.num_envs
-        ):
-            raise UserError(f"{path}: a term returns float32 ({moment.num_envs}, size), got {_shape(value)}")
+        check_answer(path, value, moment.num_envs, torch.float32, -1)
         if isinstance(entry.noise, dict) and term.function.mirror != "joints":
             raise UserError(f"{path}.noise: numbers by joint are for values with one number a joint; write one number")
         return ObservationTerm(
@@ -219,7 +228,7 @@ class Terms:
         return bound
 
 
-def _check_answer(own: str, term: BoundTerm, wanted: torch.dtype | None, moment: Moment, tensors: dict[str, Tensor]) -> None:
+def _called(own: str, term: BoundTerm, wanted: torch.dtype | None, moment: Moment, tensors: dict[str, Tensor]) -> None:
     """Call a term once.
 
     Raises:
@@ -232,16 +241,8 @@ def _check_answer(own: str, term: BoundTerm, wanted: torch.dtype | None, moment:
     for name, tensor in tensors.items():
         if tensor._version != versions[name] and not name.startswith(f"{own}."):
             raise UserError(f"{own}: the term writes into {name}; what it is given is not its own: change a clone()")
-    if wanted is not None and not (isinstance(value, Tensor) and value.shape == (moment.num_envs,) and value.dtype == wanted):
-        kind = str(wanted).removeprefix("torch.")
-        raise UserError(f"{own}: a term returns {kind} ({moment.num_envs},), got {_shape(value)}")
-
-
-def _shape(value: Any) -> str:
-    """Say what a term returned."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return "None" if value is None else f"{value!r}, a {type(value).__name__}"
+    if wanted is not None:
+        check_answer(own, value, moment.num_envs, wanted)
 
 
 @contextmanager
@@ -252,16 +253,17 @@ def naming_own(where: str) -> Iterator[None]:
         where: the term, by its path; or the page.
 
     Raises:
-        UserError: it has; one line.  What goes wrong in the shipped code alone goes through.
+        UserError: it has; one line.  What goes wrong in the shipped code alone goes through, and so does what says its place.
     """
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:  # whatever the code of a term may raise
-        if (own := last_in(error, _OWN_FILES)) is None:
+        own, said = last_in(error, _OWN_FILES), str(error)
+        known = isinstance(error, UserError)
+        if not said.startswith(_TERM) if known else own is None:
             raise
-        raise UserError(f"{where}: {display(Path(own[0]))}:{own[1]}: {in_short(error)}") from error
+        place = f"{display(Path(own[0]))}:{own[1]}: " if own else ""
+        raise UserError(f"{where}: {place}{said.removeprefix(f'{_TERM} ') if known else in_short(error)}") from error
 
 
 def bind(path: str, entries: dict[str, Entry], find: Finder, params: dict[str, Tensor]) -> list[BoundTerm]:
@@ -304,13 +306,14 @@ def _number(value: Any) -> Tensor | None:
     return torch.tensor(value, dtype=torch.float32)
 
 
-def needed(page: Page) -> set[str]:
-    """Collect what the page's terms ask the scene to measure.
+def needed(page: Page) -> dict[str, str]:
+    """Collect what the page's terms ask the scene to measure, and of each the path of the first term that does.
 
     Raises:
         UserError: a term needs what there is not.
     """
-    return {need for need in _asked(page, Finder(page)) if need not in TRACKERS and not need.startswith(_MODEL)}
+    asked = _asked(page, Finder(page))
+    return {need: path for need, path in asked.items() if need not in TRACKERS and not need.startswith(_MODEL)}
 
 
 def driven(page: Page, robot: RobotSpec) -> dict[str, str]:
@@ -340,19 +343,19 @@ def startup_draws(page: Page) -> dict[str, Entry]:
     return {name: entry for name, entry in page.events.items() if mode(entry) == "startup"}
 
 
-def _asked(page: Page, find: Finder) -> set[str]:
-    """Collect everything that the page's terms, and the trackers that they read, need."""
-    asked: set[str] = set()
+def _asked(page: Page, find: Finder) -> dict[str, str]:
+    """Collect everything that the page's terms, and the trackers that they read, need; of each the first term's path."""
+    asked: dict[str, str] = {}
     faults = Faults()
-    for section, _, entry in _entries(page):
+    for section, path, entry in _entries(page):
         with faults.noted():
             term = find(section, entry.term)
         for need in getattr(term, "needs", ()):
             with faults.noted():
-                asked.add(_named(need, f"{section}: {entry.term} needs {need!r}", entry.params))
+                asked.setdefault(_named(need, f"{path}: needs {need!r}", entry.params), path)
     faults.tell()
-    for name in asked & set(TRACKERS):
-        asked |= set(TRACKERS[name].needs)
+    for name, path in [(name, path) for name, path in asked.items() if name in TRACKERS]:
+        asked = dict.fromkeys(TRACKERS[name].needs, path) | asked
     return asked
 
 

@@ -16,7 +16,7 @@ from embodied_rl.mdp.mirrors import Reflection, reflection
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import State
-from embodied_rl.mdp.term import Action
+from embodied_rl.mdp.term import Action, check_answer
 
 
 @dataclass(eq=False)
@@ -77,6 +77,7 @@ class ObservationGroup:
         columns = []
         for term in self.terms:
             value = term.function(env, **term.params)
+            check_answer(term.path, value, env.num_envs, torch.float32, term.size)
             if noisy and term.noise is not None:
                 value = value + term.noise * env.draw.between(-1.0, 1.0, term.size)
             if term.clip is not None:

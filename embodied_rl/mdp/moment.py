@@ -15,6 +15,7 @@ from torch import Tensor
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
 from embodied_rl.mdp.state import State
+from embodied_rl.problems import did_you_mean
 from embodied_rl.scene import Scene
 
 
@@ -157,7 +158,8 @@ class Moment:
             UserError: the page has no such command.
         """
         if name not in self.commands:
-            raise UserError(f"a term reads the command {name!r}, which the page has not; {_named(self.commands)}")
+            there = did_you_mean(name, self.commands) or f"; {_named(self.commands)}"
+            raise UserError(f"a term reads the command {name!r}, which the page has not{there}")
         return self.commands[name]
 
     def tracker(self, name: str) -> Any:

@@ -36,6 +36,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from embodied_rl.errors import UserError
@@ -109,6 +110,33 @@ class Action(Protocol):
     def contract(self) -> dict[str, Any]:
         """Say what a robot must know of it: plain values, or tensors of numbers, by name."""
         ...
+
+
+def check_answer(own: str, value: Any, num_envs: int, dtype: torch.dtype, size: int | None = None) -> None:
+    """Check what a term returned; nothing is read from the device.
+
+    Args:
+        own: the term, by its path.
+        value: its answer.
+        num_envs: N.
+        dtype: what its type has to be.
+        size: of an answer (N, size); -1: any; None: the answer is (N,).
+
+    Raises:
+        UserError: it is something else; one line.
+    """
+    fits = isinstance(value, Tensor) and value.dtype == dtype and value.dim() == 1 + (size is not None) and len(value) == num_envs
+    if fits and (size in (None, -1) or value.shape[1] == size):
+        return
+    wanted = f"({num_envs},)" if size is None else f"({num_envs}, {'size' if size == -1 else size})"
+    raise UserError(f"{own}: a term returns {str(dtype).removeprefix('torch.')} {wanted}, got {_shape(value)}")
+
+
+def _shape(value: Any) -> str:
+    """Say what a term returned."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return "None" if value is None else f"{value!r}, a {type(value).__name__}"
 
 
 def _declare(kind: str, **facts: object) -> Callable[[T], T]:

@@ -46,6 +46,9 @@ def _find(name_or_path: str, folder: Path, key: str) -> Path:
     """Find the page that a name, or a path relative to `folder`, means."""
     path = (paths.shipped("robots") if name_or_path in robot_names() else folder) / Path(name_or_path).expanduser()
     path = path / "robot.yaml" if path.is_dir() else path
+    if path.suffix.lower() in (".urdf", ".xml", ".mjcf", ".xacro"):
+        advice = f"name the folder with its robot.yaml; `embodied-rl new robot {path.name}` makes one"
+        raise ConfigError([Problem("", key, f"{shown(name_or_path)} is a model file; {advice}")])
     if path.is_file():
         return path.resolve()
     missing = f"no {name_or_path!r}, neither a shipped robot nor a folder with robot.yaml"
@@ -76,7 +79,7 @@ def _read_chain(path: Path, below: tuple[Path, ...]) -> Document:
         raise ConfigError([*document.problems, Problem(place, wrong.path, wrong.message)]) from None
     base = _read_chain(base_path, chain)
     base.value.pop("name", None)
-    return merge(base, document, lambda keys: keys[0] in ENTRIES and len(keys) <= 2, "entry")
+    return merge(base, document, lambda keys: keys[0] in ENTRIES and len(keys) <= 2, "entry", ENTRIES)
 
 
 class _Checker:

@@ -19,6 +19,9 @@ from embodied_rl.urdf import is_urdf, read_urdf
 if TYPE_CHECKING:
     import mujoco
 
+#: How far partners may be from each other's reflection, as a share of the robot's size: no robot is made to the micrometre.
+_ASIDE = 0.2
+
 
 @dataclass(frozen=True)
 class Foot:
@@ -184,8 +187,8 @@ class RobotSpec:
         and that of a slide to (x, -y, z). The sign tells whether the partner's axis, at the zero pose, points there.
 
         Raises:
-            RobotError: the page has no `mirror`, partner axes are not parallel once reflected, or the default pose is not
-                its own reflection.
+            RobotError: the page has no `mirror`, partners are elsewhere than reflected, or their axes not parallel to it, or
+                the default pose is not its own reflection.
         """
         return self._joint_mirror
 
@@ -202,10 +205,15 @@ class RobotSpec:
         mujoco.mj_kinematics(model, data)
         to_base = data.body(self.base).xmat.reshape(3, 3).T
         pose = dict(zip(self.joint_names, self.default_joint_pos, strict=True)) | self.welded
+        places = {name: to_base @ (data.joint(name).xanchor - data.body(self.base).xpos) for name in pose}
+        size = max(float(np.linalg.norm(place)) for place in places.values())
         signs: dict[str, float] = {}
         wrong = []
         for name, position in pose.items():
             partner = self.mirrored_name(name)
+            off = float(np.linalg.norm(places[name] * (1.0, -1.0, 1.0) - places[partner]))
+            if off > _ASIDE * size and partner not in signs:
+                wrong.append((("mirror",), f"{name!r} and {partner!r} are {off:.2g} m from being reflections of each other"))
             hinge = model.joint(partner).type[0] == mujoco.mjtJoint.mjJNT_HINGE
             reflection = np.array((-1.0, 1.0, -1.0) if hinge else (1.0, -1.0, 1.0))
             cosine = float((to_base @ data.joint(name).xaxis) @ (reflection * (to_base @ data.joint(partner).xaxis)))

@@ -16,6 +16,7 @@ from embodied_rl.physics.kinematics import Frame, free_body, free_joint
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene import contacts
 from embodied_rl.scene.feet import Feet
+from embodied_rl.scene.finite import check_finite
 from embodied_rl.scene.looks import ADDED, dress
 from embodied_rl.scene.plain import PLAIN
 from embodied_rl.scene.pose import check_pose
@@ -119,7 +120,7 @@ def build_scene(
         SceneError: a need that this robot or collision set cannot serve, a control that is unknown, or a base that hangs on
             the body with the free joint, or is moved by another one.
         UserError: the feet are asked for, and one has no lowest point; the robot cannot be in its default pose, or its file
-            says of contacts what the page's ground cannot have.
+            says of contacts what the page's ground cannot have; a number of the model is none.
     """
     needs = set(needs)
     _check(needs, robot)
@@ -136,6 +137,7 @@ def build_scene(
     sensors = _add_sensors(spec, robot, needs, collisions)
     model = robot.compile(spec)
     joints = [model.joint(name) for name in robot.joint_names]
+    check_finite(model, robot.model_path)
     root = _root(model, robot)
     check_pose(model, robot, None if root is None else root.qpos)
     feet = robot.feet if "foot_frames" in needs else ()

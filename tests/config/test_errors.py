@@ -27,7 +27,11 @@ ADDED = {
     "word for a number": ("physics: {dt: fast}", 'page.yaml:6: physics.dt: "fast" is not a number'),
     "boolean for a number": ("physics: {dt: true}", "page.yaml:6: physics.dt: true is not a number"),
     "number for a boolean": ("env: {reward_scale_dt: 1}", "page.yaml:6: env.reward_scale_dt: 1 is not true or false"),
-    "yes for true": ("env: {reward_scale_dt: yes}", 'page.yaml:6: env.reward_scale_dt: "yes" is not true or false'),
+    "yes for true": ("env: {reward_scale_dt: yes}", 'page.yaml:6: env.reward_scale_dt: "yes" is not true or false; write true'),
+    "quoted number": ('ppo: {gamma: "1e-3"}', 'page.yaml:6: ppo.gamma: "1e-3" is not a number; leave out the quotes'),
+    "quoted boolean": ('ppo: {tf32: "true"}', 'page.yaml:6: ppo.tf32: "true" is not true or false; leave out the quotes'),
+    "True": ("ppo: {tf32: True}", 'page.yaml:6: ppo.tf32: "True" is not true or false; write true'),
+    "decimal comma": ("ppo:\n  gamma: 0,9", 'page.yaml:7: ppo.gamma: "0,9" is not a number; a decimal has a point: 0.9'),
     "fraction for a count": ("env: {num_envs: 1.5}", "page.yaml:6: env.num_envs: 1.5 is not an integer"),
     "nothing for a number": ("env:\n  num_envs:", "page.yaml:7: env.num_envs: nothing is not an integer"),
     "null for a number": ("env: {num_envs: null}", "page.yaml:6: env.num_envs: null is not an integer"),
@@ -385,7 +389,11 @@ def test_overrides(text: str, message: str, folder: Path) -> None:
         (b"# nothing yet\n", "broken.yaml: the file is empty"),
         (b"- a\n- b\n", 'broken.yaml: a page is a mapping, not ["a", "b"]'),
         (b"robot: g\xf6\n", "broken.yaml: not UTF-8 text (byte 8)"),
-        (b"robot: [dog\n", "broken.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        (
+            b"robot: [dog\n",
+            "broken.yaml:1: not valid YAML: while parsing a flow sequence: expected ',' or ']', but got '<stream end>' "
+            "before line 2",
+        ),
     ],
     ids=["empty", "comment", "list", "latin-1", "unclosed"],
 )

@@ -216,3 +216,36 @@ def test_a_file_is_read_again_once_it_has_changed_and_only_then(tmp_path: Path) 
     path.write_text("@reward()\ndef fine(env, *, x: float = 2.0): ...\n")
     (changed,) = signatures_of(path)
     assert (first.parameters["x"].default, changed.parameters["x"].default) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("@reward()\ndef bad(): ...", "own.py:2: bad: is called with (env); write def bad(env)"),
+        ("@reward()\ndef bad(env, std): ...", "own.py:2: bad: is called with (env); write def bad(env, *, std: float)"),
+        (
+            "@reward()\ndef bad(env, std: Positive = 1.0): ...",
+            "own.py:2: bad: is called with (env); write def bad(env, *, std: Positive)",
+        ),
+        ("@reward()\ndef bad(env, **more): ...", "own.py:2: bad: is called with (env); write def bad(env)"),
+        ("@event(mode='reset')\ndef bad(env): ...", "own.py:2: bad: is called with (env, draft); write def bad(env, draft)"),
+        ("@reward\ndef bad(env): ...", "own.py:1: bad: write @reward()"),
+        ("@term.reward\ndef bad(env): ...", "own.py:1: bad: write @term.reward()"),
+        ("@reward(needs='x')\ndef bad(env): ...", "own.py:1: bad: needs='x' is no tuple; write needs=('x',)"),
+        ("@command()\ndef bad(env): ...", "own.py:2: bad: a command is a class (docs/terms.md)"),
+        (
+            "@reward()\nclass bad:\n    def __call__(self, env, std): ...",
+            "own.py:3: bad: __call__ is called with (env); write def __call__(self, env)",
+        ),
+        (
+            "@reward()\nclass bad:\n    def __init__(self, *, std: float): ...",
+            "own.py:3: bad: __init__ is called with (robot); write def __init__(self, robot, *, std: float)",
+        ),
+    ],
+)
+def test_a_term_that_cannot_be_called_is_told_how_to_be_written(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(source)
+    assert [str(one) for one in read_terms(tmp_path / "own.py", "own") if isinstance(one, Problem)] == [said]

@@ -67,7 +67,7 @@ def asked(folder: Path, need: str) -> set[str]:
     (folder / "my_terms.py").write_text(NEEDY.format(need=need))
     text = "robot: go2\nterms: [my_terms.py]\nactions: {joint_position: {}}\nobservations: {actor: {joint_pos: {}}}\n"
     (folder / "page.yaml").write_text(text + "rewards: {mine: {weight: 1.0}}\n")
-    return needed(load(str(folder / "page.yaml")))
+    return set(needed(load(str(folder / "page.yaml"))))
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_needs_that_there_are(tmp_path: Path, need: str, expected: set[str]) -> 
 def test_a_need_that_there_is_not_is_one_line(tmp_path: Path, need: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         asked(tmp_path, need)
-    assert str(error.value) == f"rewards: mine needs {need!r}{said}"
+    assert str(error.value) == f"rewards.mine: needs {need!r}{said}"

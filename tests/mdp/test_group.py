@@ -47,7 +47,7 @@ class Harness:
         values = values if isinstance(values, dict) else {"value": values}
         sizes = {term.name: term.size for term in self.group.terms}
         whole = {n: torch.as_tensor(v).float().expand(self.count, sizes[n]) for n, v in values.items()}
-        env = SimpleNamespace(values=whole, draw=Draw(self.block))
+        env = SimpleNamespace(values=whole, draw=Draw(self.block), num_envs=self.count)
         rows = None if fresh is None else torch.isin(torch.arange(self.count), torch.tensor(fresh, dtype=torch.int64))
         observed = self.group.compute(cast(Moment, env), noisy=noisy, fresh=rows)
         assert observed.shape == (self.count, self.group.size)

@@ -89,7 +89,8 @@ def test_a_command_that_the_page_has_not_is_one_line(moment):
     moment = dataclasses.replace(moment, commands={"velocity": SimpleNamespace(command=torch.ones(3, 2))})
     assert moment.command("velocity") is moment.command_term("velocity").command
     for commands, said in (
-        (moment.commands, "it has velocity"),
+        (moment.commands, "did you mean 'velocity'?"),
+        ({"pose": None}, "it has pose"),
         ({}, "it has none: name one under commands"),
     ):
         with pytest.raises(UserError) as error:
