@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl import random
+from embodied_rl.blocks import Rowwise
 from embodied_rl.config.page import Page
 from embodied_rl.cuda_graph import WARMUP, try_to_capture
 from embodied_rl.mdp.bind import Terms, naming_own
@@ -75,7 +76,9 @@ class Env:
                 self._randomize(mode, 0)
             self.reset()
         terms.check(self.moment(Draw()), physics, self._registered())
-        self._outcome, self._observe = compiler(self._outcome), compiler(self._observe)
+        rows = self._rows()
+        self._outcome, self._observe = compiler(Rowwise(self._outcome, rows)), compiler(Rowwise(self._observe, rows))
+        self._add_totals = compiler(self._add_totals)
         if self.captured:  # launches count there; on the CPU compiling it takes longer than it ever saves
             self._act = compiler(self._act)
         self._inputs, self._run = self._zeros(self.num_actions), None
@@ -124,6 +127,7 @@ class Env:
             if self.terms.kinematic:
                 self.physics.refresh()
             self._outcome()
+            self._add_totals()
             self._write()
             self._observe()
 
@@ -200,7 +204,7 @@ class Env:
         return odd
 
     def _count(self, ends: list[Tensor], errors: Tensor) -> None:
-        """Add this step to the iteration's totals, which are read once an iteration."""
+        """Note what this step adds to the iteration's totals."""
         episode, done = self.episode, self.episode.done
         ended = done.float()
         columns = [
@@ -211,7 +215,11 @@ class Env:
             episode.episode_length * ended,
         ]
         columns += [(end & done).float() for end in ends]
-        self._totals.add(torch.cat((torch.stack(columns, dim=-1), errors, episode.episode_rewards * ended[:, None]), dim=-1))
+        self._counts.copy_(torch.cat((torch.stack(columns, dim=-1), errors, episode.episode_rewards * ended[:, None]), dim=-1))
+
+    def _add_totals(self) -> None:
+        """Add this step to the iteration's totals, which are read once an iteration."""
+        self._totals.add(self._counts)
 
     def _restart(self, moment: Moment) -> None:
         """Begin episodes where one ended: memory, commands, reset events; interval events for the others."""
@@ -327,7 +335,7 @@ class Env:
     def _errors(self, moment: Moment) -> Tensor:
         """Find how far the robots are from what they are asked for, (N, errors of all commands)."""
         columns = [error for command in self.terms.commands.values() for error in command.errors(moment).values()]
-        return torch.stack(columns, dim=-1) if columns else self._zeros(0)
+        return torch.stack(columns, dim=-1) if columns else self.episode.actions[:, :0]
 
     def _allocate(self) -> None:
         """Every mutable tensor of the environment."""
@@ -349,6 +357,7 @@ class Env:
         drawn = {mode: self.fields.num_drawn(mode) for mode in terms.events}
         self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, errors, drawn))
         self._totals = Totals(total_names(terms, errors), self.device)
+        self._counts = self._zeros(len(self._totals.names))
 
     def _randomize(self, mode: str, step: int) -> None:
         """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""
@@ -422,6 +431,15 @@ class Env:
     def _registered(self) -> dict[str, Tensor]:
         fields = {f"model.{name}": tensor for name, tensor in self.fields.values.items()}
         return self.buffers | fields | {f"obs.{name}": tensor for name, tensor in self.obs.items()}
+
+    def _rows(self) -> list[Tensor]:
+        """All that a step reads and writes of each robot, (N, ...)."""
+        physics = self.physics
+        state = (physics.qpos, physics.qvel, physics.frame_pos, physics.frame_lin_vel, physics.frame_quat)
+        forces = (*physics.sensors.values(), physics.joint_torque, physics.unstable)
+        drafted = (self._draft.qpos, self._draft.qvel, self._touched)
+        own = (self.env_ids, self._counts, *self.final_obs.values(), *self._registered().values(), *self.quarantine.rows)
+        return [*state, *forces, *drafted, *own]
 
     def moment(self, draw: Draw) -> Moment:
         """Make what terms see now; what they draw, they draw from `draw`."""
