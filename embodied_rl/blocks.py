@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -73,14 +73,14 @@ def _compiled(function: Callable[[], Any]) -> tuple[Callable[..., Any], list[Ten
         value = lambda node: node.meta.get("example_value")  # noqa: E731
         given = [id(value(node)) for node in graph.graph.find_nodes(op="placeholder")]
         output = graph.graph.output_node()
-        (answers,) = output.args
+        answers = cast("Sequence[torch.fx.Node]", output.args[0])
         if any(id(value(node)) not in given for node in answers):
             raise _NotRowwiseError("it leaves tensors behind")
         places = [given.index(id(value(node))) for node in answers]
         output.args = ((),)
         graph.recompile()
         # what it is called with is always the same: nothing to look at before each call
-        kernel = compile_fx(graph, inputs, config_patches={"size_asserts": False})
+        kernel = cast("Callable[..., Any]", compile_fx(graph, inputs, config_patches={"size_asserts": False}))
         found.append((kernel, list(inputs)))
         return lambda *tensors: tuple(tensors[place] for place in places)
 
@@ -159,6 +159,6 @@ class _Blocks:
         for inputs in self._full:
             self._kernel(*inputs)
         if self._last:
-            torch._foreach_copy_(self._own, self._left)
+            torch._foreach_copy_(self._own, self._left)  # pyright: ignore[reportPrivateImportUsage]
             self._kernel(*self._last)
-            torch._foreach_copy_(self._left, self._own)
+            torch._foreach_copy_(self._left, self._own)  # pyright: ignore[reportPrivateImportUsage]

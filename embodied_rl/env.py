@@ -28,7 +28,7 @@ from embodied_rl.mdp.part import PartState
 from embodied_rl.mdp.quarantine import Quarantine, names_of
 from embodied_rl.mdp.state import Memory, check_same_parts, where
 from embodied_rl.mdp.totals import Totals, total_names
-from embodied_rl.physics.protocol import Physics
+from embodied_rl.physics.protocol import Physics, tensors_of
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import ActionSpace, Step, check_actions
 from embodied_rl.waiting import Waiting
@@ -76,9 +76,10 @@ class Env:
                 self._randomize(mode, 0)
             self.reset()
         terms.check(self.moment(Draw()), physics, self._registered())
-        rows = self._rows()
+        own = (*self._registered().values(), *self.final_obs.values(), *self.quarantine.rows, self._totals.columns, env_ids)
+        rows = (*tensors_of(physics).values(), *own, self._draft.qpos, self._draft.qvel, self._touched)
         self._outcome, self._observe = compiler(Rowwise(self._outcome, rows)), compiler(Rowwise(self._observe, rows))
-        self._add_totals = compiler(self._add_totals)
+        self._add_totals = compiler(self._totals.add)
         if self.captured:  # launches count there; on the CPU compiling it takes longer than it ever saves
             self._act = compiler(self._act)
         self._inputs, self._run = self._zeros(self.num_actions), None
@@ -207,19 +208,11 @@ class Env:
         """Note what this step adds to the iteration's totals."""
         episode, done = self.episode, self.episode.done
         ended = done.float()
-        columns = [
-            torch.ones_like(ended),
-            (~episode.valid).float(),
-            ended,
-            episode.terminated.float(),
-            episode.episode_length * ended,
-        ]
-        columns += [(end & done).float() for end in ends]
-        self._counts.copy_(torch.cat((torch.stack(columns, dim=-1), errors, episode.episode_rewards * ended[:, None]), dim=-1))
-
-    def _add_totals(self) -> None:
-        """Add this step to the iteration's totals, which are read once an iteration."""
-        self._totals.add(self._counts)
+        columns = [torch.ones_like(ended), (~episode.valid).float(), ended, episode.terminated.float()]
+        columns += [episode.episode_length * ended, *((end & done).float() for end in ends)]
+        self._totals.columns.copy_(
+            torch.cat((torch.stack(columns, dim=-1), errors, episode.episode_rewards * ended[:, None]), dim=-1)
+        )
 
     def _restart(self, moment: Moment) -> None:
         """Begin episodes where one ended: memory, commands, reset events; interval events for the others."""
@@ -356,8 +349,7 @@ class Env:
         errors = [name for command in terms.commands.values() for name in command.errors(self.moment(Draw()))]
         drawn = {mode: self.fields.num_drawn(mode) for mode in terms.events}
         self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, errors, drawn))
-        self._totals = Totals(total_names(terms, errors), self.device)
-        self._counts = self._zeros(len(self._totals.names))
+        self._totals = Totals(total_names(terms, errors), self.num_envs, self.device)
 
     def _randomize(self, mode: str, step: int) -> None:
         """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""
@@ -431,15 +423,6 @@ class Env:
     def _registered(self) -> dict[str, Tensor]:
         fields = {f"model.{name}": tensor for name, tensor in self.fields.values.items()}
         return self.buffers | fields | {f"obs.{name}": tensor for name, tensor in self.obs.items()}
-
-    def _rows(self) -> list[Tensor]:
-        """All that a step reads and writes of each robot, (N, ...)."""
-        physics = self.physics
-        state = (physics.qpos, physics.qvel, physics.frame_pos, physics.frame_lin_vel, physics.frame_quat)
-        forces = (*physics.sensors.values(), physics.joint_torque, physics.unstable)
-        drafted = (self._draft.qpos, self._draft.qvel, self._touched)
-        own = (self.env_ids, self._counts, *self.final_obs.values(), *self._registered().values(), *self.quarantine.rows)
-        return [*state, *forces, *drafted, *own]
 
     def moment(self, draw: Draw) -> Moment:
         """Make what terms see now; what they draw, they draw from `draw`."""
