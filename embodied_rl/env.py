@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl import random
+from embodied_rl.blocks import Rowwise
 from embodied_rl.config.page import Page
 from embodied_rl.cuda_graph import WARMUP, try_to_capture
 from embodied_rl.mdp.bind import Terms, naming_own
@@ -27,7 +28,7 @@ from embodied_rl.mdp.part import PartState
 from embodied_rl.mdp.quarantine import Quarantine, names_of
 from embodied_rl.mdp.state import Memory, check_same_parts, where
 from embodied_rl.mdp.totals import Totals, total_names
-from embodied_rl.physics.protocol import Physics
+from embodied_rl.physics.protocol import Physics, tensors_of
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import ActionSpace, Step, check_actions
 from embodied_rl.waiting import Waiting
@@ -75,7 +76,10 @@ class Env:
                 self._randomize(mode, 0)
             self.reset()
         terms.check(self.moment(Draw()), physics, self._registered())
-        self._outcome, self._observe = compiler(self._outcome), compiler(self._observe)
+        own = (*self._registered().values(), *self.final_obs.values(), *self.quarantine.rows, self._totals.columns, env_ids)
+        rows = (*tensors_of(physics).values(), *own, self._draft.qpos, self._draft.qvel, self._touched)
+        self._outcome, self._observe = compiler(Rowwise(self._outcome, rows)), compiler(Rowwise(self._observe, rows))
+        self._add_totals = compiler(self._totals.add)
         if self.captured:  # launches count there; on the CPU compiling it takes longer than it ever saves
             self._act = compiler(self._act)
         self._inputs, self._run = self._zeros(self.num_actions), None
@@ -124,6 +128,7 @@ class Env:
             if self.terms.kinematic:
                 self.physics.refresh()
             self._outcome()
+            self._add_totals()
             self._write()
             self._observe()
 
@@ -200,18 +205,14 @@ class Env:
         return odd
 
     def _count(self, ends: list[Tensor], errors: Tensor) -> None:
-        """Add this step to the iteration's totals, which are read once an iteration."""
+        """Note what this step adds to the iteration's totals."""
         episode, done = self.episode, self.episode.done
         ended = done.float()
-        columns = [
-            torch.ones_like(ended),
-            (~episode.valid).float(),
-            ended,
-            episode.terminated.float(),
-            episode.episode_length * ended,
-        ]
-        columns += [(end & done).float() for end in ends]
-        self._totals.add(torch.cat((torch.stack(columns, dim=-1), errors, episode.episode_rewards * ended[:, None]), dim=-1))
+        columns = [torch.ones_like(ended), (~episode.valid).float(), ended, episode.terminated.float()]
+        columns += [episode.episode_length * ended, *((end & done).float() for end in ends)]
+        self._totals.columns.copy_(
+            torch.cat((torch.stack(columns, dim=-1), errors, episode.episode_rewards * ended[:, None]), dim=-1)
+        )
 
     def _restart(self, moment: Moment) -> None:
         """Begin episodes where one ended: memory, commands, reset events; interval events for the others."""
@@ -327,7 +328,7 @@ class Env:
     def _errors(self, moment: Moment) -> Tensor:
         """Find how far the robots are from what they are asked for, (N, errors of all commands)."""
         columns = [error for command in self.terms.commands.values() for error in command.errors(moment).values()]
-        return torch.stack(columns, dim=-1) if columns else self._zeros(0)
+        return torch.stack(columns, dim=-1) if columns else self.episode.actions[:, :0]
 
     def _allocate(self) -> None:
         """Every mutable tensor of the environment."""
@@ -348,7 +349,7 @@ class Env:
         errors = [name for command in terms.commands.values() for name in command.errors(self.moment(Draw()))]
         drawn = {mode: self.fields.num_drawn(mode) for mode in terms.events}
         self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, errors, drawn))
-        self._totals = Totals(total_names(terms, errors), self.device)
+        self._totals = Totals(total_names(terms, errors), self.num_envs, self.device)
 
     def _randomize(self, mode: str, step: int) -> None:
         """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl import machine
+from embodied_rl.blocks import BLOCK, Rowwise, in_blocks
 from embodied_rl.config import Page, override
 from embodied_rl.config import load as load_page
 from embodied_rl.env import Env
@@ -196,22 +197,34 @@ def compiler(page: Page, device: torch.device) -> Callable:
         log.warning("%s: the step runs without torch.compile, a little slower; `embodied-rl doctor` says more", error)
         return identity
     torch._dynamo.config.allow_rnn = True  # else it refuses GRUs and LSTMs, for fear of how long it takes to unroll them in time
-    return lambda function: _compiled(function, page)
+    return lambda function: _compiled(function, page, device)
 
 
-def _compiled(function: Callable, page: Page) -> Callable:
-    """Wrap a function in torch.compile, for the shapes of this page alone; the first call, which compiles, says so."""
-    compiled, called = torch.compile(_copied(function), fullgraph=True, dynamic=False), False
+def _compiled(function: Callable, page: Page, device: torch.device) -> Callable:
+    """Wrap a function in torch.compile; the first call, which compiles, says so.
+
+    One of rows is compiled for a block of them on the CPU, any other for the shapes of this page alone.
+    """
+    work = function if isinstance(function, Rowwise) else None
+    if work is not None:
+        function = work.function
+    blocks = work is not None and device.type == "cpu" and page.env.num_envs >= BLOCK
+    compiled: Callable | None = None
     owner, _, name = getattr(function, "__qualname__", type(function).__name__).rpartition(".")
     part = owner.lower() if name.startswith("__") else name.strip("_").replace("_", " ")
-    what = f"{page.name}: compiling {part} for {page.env.num_envs} robots"
+    robots = f"for {page.env.num_envs} robots"
+    kept = "for as many robots" if not blocks else f"for any {BLOCK} robots or more"
 
     def call(*arguments: Any, **named: Any) -> Any:
-        nonlocal called
-        if called:
+        nonlocal compiled
+        if compiled is not None:
             return compiled(*arguments, **named)
-        called = True
-        with Waiting(what, "kept on the disk for as many robots; env.compile=false starts at once, and steps slower"):
+        hint = f"kept on the disk {kept}; env.compile=false starts at once, and steps slower"
+        with Waiting(f"{page.name}: compiling {part} {robots}", hint):
+            if work is not None and blocks:
+                compiled = in_blocks(Rowwise(_copied(work.function), work.rows))
+            if compiled is None:
+                compiled = torch.compile(_copied(function), fullgraph=True, dynamic=False)
             return compiled(*arguments, **named)
 
     return call

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl import random
+from embodied_rl.blocks import Rowwise
 from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.cpu.team import cores, one_thread
 from embodied_rl.learn.policy import Memory, Policy
@@ -132,6 +133,8 @@ class LocalCollector:
         self.pinned = False
         """Whether a rollout is to lie in pinned memory, from which a GPU copies it by itself."""
         self._drawn: Tensor | None = None
+        self._compiler = compiler
+        self._prepare: Callable[[], None] | None = None
         if chunk is None:
             self._act = compiler(self._act)
         else:  # one chunk's arithmetic, whatever their number: it must not depend on it
@@ -206,6 +209,11 @@ class LocalCollector:
             last_obs={name: torch.empty_like(value, pin_memory=pinned) for name, value in env.obs.items()},
             memory=tuple(torch.empty_like(part, pin_memory=pinned) for part in self._memory),
         )
+        self._prepare = None
+        if self._network.fuses and self._chunk is None and not self._memory:
+            self._features, self._noises = policy.normalizer(env.obs["actor"]).clone(), noise.clone()
+            rows = (env.obs["actor"], env.env_ids, env.buffers["age"], self._features, self._noises)
+            self._prepare = self._compiler(Rowwise(self._prepare_rows, rows))
         remembered = [part.clone() for part in self._memory]
         self._slot.zero_()  # the steps before a capture write too
         self._run = env.capture(self._step)
@@ -215,7 +223,7 @@ class LocalCollector:
     def _step(self) -> None:
         """One step of all environments into the rollout's next slot."""
         env, rollout, before = self._env, self._rollout, time.perf_counter()
-        actions = self._act()
+        actions = self._act() if self._prepare is None else self._act_in_parts()
         self._policy_seconds += time.perf_counter() - before
         env.advance(actions)
         step = env.result
@@ -245,6 +253,26 @@ class LocalCollector:
         self._store(rollout.actions, actions)
         self._store(rollout.output, output)
         return actions
+
+    def _act_in_parts(self) -> Tensor:
+        """Do what `_act` does, with what is one operation for all robots outside of what is compiled."""
+        env, rollout, policy = self._env, self._rollout, self._policy
+        assert policy is not None and self._prepare is not None and self._network is not None
+        for name, value in env.obs.items():
+            self._store(rollout.obs[name], value)
+        self._prepare()
+        distribution = policy.distribution(self._network(self._features))
+        actions = distribution.sample(self._noises)
+        self._store(rollout.actions, actions)
+        self._store(rollout.output, distribution.output)
+        return actions
+
+    def _prepare_rows(self) -> None:
+        """Find what the network answers, and the noise of its answers."""
+        env, policy = self._env, self._policy
+        assert policy is not None
+        self._features.copy_(policy.normalizer(env.obs["actor"]))
+        self._noises.copy_(self._noise(self._key, env.env_ids, env.buffers["age"], env.action_space.size))
 
     def _draw_ahead(self) -> None:
         """Draw the noise of all T steps at once: few rows at a time cost as much as many, and are drawn more often."""

@@ -30,7 +30,7 @@ from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.term import Action, check_answer
 from embodied_rl.mdp.trackers import TRACKERS
-from embodied_rl.physics.protocol import Physics
+from embodied_rl.physics.protocol import Physics, tensors_of
 from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import RobotSpec, load_robot
 from embodied_rl.scene import NEEDS, Scene
@@ -148,8 +148,7 @@ class Terms:
                 into what it is given.
         """
         moment.terminated = moment.episode.terminated
-        names = ("qpos", "qvel", "frame_pos", "frame_lin_vel", "frame_quat", "joint_torque", "unstable")
-        tensors = tensors | {f"physics.{name}": getattr(physics, name) for name in names} | physics.sensors
+        tensors = tensors | tensors_of(physics)
         sections: list[tuple[str, list[BoundTerm], torch.dtype | None]]
         sections = [(f"observations.{group}", terms, None) for group, terms in self._observations.items()]
         sections += [("rewards", self.rewards, torch.float32), ("terminations", self.terminations, torch.bool)]

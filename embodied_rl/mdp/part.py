@@ -197,21 +197,21 @@ class PartState:
     def base_pos_w(self) -> Tensor:
         """Position of the base [m], (N, 3).  *state*"""
         if not self._part.floating:
-            return self._part.fixed_base_pos.expand(self._physics.num_envs, 3)
+            return self._part.fixed_base_pos.expand(len(self._physics.qpos), 3)
         return self._physics.qpos[:, self._part.root_qpos : self._part.root_qpos + 3]
 
     @once
     def base_quat_w(self) -> Tensor:
         """Orientation of the base, wxyz, (N, 4).  *state*"""
         if not self._part.floating:
-            return self._part.fixed_base_quat.expand(self._physics.num_envs, 4)
+            return self._part.fixed_base_quat.expand(len(self._physics.qpos), 4)
         return self._physics.qpos[:, self._part.root_qpos + 3 : self._part.root_qpos + 7]
 
     @once
     def base_lin_vel_w(self) -> Tensor:
         """Velocity of the base's origin in the world [m/s], (N, 3).  *state*"""
         if not self._part.floating:
-            return self._physics.qvel.new_zeros(self._physics.num_envs, 3)
+            return self._physics.qvel.new_zeros(len(self._physics.qvel), 3)
         return self._physics.qvel[:, self._part.root_qvel : self._part.root_qvel + 3]
 
     @once
@@ -223,7 +223,7 @@ class PartState:
     def base_ang_vel_b(self) -> Tensor:
         """Angular velocity of the base in its own frame [rad/s], (N, 3).  *state*"""
         if not self._part.floating:
-            return self._physics.qvel.new_zeros(self._physics.num_envs, 3)
+            return self._physics.qvel.new_zeros(len(self._physics.qvel), 3)
         return self._physics.qvel[:, self._part.root_qvel + 3 : self._part.root_qvel + 6]
 
     @once

@@ -43,6 +43,11 @@ class Quarantine:
         self._step = torch.zeros_like(age)
         self._value = torch.zeros_like(age, dtype=torch.float32)
 
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """What is noted of each robot, (N,)."""
+        return self._place, self._step, self._value
+
     def look(self, what: str, values: Tensor, rows: Tensor | None = None) -> Tensor:
         """Find the rows, bool (N,), in which a number is not finite or beyond `LARGEST`.
 

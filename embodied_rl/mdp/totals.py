@@ -16,16 +16,19 @@ class Totals:
 
     Args:
         names: of the sums, in the order of the columns that are added.
+        num_envs: N.
         device: where they are kept.
     """
 
-    def __init__(self, names: list[str], device: torch.device) -> None:
+    def __init__(self, names: list[str], num_envs: int, device: torch.device) -> None:
         self.names = names
+        self.columns = torch.zeros(num_envs, len(names), device=device)
+        """What a step adds, (N, names)."""
         self._sums = torch.zeros(len(names), device=device)
 
-    def add(self, columns: Tensor) -> None:
-        """Add one step, (N, names)."""
-        self._sums.add_(columns.sum(0))
+    def add(self) -> None:
+        """Add one step, as it stands in `columns`."""
+        self._sums.add_(self.columns.sum(0))
 
     def drain(self) -> dict[str, float]:
         """Read the sums by name, and begin anew; waits for the device."""

@@ -15,6 +15,7 @@ import torch
 from mujoco import batch as mujoco_batch
 from torch import Tensor
 
+from embodied_rl.blocks import Rowwise
 from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
 from embodied_rl.physics.tensors import touches
@@ -55,11 +56,12 @@ class NativePhysics:
         self.qpos = torch.zeros(num_envs, scene.model.nq)
         self.qvel = torch.zeros(num_envs, scene.model.nv)
         oriented = scene.frame_orientation
-        kinematics = Kinematics(scene.model, scene.frames, self.device, orientation=oriented) if scene.frames else None
-        self._kinematics = compiler(kinematics.__call__) if kinematics else None
         self.frame_pos = torch.zeros(num_envs, len(scene.frames), 3)
         self.frame_lin_vel = torch.zeros(num_envs, len(scene.frames), 3)
         self.frame_quat = torch.zeros(num_envs, len(scene.frames) if oriented else 0, 4)
+        self._frames = Kinematics(scene.model, scene.frames, self.device, orientation=oriented) if scene.frames else None
+        frames = (self.frame_pos, self.frame_lin_vel, self.frame_quat)
+        self._kinematics = compiler(Rowwise(self._kinematics, (self.qpos, self.qvel, *frames)))
         self._sensordata = _writable(self._batch.bind("sensordata")) if scene.sensors else None
         self._sensor_slices = scene.sensors
         self.sensors = {n: torch.zeros(num_envs, shape[0], *shape[2:]) for n, (_, shape) in scene.sensors.items()}
@@ -126,12 +128,8 @@ class NativePhysics:
         self._pull_state()
 
     def refresh(self) -> None:
-        if self._kinematics is not None:
-            position, velocity, quat = self._kinematics(self.qpos, self.qvel)
-            self.frame_pos.copy_(position)
-            self.frame_lin_vel.copy_(velocity)
-            if quat is not None:
-                self.frame_quat.copy_(quat)
+        if self._frames is not None:
+            self._kinematics()
 
     def expand(self, field: str) -> Tensor:
         if field not in self._model_fields:
@@ -184,6 +182,15 @@ class NativePhysics:
         except mujoco_batch.SimulationError as error:
             return {int(row): self._batch.error(int(row)) for row in error.ids}
         return {}
+
+    def _kinematics(self) -> None:
+        """Find where the frames are."""
+        assert self._frames is not None
+        position, velocity, quat = self._frames(self.qpos, self.qvel)
+        self.frame_pos.copy_(position)
+        self.frame_lin_vel.copy_(velocity)
+        if quat is not None:
+            self.frame_quat.copy_(quat)
 
     def _pull_state(self) -> None:
         self.qpos.copy_(torch.from_numpy(self._state["qpos"]))

@@ -122,3 +122,9 @@ class Physics(Protocol):
     def close(self) -> None:
         """Free the engine's threads and memory."""
         ...
+
+
+def tensors_of(physics: Physics) -> dict[str, Tensor]:
+    """Collect what an engine hands out of each simulation, (N, ...), by name."""
+    names = ("qpos", "qvel", "frame_pos", "frame_lin_vel", "frame_quat", "joint_torque", "unstable")
+    return {f"physics.{name}": getattr(physics, name) for name in names} | physics.sensors

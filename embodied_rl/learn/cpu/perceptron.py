@@ -48,7 +48,8 @@ class FrozenPerceptron:
         layers = layers_of(network)
         library = load_library() if layers else None
         self._network, self._layers, self._library, self._helpers = network, layers, library, helpers
-        self._fuses = library is not None
+        self.fuses = library is not None
+        """Whether it is one operation."""
         if library is not None:
             self._shape = shape_of(network)
             self._listed = list(self._shape)
@@ -63,7 +64,7 @@ class FrozenPerceptron:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(R, inputs) to (R, outputs)."""
-        if not self._fuses:
+        if not self.fuses:
             return self._network(x)
         return torch.ops.embodied_rl.perceptron(x, self._prepared, self._listed, self._helpers)
 

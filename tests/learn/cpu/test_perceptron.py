@@ -31,7 +31,7 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.ELU) -> nn.Sequential:
 def frozen_of(module: nn.Module) -> perceptron.FrozenPerceptron:
     """The module with its present weights, by perceptron.cpp."""
     frozen = perceptron.FrozenPerceptron(module)
-    assert frozen._fuses
+    assert frozen.fuses
     return frozen
 
 
@@ -96,7 +96,7 @@ def test_without_a_compiler_it_stays_torchs(monkeypatch: pytest.MonkeyPatch, cap
     perceptron.load_library.cache_clear()
     module = mlp(3, 4, 2)
     with caplog.at_level(logging.WARNING, "embodied_rl"):
-        assert not perceptron.FrozenPerceptron(module)._fuses
+        assert not perceptron.FrozenPerceptron(module).fuses
     perceptron.load_library.cache_clear()
     assert caplog.messages == [
         "there is no C++ compiler: g++ is not on the PATH: the networks are computed layer by layer, and updates take twice as "
@@ -113,7 +113,7 @@ def test_a_source_that_does_not_build_is_said(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     perceptron.load_library.cache_clear()
     module = mlp(3, 4, 2)
-    assert not perceptron.FrozenPerceptron(module)._fuses
+    assert not perceptron.FrozenPerceptron(module).fuses
     perceptron.load_library.cache_clear()
     assert "perceptron.cpp does not build" in caplog.text
     assert os.listdir(tmp_path / "cache" / "embodied_rl") == []
