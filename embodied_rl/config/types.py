@@ -15,7 +15,20 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from embodied_rl.problems import did_you_mean, quoted, shown
 from embodied_rl.sections import ByJoint
 
-__all__ = ["BodyGroup", "Fraction", "Ge", "Gt", "IntRange", "JointGroup", "Le", "Lt", "NonNegative", "PerGroup", "Positive", "Range"]
+__all__ = [
+    "BodyGroup",
+    "Fraction",
+    "Ge",
+    "Gt",
+    "IntRange",
+    "JointGroup",
+    "Le",
+    "Lt",
+    "NonNegative",
+    "PerGroup",
+    "Positive",
+    "Range",
+]
 
 
 def refuse(message: str) -> PydanticCustomError:
