@@ -229,10 +229,19 @@ def _fix_inertias(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
     spec.compiler.inertiafromgeom, spec.compiler.settotalmass = inference.mjINERTIAFROMGEOM_FALSE, -1.0
 
 
+def _check_gravity(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
+    """Refuse gravity that does not point down, where terms and the ground have it."""
+    across, off = np.any(spec.option.gravity[:2]), int(mujoco.mjtDisableBit.mjDSBL_GRAVITY) & spec.option.disableflags
+    if across or off or spec.option.gravity[2] >= 0.0:
+        given = "switched off" if off else " ".join(f"{one:g}" for one in spec.option.gravity)
+        raise SceneError(f'{robot.model_path}: option gravity: {given}; z points up here: write gravity="0 0 -9.81"')
+
+
 def _robot_on_terrain(
     robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
 ) -> mujoco.MjSpec:
     spec = robot.mjspec()
+    _check_gravity(spec, robot)
     contacts.clear(spec, robot)
     terrain.add_to(spec)
     contacts.meet(spec)

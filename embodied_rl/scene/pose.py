@@ -39,10 +39,22 @@ def check_pose(model: mujoco.MjModel, robot: RobotSpec, root: int | None) -> Non
             message = f"{position:g} is outside the joint's range in {robot.model_path.name}, [{low:g}, {high:g}]"
             wrong.append((("joints", name, "default"), message))
     if not wrong:
-        wrong = [*_off_others(model, robot, pose), *_off_ground(model, robot, pose, root)]
+        wrong = [*_held(model, robot, root), *_off_others(model, robot, pose), *_off_ground(model, robot, pose, root)]
     if wrong:
         places = robot.places or {(): display(robot.folder / "robot.yaml")}
         raise RobotError([problem_at(places, *one) for one in wrong])
+
+
+def _held(model: mujoco.MjModel, robot: RobotSpec, root: int | None) -> list[tuple[Keys, str]]:
+    """Find what holds a floating base to the world."""
+    bodies, kinds = int(mujoco.mjtObj.mjOBJ_BODY), (int(mujoco.mjtEq.mjEQ_WELD), int(mujoco.mjtEq.mjEQ_CONNECT))
+    for index in range(model.neq):
+        ends = [int(model.eq_obj1id[index]), int(model.eq_obj2id[index])]
+        between = model.eq_type[index] in kinds and model.eq_objtype[index] == bodies and model.eq_active0[index]
+        if root is not None and between and model.body(robot.base).id in ends and 0 in ends:
+            held = f"an equality constraint of {robot.model_path.name} holds it to the world"
+            return [(("base",), f"{robot.base!r} floats, and {held}; take the one or the other out")]
+    return []
 
 
 def _off_others(model: mujoco.MjModel, robot: RobotSpec, pose: np.ndarray) -> list[tuple[Keys, str]]:

@@ -366,7 +366,7 @@ def self_contacts(model: mujoco.MjModel, welded: Collection[str] = ()) -> int:
         welded: joints that are taken for fixed.
     """
     bodies = [int(body) for body in model.geom_bodyid]
-    geoms = [index for index in range(model.ngeom) if bodies[index]]
+    geoms = [index for index in range(model.ngeom) if bodies[index] and int(model.geom_type[index]) not in _GROUNDS]
     links = [0] * model.nbody  # the first of the bodies that are one
     for body in range(1, model.nbody):
         first = int(model.body_jntadr[body])

@@ -205,6 +205,11 @@ def test_feet_that_pass_through_the_ground_are_told(stranger):
     assert lines[:1] == ["feet that pass through the ground, left_foot, right_foot: their masks never meet its own"]
 
 
+def test_a_floor_on_a_body_of_its_own_is_no_geom_of_the_robot(stranger):
+    floor = '<body name="scenery"><geom type="plane" size="1 1 1"/></body>'
+    assert told(report(*built(stranger(world=floor), collisions="full"))) == []
+
+
 def test_a_link_of_a_urdf_that_is_fixed_to_another_is_no_free_base(stranger, tmp_path):
     folder = stranger(urdf=True)
     anchor = (

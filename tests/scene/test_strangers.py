@@ -108,6 +108,7 @@ GROUNDED = {
     "actuators switched off": dict(head='<option actuatorgroupdisable="0"/>'),
     "a floor called ground": dict(world=FLOOR.format("").replace("floor", "ground").replace("/>", ' pos="0 0 -1"/>')),
     "a floor of its own, tilted": dict(world=FLOOR.format('euler="0.5 0 0"')),
+    "a floor on a body of its own": dict(world=f'<body name="scenery">{FLOOR.format("")}</body>'),
     "a body called ground": dict(world='<body name="ground" pos="9 0 0"><geom size="0.1" contype="0" conaffinity="0"/></body>'),
     "a tendon over a geom": dict(
         free='<freejoint/><geom name="pulley" type="cylinder" size="0.02 0.02" mass="0" contype="0" conaffinity="0"/>',
@@ -236,6 +237,18 @@ def test_a_motor_without_torque_is_refused(build: Build) -> None:
         build(table(), PAGE.replace("effort_limit: 100.0", "effort_limit: 0.0", 1))
 
 
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [('gravity="0 -9.81 0"', "0 -9.81 0"), ('gravity="0 0 0"', "0 0 0"), ("><flag gravity='disable'/></option", "switched off")],
+)
+def test_gravity_that_does_not_point_down_is_one_line(build: Build, option: str, given: str) -> None:
+    head = f"<option {option}/>" if "flag" not in option else f"<option{option}>"
+    with pytest.raises(UserError) as caught:
+        build(table(head))
+    assert str(caught.value).endswith(f'table.xml: option gravity: {given}; z points up here: write gravity="0 0 -9.81"')
+    assert build(table('<option gravity="0 0 -1.62"/>')).model.opt.gravity[2] == -1.62
+
+
 # ----------------------------------------------------------------------------------------------------------------- the base
 
 
@@ -253,6 +266,15 @@ def test_a_base_that_joints_move_is_one_line(build: Build) -> None:
     rail = table(free="").replace('<body name="trunk"', f'<body name="rail">{X}<geom size="0.1"/><body name="trunk"')
     with pytest.raises(UserError, match="base: 'trunk' is moved by the joint 'x'"):
         build(rail.replace("</worldbody>", "</body></worldbody>"), _with_joints("x"))
+
+
+def test_a_floating_base_that_an_equality_holds_is_one_line(build: Build) -> None:
+    held = '<equality><weld body1="trunk"{}/></equality>'
+    with pytest.raises(
+        UserError, match=r"base: 'trunk' floats, and an equality constraint of table\.xml holds it to the world; take"
+    ):
+        build(table(tail=held.format("")))
+    build(table(tail=held.format(' active="false"')))
 
 
 def test_a_mounted_base_is_where_its_mount_has_it(build: Build) -> None:
