@@ -90,6 +90,7 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
         "extends: go2_flat",
         "task: velocity",
         "robot: .",
+        f"physics: {{dt: {number(round(0.005 * time, 4))}}}",
         "commands:",
         "  velocity:",
         *(f"    {key}: {value}" for key, value in (ranges | clock).items()),
