@@ -34,6 +34,8 @@ class Stance:
     the mean of all [m]."""
     offset: float
     """Of the centre of mass from the middle of the feet [m]."""
+    lift: float
+    """How far a foot goes up or down at most when each joint of its leg turns, the mean of all [m/rad]."""
 
 
 class Poser:
@@ -69,7 +71,10 @@ class Poser:
         ground = min(self._low(leg) for leg in self.anatomy.legs)
         # legs that stand lower than bent ones, in a keyframe or as a spider's, swing as shorter ones
         reach = min(float(np.mean(self.reach)), float(np.mean([hip[2] for hip in self.hips]) - ground) / self.bent)
-        return Stance(pose, round(base - ground, 4), reach, float(np.linalg.norm(self._off_centre())))
+        offset = float(np.linalg.norm(self._off_centre()))
+        return Stance(
+            pose, round(base - ground, 4), reach, offset, float(np.mean([self._lift(leg) for leg in self.anatomy.legs]))
+        )
 
     def solve(self) -> Stance:
         """Bend the legs until the base is low enough, feet level under the hips and all of it over the feet."""
@@ -168,6 +173,13 @@ class Poser:
 
     def _low(self, leg: Leg) -> float:
         return min(lowest(self.model, self.data, geom) for geom in leg.geoms)
+
+    def _lift(self, leg: Leg) -> float:
+        """Give how far a foot goes up or down when each joint of its leg turns [m/rad]."""
+        turn, jacobian = self.data.xmat[leg.body].reshape(3, 3), np.zeros((3, self.model.nv))
+        foot = self.data.xpos[leg.body] + turn @ leg.place
+        mujoco.mj_jac(self.model, self.data, jacobian, None, foot, leg.body)
+        return float(sum(abs(jacobian[2, self.model.joint(name).dofadr[0]]) for name in leg.joints))
 
     def _middle(self, leg: Leg) -> np.ndarray:
         """Give the middle of what touches the ground, x and y."""

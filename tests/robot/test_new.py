@@ -216,6 +216,16 @@ def test_a_spider() -> None:
     assert page.rewards["foot_clearance"].params["target"] == pytest.approx(0.08 * reach / 0.412, rel=5e-3)
     assert page.physics.dt == pytest.approx(0.005 * math.sqrt(reach / 0.412), abs=1e-4)
     model = robot.mjspec().compile()
+    data, heights = mujoco.MjData(model), []
+    for turned in (None, *robot.joint_names):
+        for name, position in zip(robot.joint_names, robot.default_joint_pos, strict=True):
+            data.joint(name).qpos[:] = position + 1e-6 * (name == turned)
+        mujoco.mj_kinematics(model, data)
+        heights.append([data.site(foot.site).xpos[2] for foot in robot.feet])
+    lift = float(np.abs(np.array(heights[1:]) - heights[0]).sum() / 4e-6)  # the mean of four feet
+    assert lift > 0.2
+    assert page.events["reset_joints"].params["position"] == pytest.approx(0.13 * reach / lift, rel=1e-2)
+    assert page.score and page.score["start_joint_pos"] == page.events["reset_joints"].params["position"]
     for foot in robot.feet:
         assert model.geom(foot.geoms[0]).condim == 3  # our ground leaves the contact to the feet
         np.testing.assert_allclose(model.site(foot.site).pos, [0.0, 0.0, -0.31], atol=5e-3)  # at the end of the shin
@@ -225,7 +235,9 @@ def test_a_spider() -> None:
     damped = made("damped.xml", SPIDER.format(armature=0, damping=0.3))[0]
     assert light.damping[0] > 0.2
     assert damped.damping[0] == pytest.approx(1.2 * light.damping[0] - 0.3, rel=1e-2)  # a Go2's joint has 0.1 beside 0.5
-    assert set(made("stiff.xml", SPIDER.format(armature=0, damping=9))[0].damping) == {0.0}
+    slow = made("slow.xml", SPIDER.format(armature=0, damping=9))[0]
+    assert set(slow.damping) == {0.0}
+    assert slow.stiffness[0] == pytest.approx(9.0 * 14.0 / 1.2 / math.sqrt(reach / 9.81), rel=5e-3)  # as quick as a Go2's
 
 
 def test_what_touches_the_ground_beside_a_soft_foot_is_of_the_foot() -> None:
