@@ -2,12 +2,11 @@
 
 Two legs in stance hold up an inverted pendulum of the robot's mass m on legs of length L, which topples with the stiffness
 m g L: each joint of a leg gets half of it, or more where the load of standing would bend its most loaded joint by more than
-0.14 rad, where the joint's own rotor would swing slower on it than four times as fast as that pendulum, or where the joint's
-own damping would make it slower than a Go2's.  A Go2's is 38 N m/rad (it ships with 35, and stands 0.15 rad bent).  On two
-legs hip, knee and ankle bend in series and topple it sooner, so that all is made stiffer until it stands (`STIFFER`).  Damping
-and armature follow a Go2's by the same similarity, in which a time is sqrt(L / g): damping = stiffness sqrt(L / g) / 14,
-armature = 0.004 m L^2.  What is in no leg gets a natural frequency of four times that of a pendulum of length L, and no more
-stiffness than a leg.
+0.14 rad, or where the joint's own rotor would swing slower on it than four times as fast as that pendulum.  A Go2's is 38
+N m/rad (it ships with 35, and stands 0.15 rad bent).  On two legs hip, knee and ankle bend in series and topple it sooner, so
+that all is made stiffer until it stands (`STIFFER`).  Damping and armature follow a Go2's by the same similarity, in which a
+time is sqrt(L / g): damping = stiffness sqrt(L / g) / 14, armature = 0.004 m L^2.  What is in no leg gets a natural frequency
+of four times that of a pendulum of length L, and no more stiffness than a leg.
 """
 
 from __future__ import annotations
@@ -66,9 +65,7 @@ def choose(source: Source, anatomy: Anatomy, stance: Stance, stiffer: float) -> 
         dof = int(model.joint(name).dofadr[0])
         carries = name in anatomy.moving
         swings = float(own_armature[name] if carries else inertia[dof, dof]) * (_FREQUENCY / time) ** 2
-        # as quick as a Go2's joint where the file's damping alone makes it slow
-        quick = float(model.dof_damping[dof]) / ((1.0 + _OWN_DAMPING) * _DAMPING * time)
-        free = max(leg, swings, quick) if carries else min(leg, stiffer * swings)
+        free = max(leg, swings) if carries else min(leg, stiffer * swings)
         effort = source.effort.get(name, free)
         stiffness = free if name in flat else min(free, stiffer * effort / _AT_LEAST)
         damping = stiffness * time * (_DAMPING if carries else 2.0 * _DAMPING_RATIO / _FREQUENCY)

@@ -202,7 +202,7 @@ def _told(
         joints = [joint for joint, its in of.items() if its == name]
         known = joints[0] in source.effort
         effort = f"effort {motor.effort_limit:g} {'from the file' if known else 'guessed: the file has none'}"
-        rule = "the legs' load, rotors and own damping" if joints[0] in anatomy.moving else "its inertia"
+        rule = "the load of its legs" if joints[0] in anatomy.moving else "its inertia"
         capped = known and motor.stiffness < 0.99 * max(
             classes[its].stiffness for one, its in of.items() if one in anatomy.moving
         )

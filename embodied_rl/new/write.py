@@ -94,7 +94,8 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
         "extends: go2_flat",
         "task: velocity",
         "robot: .",
-        f"physics: {{dt: {number(round(0.005 * time, 4))}}}",
+        # 6 and 10 are enough for a Go2's feet
+        f"physics: {{dt: {number(round(0.005 * time, 4))}, iterations: 10, ls_iterations: 20}}",
         "commands:",
         "  velocity:",
         *(f"    {key}: {value}" for key, value in (ranges | clock).items()),

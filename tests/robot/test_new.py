@@ -215,6 +215,8 @@ def test_a_spider() -> None:
     page, reach = load("spider/spider_flat.yaml"), 0.21 / 0.78
     assert page.rewards["foot_clearance"].params["target"] == pytest.approx(0.08 * reach / 0.412, rel=5e-3)
     assert page.physics.dt == pytest.approx(0.005 * math.sqrt(reach / 0.412), abs=1e-4)
+    # a Go2's page asks for 6 and 10, and a foot deep in the ground can throw what they do not solve for
+    assert (page.physics.iterations, page.physics.ls_iterations) == (10, 20)
     model = robot.mjspec().compile()
     data, heights = mujoco.MjData(model), []
     for turned in (None, *robot.joint_names):
@@ -235,9 +237,7 @@ def test_a_spider() -> None:
     damped = made("damped.xml", SPIDER.format(armature=0, damping=0.3))[0]
     assert light.damping[0] > 0.2
     assert damped.damping[0] == pytest.approx(1.2 * light.damping[0] - 0.3, rel=1e-2)  # a Go2's joint has 0.1 beside 0.5
-    slow = made("slow.xml", SPIDER.format(armature=0, damping=9))[0]
-    assert set(slow.damping) == {0.0}
-    assert slow.stiffness[0] == pytest.approx(9.0 * 14.0 / 1.2 / math.sqrt(reach / 9.81), rel=5e-3)  # as quick as a Go2's
+    assert set(made("slow.xml", SPIDER.format(armature=0, damping=9))[0].damping) == {0.0}
 
 
 def test_what_touches_the_ground_beside_a_soft_foot_is_of_the_foot() -> None:
