@@ -84,7 +84,8 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
     clock = {"gait_frequency": number(2.0 / time), "settle_s": number(0.5 * time)}
     limits = {"lin_vel_error": number(0.15 * speed), "ang_vel_error": number(0.2 / time)}
     reference = {"reference_lin_vel_error": number(0.2 * speed)}
-    # legs that reach far to the side would start with their feet deep in the ground, which throws the robot up
+    # joints far from their feet move these far: at the start deep into the ground, which throws the robot up, and in training
+    # wherever the first actions' noise is
     turned = min(0.2, _SUNK * stance.reach / stance.lift)
     starts = {"start_joint_pos": number(turned), "start_lin_vel": number(0.3 * speed), "start_ang_vel": number(0.3 / time)}
     score = [f"  {key}: {value}" for key, value in (ranges | starts | limits | reference).items()]
@@ -94,6 +95,7 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
         "extends: go2_flat",
         "task: velocity",
         "robot: .",
+        f"actions: {{joint_position: {{scale: {number(0.5 * turned / 0.2)}}}}}",
         # 6 and 10 are enough for a Go2's feet
         f"physics: {{dt: {number(round(0.005 * time, 4))}, iterations: 10, ls_iterations: 20}}",
         "commands:",

@@ -227,6 +227,7 @@ def test_a_spider() -> None:
     lift = float(np.abs(np.array(heights[1:]) - heights[0]).sum() / 4e-6)  # the mean of four feet
     assert lift > 0.2
     assert page.events["reset_joints"].params["position"] == pytest.approx(0.13 * reach / lift, rel=1e-2)
+    assert page.actions["joint_position"].params["scale"] == pytest.approx(0.5 * 0.13 * reach / lift / 0.2, rel=1e-2)
     assert page.score and page.score["start_joint_pos"] == page.events["reset_joints"].params["position"]
     for foot in robot.feet:
         assert model.geom(foot.geoms[0]).condim == 3  # our ground leaves the contact to the feet
