@@ -21,6 +21,8 @@ _SIDES = (
 )
 #: As shares of the robot's height: what lies as low as the feet, and what of a last link touches the ground.
 _LOW, _SOLE = 0.15, 0.02
+#: Height of the base in the file's pose, as a share of the legs' length, below which its legs are folded.
+_FOLDED = 0.3
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Leg:
     """The body that they belong to."""
     flat: bool
     """Whether they touch it with an area."""
+    place: np.ndarray
+    """Where, in the body's frame (3,): the middle of a sphere or of a sole, the end of a shin."""
 
 
 @dataclass
@@ -57,6 +61,8 @@ class Anatomy:
     mirror: dict[str, str]
     no_mirror: str
     """Why there is no mirror."""
+    unfolded: dict[str, float]
+    """Positions of limbs that the file's pose folds up, stretched down; empty: it stands [rad]."""
 
     @property
     def moving(self) -> list[str]:
@@ -79,12 +85,19 @@ def study(source: Source) -> Anatomy:
     for geom in low:
         if (group := int(model.body_weldid[model.geom_bodyid[geom]])) not in (0, base):
             groups.setdefault(group, []).append(geom)
-    ground = min((low[geom] for geoms in groups.values() for geom in geoms), default=np.inf)
     if not groups:
         missing = f", and those of {', '.join(sorted(source.lost))} are missing" if source.lost else ""
         raise UserError(
             f"{source.path.name}: no feet found: no link that moves has a collision geom{missing}; give the last ones some"
         )
+    ends = [group for group in groups if not any(group in _ancestors(model, other) for other in groups)]
+    unfolded: dict[str, float] = {}
+    _upright(source, [data.geom_xpos[groups[group]].mean(axis=0) - data.xpos[base] for group in ends])
+    ground = min(low[geom] for geoms in groups.values() for geom in geoms)
+    if float(data.xpos[base, 2]) - ground < _FOLDED * max(_length(model, base, group) for group in ends):
+        unfolded = _unfold(model, data, {group: groups[group] for group in ends})
+        low = {geom: lowest(model, data, geom) for geom in low}
+        ground = min(low[geom] for geoms in groups.values() for geom in geoms)
     height = float(data.xpos[base, 2] - ground)
     if height <= 0.0:
         raise UserError(f"{source.path.name}: no feet found: nothing lies below the base {source.base!r}; z must point up")
@@ -103,11 +116,15 @@ def study(source: Source) -> Anatomy:
         bottom = min(low[geom] for geom in groups[foot])
         geoms = [geom for geom in groups[foot] if low[geom] < bottom + _SOLE * height]
         own = [name for name in chain if name not in others]
-        body = int(model.geom_bodyid[min(geoms, key=lambda geom: low[geom])])
-        legs.append(Leg("", own, geoms, body, _spread(model, data, geoms, bottom + _SOLE * height) > 0.08 * height))
+        lowest_geom = min(geoms, key=lambda geom: low[geom])
+        flat = _spread(model, data, geoms, bottom + _SOLE * height) > 0.08 * height
+        place = model.geom_pos[lowest_geom]
+        if not flat and model.geom_type[lowest_geom] != mujoco.mjtGeom.mjGEOM_SPHERE:
+            place = _touched(model, data, lowest_geom, bottom + _SOLE * height)
+        legs.append(Leg("", own, geoms, int(model.geom_bodyid[lowest_geom]), flat, place))
     if not all(leg.joints for leg in legs):
         raise UserError(f"{source.path.name}: no feet found: what lies lowest hangs on no joint of its own")
-    partners, signs = _partners(model, data, base, source, height)
+    partners, signs = _partners(model, base, source, height)
     names = [name for name in _joints(model) if name in source.driven]
     mirror, why = {}, ""
     if missing := [name for name in _joints(model) if name not in partners]:
@@ -120,7 +137,7 @@ def study(source: Source) -> Anatomy:
     first = [name for leg in legs for name in leg.joints]
     joints = first + [name for name in names if name not in first]
     joints += [name for name in _joints(model) if name not in joints]
-    return Anatomy(model, base, height, legs, joints, partners, signs, mirror, why)
+    return Anatomy(model, base, height, legs, joints, partners, signs, mirror, why, unfolded)
 
 
 def lowest(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> float:
@@ -170,6 +187,48 @@ def _spread(model: mujoco.MjModel, data: mujoco.MjData, geoms: list[int], below:
     return float(np.ptp(points, axis=0).max()) if len(points) else 0.0
 
 
+def _upright(source: Source, ends: list[np.ndarray]) -> None:
+    """Refuse a robot whose limbs, given by their ends from the base on (3,), all point to one side, as no mirror image does."""
+    aside, far = float(np.mean(ends, axis=0)[1]), float(np.mean([np.linalg.norm(end) for end in ends]))
+    if abs(aside) > 0.5 * far:
+        raise UserError(
+            f"{source.path.name}: no feet found: its legs point along {'-' if aside < 0.0 else '+'}y; z must point up and x "
+            f"forward: hang {source.base!r} on a root that is turned so"
+        )
+
+
+def _length(model: mujoco.MjModel, base: int, body: int) -> float:
+    """Give how far it is from the base to a body along its links [m]."""
+    chain = [one for one in (body, *_ancestors(model, body)) if base in _ancestors(model, one)]
+    return sum(float(np.linalg.norm(model.body_pos[one])) for one in chain)
+
+
+def _unfold(model: mujoco.MjModel, data: mujoco.MjData, ends: dict[int, list[int]]) -> dict[str, float]:
+    """Bring the end of each limb as low as its joints let it, by a search that narrows on the best; positions by joint."""
+    draw, pose = np.random.default_rng(0), {}
+    for body, geoms in ends.items():
+        joints = [model.joint(name) for name in _chain(model, body)]
+        bounds = np.array([joint.range if model.jnt_limited[joint.id] else (-np.pi, np.pi) for joint in joints])
+        address = [int(joint.qposadr[0]) for joint in joints]
+        best, least = data.qpos[address], np.inf
+        for width in np.repeat([0.0, 1.0, 0.3, 0.1, 0.03], 60):
+            values = np.clip(best + width * draw.standard_normal(len(best)), *bounds.T)
+            data.qpos[address] = values
+            mujoco.mj_kinematics(model, data)
+            if (low := min(lowest(model, data, geom) for geom in geoms)) < least:
+                best, least = values, low
+        data.qpos[address] = best
+        pose |= {joint.name: float(position) for joint, position in zip(joints, best, strict=True)}
+    mujoco.mj_kinematics(model, data)
+    return pose
+
+
+def _touched(model: mujoco.MjModel, data: mujoco.MjData, geom: int, below: float) -> np.ndarray:
+    """Give the middle of what a geom touches the ground with, in its body's frame (3,)."""
+    body, points = model.geom_bodyid[geom], touching(model, data, geom, below)
+    return (points.mean(axis=0) - data.xpos[body]) @ data.xmat[body].reshape(3, 3)
+
+
 def _ancestors(model: mujoco.MjModel, body: int) -> list[int]:
     found = []
     while body := int(model.body_parentid[body]):
@@ -189,11 +248,9 @@ def _chain(model: mujoco.MjModel, body: int) -> list[str]:
     return [name for one in bodies for name in every if model.joint(name).bodyid[0] == one]
 
 
-def _partners(
-    model: mujoco.MjModel, data: mujoco.MjData, base: int, source: Source, height: float
-) -> tuple[dict[str, str], dict[str, float]]:
+def _partners(model: mujoco.MjModel, base: int, source: Source, height: float) -> tuple[dict[str, str], dict[str, float]]:
     """Pair the joints whose anchors and axes are reflections of each other through the base's xz plane, at the zero pose."""
-    data.qpos[:] = model.qpos0
+    data = mujoco.MjData(model)
     for name in (names := _joints(model)):
         data.joint(name).qpos[:] = 0.0
     mujoco.mj_kinematics(model, data)
@@ -223,8 +280,6 @@ def _partners(
 
         partner = max(found, key=alike)
         partners[name], signs[name] = partner, float(np.sign(axis[partner] @ (flip * axis[name])))
-    data.qpos[:] = model.qpos0
-    mujoco.mj_kinematics(model, data)
     return {name: one for name, one in partners.items() if partners.get(one) == name}, signs
 
 

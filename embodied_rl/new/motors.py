@@ -2,10 +2,11 @@
 
 Two legs in stance hold up an inverted pendulum of the robot's mass m on legs of length L, which topples with the stiffness
 m g L: each joint of a leg gets half of it, or more where the load of standing would bend its most loaded joint by more than
-0.14 rad.  A Go2's is 38 N m/rad (it ships with 35, and stands 0.15 rad bent).  On two legs hip, knee and ankle bend in series
-and topple it sooner, so that all is made stiffer until it stands (`STIFFER`).  Damping and armature follow a Go2's by the
-same similarity, in which a time is sqrt(L / g): damping = stiffness sqrt(L / g) / 14, armature = 0.004 m L^2.  What is in no
-leg gets a natural frequency of four times that of a pendulum of length L, and no more stiffness than a leg.
+0.14 rad, or where the joint's own rotor would swing slower on it than four times as fast as that pendulum.  A Go2's is 38
+N m/rad (it ships with 35, and stands 0.15 rad bent).  On two legs hip, knee and ankle bend in series and topple it sooner, so
+that all is made stiffer until it stands (`STIFFER`).  Damping and armature follow a Go2's by the same similarity, in which a
+time is sqrt(L / g): damping = stiffness sqrt(L / g) / 14, armature = 0.004 m L^2.  What is in no leg gets a natural frequency
+of four times that of a pendulum of length L, and no more stiffness than a leg.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from embodied_rl.new.stance import Stance
 
 _GRAVITY = 9.81
 _DAMPING, _ARMATURE = 1.0 / 14.0, 0.004
+#: What a Go2's joint has of the motor's damping by itself; a joint that has more is damped less by its motor.
+_OWN_DAMPING = 0.2
 #: How far the load of standing bends a leg's most loaded joint at most [rad]
 _SAG = 0.14
-#: No stiffer than that the effort limit is reached at this error [rad], a Go2's being 0.68; soles have to hold all upright.
+#: No stiffer than that the effort limit is reached at this error [rad], a Go2's being 0.68, unless it does not stand so; soles
+#: have to hold all upright.
 _AT_LEAST = 0.4
 #: Factors of all stiffness, of which the first is taken with which the robot stands.
 STIFFER = (1.0, 1.5, 2.0, 3.0, 4.0)
-#: Of what is in no leg: frequency in those of the legs' pendulum, damping ratio.
+#: Of a rotor alone, and of what is in no leg: frequency in those of the legs' pendulum; damping ratio of the latter.
 _FREQUENCY, _DAMPING_RATIO = 4.0, 0.7
 
 
@@ -60,10 +64,12 @@ def choose(source: Source, anatomy: Anatomy, stance: Stance, stiffer: float) -> 
     for name in anatomy.joints:
         dof = int(model.joint(name).dofadr[0])
         carries = name in anatomy.moving
-        free = leg if carries else min(leg, stiffer * float(inertia[dof, dof]) * (_FREQUENCY / time) ** 2)
+        swings = float(own_armature[name] if carries else inertia[dof, dof]) * (_FREQUENCY / time) ** 2
+        free = max(leg, swings) if carries else min(leg, stiffer * swings)
         effort = source.effort.get(name, free)
-        stiffness = free if name in flat else min(free, effort / _AT_LEAST)
+        stiffness = free if name in flat else min(free, stiffer * effort / _AT_LEAST)
         damping = stiffness * time * (_DAMPING if carries else 2.0 * _DAMPING_RATIO / _FREQUENCY)
+        damping = min(damping, max(round((1.0 + _OWN_DAMPING) * damping - float(model.dof_damping[dof]), 9), 0.0))
         armature = None if own_armature[name] else _ARMATURE * weight / _GRAVITY * stance.reach**2 * stiffness / leg
         numbers = (stiffness, damping, effort, source.velocity.get(name), armature)
         one_each[name] = Motor(*(None if one is None else float(f"{one:.3g}") for one in numbers))  # pyright: ignore

@@ -21,12 +21,14 @@ from embodied_rl.new.motors import Motor
 from embodied_rl.new.source import Source, read_source
 from embodied_rl.new.stance import Poser, Stance
 from embodied_rl.robot import RobotSpec, load_robot, robot_names
-from embodied_rl.scene import build_scene
+from embodied_rl.scene import Scene, build_scene
 from embodied_rl.strict_yaml import display
 from embodied_rl.view.film import use_gl
 
 #: How long it has to stand [s], how far it may lean [rad] and which share of its height it may lose.
 _SECONDS, _LEAN, _SINK = 2.0, 0.2, 0.15
+#: How far from its frame a link may touch the ground, as a share of the robot's height, for the frame to mark a foot.
+_AT_THE_END = 0.1
 
 
 def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -> list[str]:
@@ -69,6 +71,8 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
             if not tried[-1][0]:
                 break
         falls, lean, origin, stance, chosen, height, stiffer = min(tried, key=lambda one: one[:2])
+        (work / "robot.yaml").write_text(write.robot_page(source, anatomy, stance, chosen, feet), encoding="utf-8")
+        feet = _with_what_touches(load_robot(str(work)), feet)
         page = write.robot_page(source, anatomy, stance, chosen, feet)
         (work / "robot.yaml").write_text(page, encoding="utf-8")
         (work / f"{source.name}_flat.yaml").write_text(write.flat_page(source, anatomy, stance), encoding="utf-8")
@@ -92,17 +96,39 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
 def stand(robot: RobotSpec) -> tuple[float, float]:
     """Let a robot stand on its motors in its default pose: the most that it leans [rad], the share of its height at the end."""
     scene = build_scene(robot, collisions="feet", physics=PhysicsSettings())
+    upright, leans, height = None, 0.0, 0.0
+    for data in _standing(robot, scene):
+        turn, height = data.xmat[scene.base_body].reshape(3, 3), float(data.xpos[scene.base_body, 2])
+        upright = turn.T[:, 2].copy() if upright is None else upright
+        leans = max(leans, math.acos(np.clip(float((turn @ upright)[2]), -1.0, 1.0)))
+    return leans, height / robot.base_height
+
+
+def _standing(robot: RobotSpec, scene: Scene) -> Iterator[mujoco.MjData]:
+    """Go through the steps of a robot that is held on its motors in its default pose, feet just touching at first."""
     data = mujoco.MjData(scene.model)
     assert scene.root is not None
     data.qpos[scene.root.qpos + 2] = robot.base_height
     data.qpos[list(scene.qpos_address)] = data.ctrl[:] = robot.default_joint_pos
     mujoco.mj_kinematics(scene.model, data)
-    upright, leans = data.xmat[scene.base_body].reshape(3, 3).T[:, 2].copy(), 0.0
+    yield data
     for _ in range(round(_SECONDS / scene.model.opt.timestep)):
         mujoco.mj_step(scene.model, data)
-        cosine = float((data.xmat[scene.base_body].reshape(3, 3) @ upright)[2])
-        leans = max(leans, math.acos(np.clip(cosine, -1.0, 1.0)))
-    return leans, float(data.xpos[scene.base_body, 2]) / robot.base_height
+        yield data
+
+
+def _with_what_touches(robot: RobotSpec, feet: dict[str, tuple[list[str], str]]) -> dict[str, tuple[list[str], str]]:
+    """Add to each foot the geoms of its link that touch the ground too while the robot stands, as where soft balls give way."""
+    scene = build_scene(robot, collisions="full", physics=PhysicsSettings())
+    model, touched = scene.model, set[int]()
+    for data in _standing(robot, scene):
+        touched |= {int(geom) for pair in data.contact.geom if model.geom("ground").id in pair for geom in pair}
+    grown = {}
+    for name, (geoms, site) in feet.items():
+        link = model.body_weldid[model.geom(geoms[0]).bodyid[0]]
+        also = [model.geom(geom).name for geom in sorted(touched) if model.body_weldid[model.geom_bodyid[geom]] == link]
+        grown[name] = ([*geoms, *(geom for geom in also if geom not in geoms)], site)
+    return grown
 
 
 def _stances(source: Source, poser: Poser) -> Iterator[tuple[str, Stance]]:
@@ -122,17 +148,32 @@ def _mark_feet(source: Source, anatomy: Anatomy) -> dict[str, tuple[list[str], s
     taken = {geom.name for geom in spec.geoms} | {site.name for site in spec.sites}
     for leg in anatomy.legs:
         geoms = [by_id[index] for index in leg.geoms]
-        for index, geom in enumerate(geoms):
+        # all of the link, any of which may touch the ground
+        others = [geom for index, geom in by_id.items() if _of_link(model, index, leg.body) and geom not in geoms]
+        for index, geom in enumerate([*geoms, *others]):
             if not geom.name:
                 stem = f"{leg.foot}_foot" + (f"_{index}" if index else "")
                 geom.name = stem if stem not in taken else f"{stem}_geom"
+            if geom.condim == 1:
+                geom.condim = 3  # the file's ground had friction for both; ours leaves it to the feet
         body = spec.body(model.body(leg.body).name)
-        place = model.geom_pos[leg.geoms[0]]
-        sites = [site for site in body.sites if source.urdf or np.allclose(site.pos, place, atol=1e-9)]
-        site = sites[0] if sites else body.add_site(name=f"{leg.foot}_foot_site", pos=place)
+        if source.urdf:  # a link's own frame marks it, where that is at its end
+            near = np.linalg.norm(leg.place) < _AT_THE_END * anatomy.height
+            feet[leg.foot] = ([geom.name for geom in geoms], body.name if near else source.mark(body.name, leg.place))
+            continue
+        sites = [site for site in body.sites if np.allclose(site.pos, leg.place, atol=1e-9)]
+        site = sites[0] if sites else body.add_site(name=f"{leg.foot}_foot_site", pos=leg.place)
         site.name = site.name or f"{leg.foot}_foot_site"
         feet[leg.foot] = ([geom.name for geom in geoms], site.name)
     return feet
+
+
+def _of_link(model: mujoco.MjModel, geom: int, body: int) -> bool:
+    """Whether a geom collides and is of a body, or of one fixed to it."""
+    return bool(
+        (model.geom_contype[geom] or model.geom_conaffinity[geom])
+        and model.body_weldid[model.geom_bodyid[geom]] == model.body_weldid[body]
+    )
 
 
 def _told(

@@ -45,6 +45,19 @@ class Source:
             self.spec.compile()
             self.path.write_text(self.spec.to_xml(), encoding="utf-8")
 
+    def mark(self, link: str, place: np.ndarray) -> str:
+        """Write a link of no mass into the copied URDF at a place of another, which marks it by a site; its name."""
+        root, name = ElementTree.fromstring(self.path.read_text(encoding="utf-8")), f"{link}_end"
+        while any(one.get("name") == name for one in root):
+            name += "_"
+        ElementTree.SubElement(root, "link", name=name)
+        joint = ElementTree.SubElement(root, "joint", name=f"{name}_fixed", type="fixed")
+        ElementTree.SubElement(joint, "parent", link=link)
+        ElementTree.SubElement(joint, "child", link=name)
+        ElementTree.SubElement(joint, "origin", xyz=" ".join(f"{one:.6g}" for one in place), rpy="0 0 0")
+        self.path.write_text(ElementTree.tostring(root, encoding="unicode"), encoding="utf-8")
+        return name
+
 
 def read_source(file: Path, folder: Path) -> Source:
     """Read a model file and copy it into a folder.
@@ -91,8 +104,10 @@ def _urdf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Sou
         raise UserError(f"{file}: {len(bases)} links are no joint's child ({', '.join(bases) or 'none'}); a URDF has one root")
     path = folder / f"{name}.urdf"
     notes, lost = _copy_urdf_meshes(file, root, folder)
+    if empty := _drop_empty_shapes(root):
+        notes.append(f"left out: shapes of no size of {', '.join(empty)}")
     if mended := _mend_inertias(root):
-        notes.append(f"mended: the inertias of {', '.join(mended)}, which no body can have, are spheres' of their mean")
+        notes.append(f"mended: the inertias of {', '.join(mended)}, which no body can have, are spheres'")
     path.write_text(ElementTree.tostring(root, encoding="unicode"), encoding="utf-8")
     spec = read_urdf(path, bases[0])
     source = Source(name, path, spec, bases[0], True, notes=notes, lost=lost)
@@ -107,15 +122,41 @@ def _urdf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Sou
     return source
 
 
+def _drop_empty_shapes(root: ElementTree.Element) -> list[str]:
+    """Take shapes out that have no size, which MuJoCo refuses; the links."""
+    dropped = {}
+    for link in root.iter("link"):
+        for kind in ("visual", "collision"):
+            for shape in link.findall(kind):
+                sizes = [
+                    float(one)
+                    for solid in shape.findall("geometry/*")
+                    for key in ("radius", "length", "size")
+                    for one in solid.get(key, "").split()
+                ]
+                if sizes and min(sizes) <= 0.0:
+                    link.remove(shape)
+                    dropped[link.get("name", "")] = None
+    return list(dropped)
+
+
 def _mend_inertias(root: ElementTree.Element) -> list[str]:
-    """Replace inertias that MuJoCo refuses: no positive eigenvalues, or A + B < C; the links."""
+    """Replace inertias that MuJoCo refuses, with no positive eigenvalues or A + B < C, by those of spheres; the links.
+
+    A sphere of their mean, or of the link's mass and as dense as water where they are zero.
+    """
     mended = []
     for link in root.iter("link"):
         if (inertia := link.find("inertial/inertia")) is None:
             continue
         xx, yy, zz, xy, xz, yz = (float(inertia.get(key, 0.0)) for key in ("ixx", "iyy", "izz", "ixy", "ixz", "iyz"))
         small, middle, large = np.linalg.eigvalsh([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-        if (small <= 0.0 or small + middle < large) and (mean := (xx + yy + zz) / 3.0) > 0.0:
+        mass = link.find("inertial/mass")
+        heavy = float(mass.get("value", 0.0)) if mass is not None else 0.0
+        mean = (xx + yy + zz) / 3.0
+        if mean == 0.0:
+            mean = 0.4 * heavy * (3.0 * heavy / (4.0 * np.pi * 1000.0)) ** (2.0 / 3.0)
+        if (small <= 0.0 or small + middle < large) and mean > 0.0:
             inertia.attrib.update({key: f"{mean if key[1] == key[2] else 0.0:.9g}" for key in inertia.attrib})
             mended.append(link.get("name", ""))
     return mended

@@ -30,9 +30,12 @@ class Stance:
     base_height: float
     """Of the base with the feet just touching the ground [m]."""
     reach: float
-    """From the hips down to the soles with the legs as straight as they go, the mean of all [m]."""
+    """From the hips down to the soles with the legs as straight as they go, or as legs reach that stand as low, bent as a Go2's;
+    the mean of all [m]."""
     offset: float
     """Of the centre of mass from the middle of the feet [m]."""
+    lift: float
+    """How far a foot goes up or down at most when each joint of its leg turns, the mean of all [m/rad]."""
 
 
 class Poser:
@@ -44,11 +47,14 @@ class Poser:
         self.address = {name: int(self.model.joint(name).qposadr[0]) for name in anatomy.joints}
         self.limits = {name: _range(self.model, name) for name in anatomy.joints}
         self.neutral = {name: float(np.clip(self.model.qpos0[self.address[name]], *self.limits[name])) for name in anatomy.joints}
+        self.bent = _BENT if len(anatomy.legs) > 2 else _BENT_ON_TWO
         self._set(self.neutral)
         self.hips = [self._hip(leg) for leg in anatomy.legs]
         self.soles = [self._axis_up(leg) for leg in anatomy.legs]
         self.pitching = {name for name in anatomy.joints if abs(self.data.joint(name).xaxis[1]) > _PITCHES}
+        self._set(self.neutral | anatomy.unfolded)
         self.under = [self._middle(leg) for leg in anatomy.legs]
+        self._set(self.neutral)
         self.reach = [self._reach(leg, hip) for leg, hip in zip(anatomy.legs, self.hips, strict=True)]
         self.levels = [self._level(*one) for one in zip(anatomy.legs, self.hips, self.under, self.reach, strict=True)]
 
@@ -62,8 +68,13 @@ class Poser:
                 pose[partner] = self.anatomy.signs[name] * pose[name] + 0.0
         self._set(pose)
         base = float(self.data.xpos[self.anatomy.base, 2])
-        height = base - min(self._low(leg) for leg in self.anatomy.legs)
-        return Stance(pose, round(height, 4), float(np.mean(self.reach)), float(np.linalg.norm(self._off_centre())))
+        ground = min(self._low(leg) for leg in self.anatomy.legs)
+        # legs that stand lower than bent ones, in a keyframe or as a spider's, swing as shorter ones
+        reach = min(float(np.mean(self.reach)), float(np.mean([hip[2] for hip in self.hips]) - ground) / self.bent)
+        offset = float(np.linalg.norm(self._off_centre()))
+        return Stance(
+            pose, round(base - ground, 4), reach, offset, float(np.mean([self._lift(leg) for leg in self.anatomy.legs]))
+        )
 
     def solve(self) -> Stance:
         """Bend the legs until the base is low enough, feet level under the hips and all of it over the feet."""
@@ -116,7 +127,7 @@ class Poser:
     def _starts(self, leg: Leg) -> list[np.ndarray]:
         """Knee backward and forward, in this order for four legs, and as the file has it."""
         self._set(self.neutral)
-        bend = math.acos(_BENT if len(self.anatomy.legs) > 2 else _BENT_ON_TWO)
+        bend = math.acos(self.bent)
         first = 1.0 if len(self.anatomy.legs) > 2 else -1.0
         starts = []
         for way in (first, -first):
@@ -149,7 +160,7 @@ class Poser:
         if np.linalg.norm(under - hip[:2]) > _SPREAD * reach:  # a spider, whose feet stay where they are
             return self._low(leg)
         under[0] = hip[0]
-        return float(hip[2] - (_BENT if len(self.anatomy.legs) > 2 else _BENT_ON_TWO) * reach)
+        return float(hip[2] - self.bent * reach)
 
     def _hip(self, leg: Leg) -> np.ndarray:
         """Find where the leg swings: at its first joint that pitches, else at its first."""
@@ -162,6 +173,13 @@ class Poser:
 
     def _low(self, leg: Leg) -> float:
         return min(lowest(self.model, self.data, geom) for geom in leg.geoms)
+
+    def _lift(self, leg: Leg) -> float:
+        """Give how far a foot goes up or down when each joint of its leg turns [m/rad]."""
+        turn, jacobian = self.data.xmat[leg.body].reshape(3, 3), np.zeros((3, self.model.nv))
+        foot = self.data.xpos[leg.body] + turn @ leg.place
+        mujoco.mj_jac(self.model, self.data, jacobian, None, foot, leg.body)
+        return float(sum(abs(jacobian[2, self.model.joint(name).dofadr[0]]) for name in leg.joints))
 
     def _middle(self, leg: Leg) -> np.ndarray:
         """Give the middle of what touches the ground, x and y."""

@@ -15,6 +15,8 @@ from embodied_rl.new.stance import Stance
 
 #: A Go2's legs and height [m], of which go2_flat speaks.
 REACH, _BASE_HEIGHT = 0.412, 0.3235
+#: How deep feet may start in the ground at most, as a share of the legs' reach; a Go2's start 0.12.
+_SUNK = 0.13
 #: What YAML takes for something else than a name.
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
@@ -82,7 +84,10 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
     clock = {"gait_frequency": number(2.0 / time), "settle_s": number(0.5 * time)}
     limits = {"lin_vel_error": number(0.15 * speed), "ang_vel_error": number(0.2 / time)}
     reference = {"reference_lin_vel_error": number(0.2 * speed)}
-    starts = {"start_lin_vel": number(0.3 * speed), "start_ang_vel": number(0.3 / time)}
+    # joints far from their feet move these far: at the start deep into the ground, which throws the robot up, and in training
+    # wherever the first actions' noise is
+    turned = min(0.2, _SUNK * stance.reach / stance.lift)
+    starts = {"start_joint_pos": number(turned), "start_lin_vel": number(0.3 * speed), "start_ang_vel": number(0.3 / time)}
     score = [f"  {key}: {value}" for key, value in (ranges | starts | limits | reference).items()]
     lines = [
         f"# {source.name} on flat ground: go2_flat, its lengths scaled by {number(length)} (legs of {number(stance.reach)} m",
@@ -90,6 +95,9 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
         "extends: go2_flat",
         "task: velocity",
         "robot: .",
+        f"actions: {{joint_position: {{scale: {number(0.5 * turned / 0.2)}}}}}",
+        # 6 and 10 are enough for a Go2's feet
+        f"physics: {{dt: {number(round(0.005 * time, 4))}, iterations: 10, ls_iterations: 20}}",
         "commands:",
         "  velocity:",
         *(f"    {key}: {value}" for key, value in (ranges | clock).items()),
@@ -103,6 +111,7 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
         f"  height: {{minimum: {number(0.12 * stance.base_height / _BASE_HEIGHT)}}}",
         "events:",
         f"  reset_base: {{lin_vel: {number(0.3 * speed)}, ang_vel: {number(0.3 / time)}}}",
+        f"  reset_joints: {{position: {number(turned)}}}",
         f"  push: {{lin_vel: {number(0.5 * speed)}}}",
         "score:",
         *score,

@@ -79,6 +79,24 @@ def dog(rename: Callable[[str], str] = lambda leg: f"{leg}_") -> str:
     return f'<robot name="dog">{TRUNK}{text}</robot>'
 
 
+SPIDER_LEG = """
+  <body name="{s}" pos="{x} {y} 0"><joint name="yaw_{s}" axis="0 0 1" range="-40 40"/>
+    <joint name="pitch_{s}" axis="0 1 0" range="-40 40"/>
+    <geom type="capsule" fromto="0 0 0 {x} {y} .1" size=".02" mass=".3"/>
+    <body name="shin_{s}" pos="{x} {y} .1"><joint name="knee_{s}" axis="0 1 0" range="-60 60"/>
+      <geom name="shin_{s}" type="capsule" fromto="0 0 0 0 0 -.29" size=".02" mass=".2"/></body></body>"""
+SPIDER = f"""
+<mujoco model="spider"><default><geom condim="1"/><joint armature="{{armature}}" damping="{{damping}}"/></default>
+  <worldbody><body name="trunk" pos="0 0 .21"><freejoint/><geom size=".1" mass="4"/>
+    {
+    "".join(
+        SPIDER_LEG.format(s=s, x=x, y=y)
+        for s, (x, y) in {"FL": (0.25, 0.25), "FR": (0.25, -0.25), "RL": (-0.25, 0.25), "RR": (-0.25, -0.25)}.items()
+    )
+}</body></worldbody>
+</mujoco>"""
+
+
 def off_centre(robot: RobotSpec) -> float:
     """How far the centre of mass is from the middle of the feet's sites, in the plane [m]."""
     model = robot.mjspec().compile()
@@ -190,6 +208,82 @@ def test_a_keyframe_that_stands_is_the_pose() -> None:
     assert robot.default_joint_pos[:4] == (0.05, -0.5, 1.0, -0.5)
 
 
+def test_a_spider() -> None:
+    robot, _ = made("spider.xml", SPIDER.format(armature=0, damping=0))
+    assert [foot.name for foot in robot.feet] == ["FL", "FR", "RL", "RR"]
+    # the hips are 0.21 m over the soles: so stand legs of 0.21 / 0.78 m, of which the page's lengths are
+    page, reach = load("spider/spider_flat.yaml"), 0.21 / 0.78
+    assert page.rewards["foot_clearance"].params["target"] == pytest.approx(0.08 * reach / 0.412, rel=5e-3)
+    assert page.physics.dt == pytest.approx(0.005 * math.sqrt(reach / 0.412), abs=1e-4)
+    # a Go2's page asks for 6 and 10, and a foot deep in the ground can throw what they do not solve for
+    assert (page.physics.iterations, page.physics.ls_iterations) == (10, 20)
+    model = robot.mjspec().compile()
+    data, heights = mujoco.MjData(model), []
+    for turned in (None, *robot.joint_names):
+        for name, position in zip(robot.joint_names, robot.default_joint_pos, strict=True):
+            data.joint(name).qpos[:] = position + 1e-6 * (name == turned)
+        mujoco.mj_kinematics(model, data)
+        heights.append([data.site(foot.site).xpos[2] for foot in robot.feet])
+    lift = float(np.abs(np.array(heights[1:]) - heights[0]).sum() / 4e-6)  # the mean of four feet
+    assert lift > 0.2
+    assert page.events["reset_joints"].params["position"] == pytest.approx(0.13 * reach / lift, rel=1e-2)
+    assert page.actions["joint_position"].params["scale"] == pytest.approx(0.5 * 0.13 * reach / lift / 0.2, rel=1e-2)
+    assert page.score and page.score["start_joint_pos"] == page.events["reset_joints"].params["position"]
+    for foot in robot.feet:
+        assert model.geom(foot.geoms[0]).condim == 3  # our ground leaves the contact to the feet
+        np.testing.assert_allclose(model.site(foot.site).pos, [0.0, 0.0, -0.31], atol=5e-3)  # at the end of the shin
+    # what the joint has by itself is not asked of the motor, and a heavy rotor has to be turned
+    light, heavy = robot, made("heavy.xml", SPIDER.format(armature=1, damping=0.1))[0]
+    assert heavy.stiffness[0] == pytest.approx((4.0 / math.sqrt(reach / 9.81)) ** 2, rel=5e-3)
+    damped = made("damped.xml", SPIDER.format(armature=0, damping=0.3))[0]
+    assert light.damping[0] > 0.2
+    assert damped.damping[0] == pytest.approx(1.2 * light.damping[0] - 0.3, rel=1e-2)  # a Go2's joint has 0.1 beside 0.5
+    assert set(made("slow.xml", SPIDER.format(armature=0, damping=9))[0].damping) == {0.0}
+
+
+def test_what_touches_the_ground_beside_a_soft_foot_is_of_the_foot() -> None:
+    """A ball that gives way by more than the 20 mm by which the shin's end is over its underside."""
+    soft = SPIDER.format(armature=0, damping=0).replace(
+        '-.29" size=".02" mass=".2"/>',
+        '-.29" size=".02" mass=".2"/><geom name="ball_{s}" pos="0 0 -.3" size=".03" mass=".01"'
+        ' solref=".1 1" solimp=".01 .5 .2"/>',
+    )
+    for leg in ("FL", "FR", "RL", "RR"):
+        soft = soft.replace("ball_{s}", f"ball_{leg}", 1)
+    robot, _ = made("spider.xml", soft)
+    assert [foot.geoms for foot in robot.feet] == [(f"ball_{leg}", f"shin_{leg}") for leg in ("FL", "FR", "RL", "RR")]
+
+
+def test_a_urdf_of_a_robot_that_lies_on_its_belly() -> None:
+    """Its joints' zeros fold the legs up to the trunk, and a shin has no link for a foot."""
+    folded = (
+        dog()
+        .replace('<origin xyz="0 0.08 0"/>', '<origin xyz="0 0.08 0" rpy="0 1.5 0"/>')
+        .replace('<origin xyz="0 -0.08 0"/>', '<origin xyz="0 -0.08 0" rpy="0 1.5 0"/>')
+    )
+    robot, _ = made("dog.urdf", folded)
+    assert [foot.geoms for foot in robot.feet] == [("FL_foot",), ("FR_foot",), ("RL_foot",), ("RR_foot",)]
+    assert robot.base_height == pytest.approx(0.78 * (0.4 * math.cos(0.45) + 0.02), abs=2e-3)
+    ball = '<collision><origin xyz="0 0 -0.2"/><geometry><sphere radius="0.02"/></geometry></collision>'
+    shins = dog().replace('<collision><origin xyz="0 0 -0.1"/>', f'{ball}<collision><origin xyz="0 0 -0.1"/>')
+    robot, _ = made("shins.urdf", shins.replace('<collision><geometry><sphere radius="0.02"/></geometry></collision>', ""))
+    assert robot.feet[0].geoms == ("FL_calf_link",)
+    place = robot.mjspec().compile().body(robot.feet[0].site).pos
+    np.testing.assert_allclose(place, [0.0, 0.0, -0.2], atol=1e-6)
+
+
+def test_what_a_urdf_gives_no_size_is_mended() -> None:
+    nothing = '<collision><geometry><sphere radius="0.0"/></geometry></collision>'
+    text = dog().replace('<link name="FL_foot">', f'<link name="FL_foot">{nothing}')
+    text = text.replace('<inertia ixx="0.02" iyy="0.06" izz="0.07"', '<inertia ixx="0" iyy="0" izz="0"')
+    robot, said = made("dog.urdf", text)
+    assert robot.feet[0].geoms == ("FL_foot",)
+    assert "shapes of no size of FL_foot" in said and "the inertias of trunk" in said
+    # a ball of water of 6 kg
+    inertia = 0.4 * 6.0 * (6.0 / (1000.0 * 4.0 / 3.0 * math.pi)) ** (2.0 / 3.0)
+    np.testing.assert_allclose(robot.mjspec().compile().body("trunk").inertia, inertia, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["go1", "go2"])
 def test_the_shipped_robots_are_found_again(name: str) -> None:
     lines = new_robot(shipped("robots") / name / f"{name}.xml")
@@ -232,6 +326,11 @@ PLAIN = "<mujoco><worldbody><body name='trunk'><freejoint/><geom size='.1'/>{}</
             "dog.urdf",
             dog().replace('<sphere radius="0.02"/>', '<mesh filename="foot.stl"/>'),
             "no feet found: the collision mesh of",
+        ),
+        (
+            "a.xml",
+            PLAIN.format("<body><joint name='j'/><geom type='capsule' fromto='.1 -.2 0 .1 -.9 -.1' size='.02'/></body>"),
+            "its legs point along -y",
         ),
         ("there.xml", BIPED, "is there already"),
         ("", "", "no such file"),
