@@ -89,9 +89,9 @@ def make_scene(page: Page, measure: Iterable[str] = ()) -> Scene:
     try:
         return build_scene(robot, physics=page.physics, needs=needs, controls=controls, **page.scene.model_dump())
     except SceneError as error:
-        said = str(error)
-        path = next((path for need, path in readers.items() if need.startswith("contact:") and repr(need[8:]) in said), "")
-        raise SceneError(said.replace("a term ", f"{path}: ", 1) if path and said.startswith("a term ") else said) from None
+        if error.need not in readers:
+            raise
+        raise SceneError(f"{readers[error.need]}: {str(error).removeprefix('a term ')}") from None
 
 
 def make_vector(page: Page, env_ids: Tensor) -> VectorEnv:

@@ -18,6 +18,7 @@ from embodied_rl.deploy.place import default_pose, place
 from embodied_rl.physics.actuators import motors_of, torque_range
 from embodied_rl.physics.kinematics import free_body
 from embodied_rl.problems import did_you_mean, quoted
+from embodied_rl.scene.contacts import GROUNDS
 from embodied_rl.scene.looks import dress
 from embodied_rl.scene.plain import PLAIN
 from embodied_rl.strict_yaml import display
@@ -26,7 +27,6 @@ from embodied_rl.strict_yaml import display
 _SHOWN = 2
 #: Begins the names of what is added.
 _PREFIX = "contract_"
-_GROUND = (int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_HFIELD))
 
 
 @dataclass
@@ -85,7 +85,7 @@ def fit(path: Path, contract: Mapping[str, Any], own: mujoco.MjModel, *, keep_mo
     if base != contract["base"]:
         notes.append(f"no body {contract['base']!r}: {base!r}, which has the free joint, is taken for it, with its frame")
     check_time(before, contract, where)
-    if not any(int(kind) in _GROUND and not body for kind, body in zip(before.geom_type, before.geom_bodyid, strict=True)):
+    if not any(int(kind) in GROUNDS and not body for kind, body in zip(before.geom_type, before.geom_bodyid, strict=True)):
         _add_ground(spec, before, base, contract)
         notes.append("the file has no ground; the contract's plane was added")
     limits = {name: torque_range(before, name) for name in names}

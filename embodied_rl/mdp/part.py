@@ -59,11 +59,7 @@ class Part:
         """Whether the base moves freely."""
         self.root_qpos, self.root_qvel = (scene.root.qpos, scene.root.qvel) if scene.root else (-1, -1)
         """Where a floating base's pose begins in qpos (position, quaternion), and its velocity in qvel (linear, angular)."""
-        default = torch.tensor(model.qpos0, dtype=torch.float32, device=device)
-        if self.floating:
-            default[self.root_qpos + 2] = spec.base_height
-        default[self.qpos_index] = self.default_joint_pos
-        self.default_qpos = default
+        self.default_qpos = torch.tensor(scene.default_qpos(), dtype=torch.float32, device=device)
         """The pose that episodes start from, (nq,)."""
         still = mujoco.MjData(model)
         mujoco.mj_kinematics(model, still)

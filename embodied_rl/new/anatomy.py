@@ -11,6 +11,7 @@ import numpy as np
 from embodied_rl.errors import UserError
 from embodied_rl.new.source import Source
 from embodied_rl.robot.spec import mirrored_name
+from embodied_rl.scene.contacts import collides
 from embodied_rl.scene.feet import supports
 
 #: Words of sides, in lower case; they are no part of what a joint does.
@@ -80,7 +81,7 @@ def study(source: Source) -> Anatomy:
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     base = model.body(source.base).id
-    low = {geom: lowest(model, data, geom) for geom in range(model.ngeom) if _collides(model, geom)}
+    low = {geom: lowest(model, data, geom) for geom in range(model.ngeom) if collides(model.geom(geom))}
     groups: dict[int, list[int]] = {}
     for geom in low:
         if (group := int(model.body_weldid[model.geom_bodyid[geom]])) not in (0, base):
@@ -175,10 +176,6 @@ def _hangs_on(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> tuple[np
     ellipsoids = ellipsoids.reshape(-1, 4, 3) @ turn.T
     ellipsoids[:, 0] += data.geom_xpos[geom]
     return np.hstack((data.geom_xpos[geom] + points[:, :3] @ turn.T, points[:, 3:])), ellipsoids
-
-
-def _collides(model: mujoco.MjModel, geom: int) -> bool:
-    return bool(model.geom_contype[geom] or model.geom_conaffinity[geom])
 
 
 def _spread(model: mujoco.MjModel, data: mujoco.MjData, geoms: list[int], below: float) -> float:

@@ -30,9 +30,7 @@ def draw(robot: RobotSpec, file: Path) -> None:
     use_gl()
     scene = build_scene(robot, collisions="full", physics=PhysicsSettings())
     model, data = scene.render_model, mujoco.MjData(scene.render_model)
-    assert scene.root is not None
-    data.qpos[scene.root.qpos + 2] = robot.base_height
-    data.qpos[list(scene.qpos_address)] = robot.default_joint_pos
+    data.qpos[:] = scene.default_qpos()
     mujoco.mj_forward(model, data)
     width, height = _SIZE
     model.vis.global_.offwidth, model.vis.global_.offheight = width, height

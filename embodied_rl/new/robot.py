@@ -22,6 +22,7 @@ from embodied_rl.new.source import Source, read_source
 from embodied_rl.new.stance import Poser, Stance
 from embodied_rl.robot import RobotSpec, load_robot, robot_names
 from embodied_rl.scene import Scene, build_scene
+from embodied_rl.scene.contacts import collides
 from embodied_rl.strict_yaml import display
 from embodied_rl.view.film import use_gl
 
@@ -107,9 +108,7 @@ def stand(robot: RobotSpec) -> tuple[float, float]:
 def _standing(robot: RobotSpec, scene: Scene) -> Iterator[mujoco.MjData]:
     """Go through the steps of a robot that is held on its motors in its default pose, feet just touching at first."""
     data = mujoco.MjData(scene.model)
-    assert scene.root is not None
-    data.qpos[scene.root.qpos + 2] = robot.base_height
-    data.qpos[list(scene.qpos_address)] = data.ctrl[:] = robot.default_joint_pos
+    data.qpos[:], data.ctrl[:] = scene.default_qpos(), robot.default_joint_pos
     mujoco.mj_kinematics(scene.model, data)
     yield data
     for _ in range(round(_SECONDS / scene.model.opt.timestep)):
@@ -170,10 +169,7 @@ def _mark_feet(source: Source, anatomy: Anatomy) -> dict[str, tuple[list[str], s
 
 def _of_link(model: mujoco.MjModel, geom: int, body: int) -> bool:
     """Whether a geom collides and is of a body, or of one fixed to it."""
-    return bool(
-        (model.geom_contype[geom] or model.geom_conaffinity[geom])
-        and model.body_weldid[model.geom_bodyid[geom]] == model.body_weldid[body]
-    )
+    return collides(model.geom(geom)) and model.body_weldid[model.geom_bodyid[geom]] == model.body_weldid[body]
 
 
 def _told(

@@ -18,7 +18,7 @@ from torch import Tensor
 from embodied_rl.blocks import Rowwise
 from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
-from embodied_rl.physics.tensors import touches
+from embodied_rl.physics.tensors import touches, track
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import LARGEST
 
@@ -186,11 +186,7 @@ class NativePhysics:
     def _kinematics(self) -> None:
         """Find where the frames are."""
         assert self._frames is not None
-        position, velocity, quat = self._frames(self.qpos, self.qvel)
-        self.frame_pos.copy_(position)
-        self.frame_lin_vel.copy_(velocity)
-        if quat is not None:
-            self.frame_quat.copy_(quat)
+        track(self._frames, self)
 
     def _pull_state(self) -> None:
         self.qpos.copy_(torch.from_numpy(self._state["qpos"]))

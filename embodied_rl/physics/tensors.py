@@ -18,7 +18,7 @@ from torch import Tensor
 
 from embodied_rl.errors import UserError
 from embodied_rl.physics.kinematics import Kinematics
-from embodied_rl.physics.protocol import Controller
+from embodied_rl.physics.protocol import Controller, Physics
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import LARGEST
 
@@ -239,11 +239,7 @@ class TensorPhysics(ABC):
 
     def _track(self) -> None:
         assert self._kinematics is not None
-        position, velocity, quat = self._kinematics(self.qpos, self.qvel)
-        self.frame_pos.copy_(position)
-        self.frame_lin_vel.copy_(velocity)
-        if quat is not None:
-            self.frame_quat.copy_(quat)
+        track(self._kinematics, self)
 
     def _derived(self, field: str) -> Tensor | None:
         """Find the live tensor of a derived field, None where the engine has none of that name."""
@@ -292,6 +288,15 @@ def _assign_columns(mask: Tensor, target: Tensor, columns: Tensor, values: Tenso
 def touches(values: Tensor) -> Tensor:
     """Say 1 where any geom of a foot or body B has matches: (N, B, geoms of each) to (N, B)."""
     return (values.amax(2) > 0).float()
+
+
+def track(kinematics: Kinematics, physics: Physics) -> None:
+    """Find where the frames are, and write it into what an engine hands out."""
+    position, velocity, quat = kinematics(physics.qpos, physics.qvel)
+    physics.frame_pos.copy_(position)
+    physics.frame_lin_vel.copy_(velocity)
+    if quat is not None:
+        physics.frame_quat.copy_(quat)
 
 
 def runnable(model: mujoco.MjModel) -> mujoco.MjModel:

@@ -151,7 +151,7 @@ class RobotSpec:
             try:
                 weld(spec, self.welded)
             except ValueError as error:
-                raise self._not(error, "cannot be read") from error
+                raise self._refused(error, "cannot be read") from error
         return spec
 
     def compile(self, spec: mujoco.MjSpec) -> mujoco.MjModel:
@@ -163,7 +163,7 @@ class RobotSpec:
         try:
             return spec.compile()
         except ValueError as error:
-            raise self._not(error, "cannot be compiled") from error
+            raise self._refused(error, "cannot be compiled") from error
 
     def check(self, spec: mujoco.MjSpec) -> None:
         """Compare the page's names with the model's.
@@ -242,7 +242,7 @@ class RobotSpec:
             urdf = is_urdf(self.model_path)
             spec = read_urdf(self.model_path, self.base) if urdf else mujoco.MjSpec.from_file(str(self.model_path))
         except ValueError as error:
-            raise self._not(error, "cannot be read") from error
+            raise self._refused(error, "cannot be read") from error
         _keep_rotors(spec)
         # MuJoCo deletes with an element what refers to it: the others first
         for kind in ("tuples", "sensors", "actuators", "keys"):
@@ -253,7 +253,7 @@ class RobotSpec:
         self.check(spec)
         return spec
 
-    def _not(self, error: Exception, what: str) -> RobotError:
+    def _refused(self, error: Exception, what: str) -> RobotError:
         return RobotError([Problem(str(self.model_path), "", f"{what}: {' '.join(str(error).split())}")])
 
     def _mistakes(self, spec: mujoco.MjSpec) -> Iterator[tuple[Keys, str]]:

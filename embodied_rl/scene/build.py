@@ -19,7 +19,7 @@ from embodied_rl.scene.feet import Feet
 from embodied_rl.scene.finite import check_finite
 from embodied_rl.scene.looks import ADDED, dress
 from embodied_rl.scene.plain import PLAIN
-from embodied_rl.scene.pose import check_pose
+from embodied_rl.scene.pose import check_pose, default_qpos
 from embodied_rl.scene.terrain import FlatTerrain
 
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
@@ -42,7 +42,16 @@ ENABLED = (
 
 
 class SceneError(UserError):
-    """A page asks the scene for what its robot or collision set does not have; one line."""
+    """A page asks the scene for what its robot or collision set does not have; one line.
+
+    Args:
+        message: the line.
+        need: what a term asked for, of a message that begins with "a term".
+    """
+
+    def __init__(self, message: str, need: str = "") -> None:
+        super().__init__(message)
+        self.need = need
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,10 @@ class Scene:
     base_body: int
     root: Root | None
     """The base's free joint, wherever it stands; None where the base does not move freely."""
+
+    def default_qpos(self) -> np.ndarray:
+        """Give the pose that episodes start from, (nq,)."""
+        return default_qpos(self.model, self.robot, None if self.root is None else self.root.qpos)
 
     def feet(self, device: torch.device) -> Feet:
         """Make what knows the undersides of the feet, on a device.
@@ -176,14 +189,13 @@ def _root(model: mujoco.MjModel, robot: RobotSpec) -> Root | None:
         raise SceneError(
             f"{robot.folder / 'robot.yaml'}: base: {robot.base!r} hangs on {name!r}, which has the free joint; write base: {name}"
         )
-    while base:  # one that moves would be taken for where the file has it
-        if model.body_jntnum[base]:
-            joint = model.joint(int(model.body_jntadr[base])).name
-            raise SceneError(
-                f"{robot.folder / 'robot.yaml'}: base: {robot.base!r} is moved by the joint {joint!r}, and a base has a free "
-                "joint or none: name the body that the robot is mounted on, or give this one a freejoint"
-            )
-        base = int(model.body_parentid[base])
+    moved = int(model.body_weldid[base])
+    if model.body_jntnum[moved]:  # else it would be taken for where the file has it
+        joint = model.joint(int(model.body_jntadr[moved])).name
+        raise SceneError(
+            f"{robot.folder / 'robot.yaml'}: base: {robot.base!r} is moved by the joint {joint!r}, and a base has a free "
+            "joint or none: name the body that the robot is mounted on, or give this one a freejoint"
+        )
     return None
 
 
@@ -207,7 +219,7 @@ def _check(needs: set[str], robot: RobotSpec) -> None:
             near = difflib.get_close_matches(need, allowed, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
             what = f"bodies: {page} has no group {group!r}" if kind == "contact" else f"needs: {need!r} is unknown"
-            raise SceneError(f"a term reads {need!r}: {what}; {hint}")
+            raise SceneError(f"a term reads {need!r}: {what}; {hint}", need)
         if kind.startswith("foot_") and not robot.feet:
             raise SceneError(f"{page}: feet: none named, but a term of the page reads {need!r}; name them")
 
@@ -315,7 +327,8 @@ def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, co
             names.append(geom.name)
     if not names:
         hint = "set scene.collisions: full" if collisions == "feet" else f"give {body} a collision geom in {robot.model_path}"
-        raise SceneError(f"a term reads the contacts of {group!r}, but {body!r} cannot touch anything: {hint}")
+        message = f"a term reads the contacts of {group!r}, but {body!r} cannot touch anything: {hint}"
+        raise SceneError(message, f"contact:{group}")
     return names
 
 
@@ -332,12 +345,8 @@ def whole_spec(
     if collisions == "feet":
         contacts.leave(spec, robot.foot_geoms)
     model = robot.compile(spec)
-    pose, root = model.qpos0.copy(), _root(model, robot)
-    if root is not None:
-        pose[root.qpos + 2] = robot.base_height
-    for name, position in zip(robot.joint_names, robot.default_joint_pos, strict=True):
-        pose[model.joint(name).qposadr[0]] = position
-    spec.add_key(name="default", qpos=pose)
+    root = _root(model, robot)
+    spec.add_key(name="default", qpos=default_qpos(model, robot, None if root is None else root.qpos))
     return spec
 
 

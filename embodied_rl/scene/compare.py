@@ -10,6 +10,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from embodied_rl.scene.contacts import collides
+
 #: Numbers that differ by less, as a share of the larger one or in themselves, are the same.
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-10
 
@@ -262,7 +264,7 @@ class Pairing:
             bodies = int(getattr(theirs, hangs_on)[one]), int(getattr(ours, hangs_on)[other])
             if bodies not in self.pairs["body"]:
                 return False
-        if kind == "geom" and _touches(theirs, one) != _touches(ours, other):
+        if kind == "geom" and collides(theirs.geom(one)) != collides(ours.geom(other)):
             return False
         shape = {"jnt": ["jnt_type"], "geom": ["geom_type", "geom_size", "geom_pos", "geom_quat"], "eq": ["eq_type"]}
         return all(
@@ -388,7 +390,3 @@ def _label(model: mujoco.MjModel, kind: str, index: int) -> str:
         bodies = getattr(model, f"{kind}_bodyid")
         return f"{KINDS[kind]} {int(np.sum(bodies[:index] == bodies[index]))} of {_label(model, 'body', int(bodies[index]))}"
     return f"{KINDS[kind]} {index}"
-
-
-def _touches(model: mujoco.MjModel, geom: int) -> bool:
-    return bool(model.geom_contype[geom] or model.geom_conaffinity[geom])

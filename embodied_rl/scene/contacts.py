@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mujoco
 
 from embodied_rl.errors import UserError
 from embodied_rl.robot import RobotSpec
 
 #: What is a ground; MuJoCo has them on bodies that do not move alone.
-_GROUNDS = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD)
+GROUNDS = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD)
 #: What a spatial tendon runs over.
-_WRAPPED = (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER)
+WRAPPED = (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER)
 #: Masks are of 32 bits; the last is the sign of contype and conaffinity.
 _BITS = 31
 #: A contact has friction from three dimensions on.
@@ -25,7 +27,7 @@ def clear(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
     Raises:
         UserError: a pair has what a geom cannot have, a geom is called `ground`, or no bit of the masks is free; one line.
     """
-    own = [geom for geom in spec.geoms if geom.type in _GROUNDS]
+    own = [geom for geom in spec.geoms if geom.type in GROUNDS]
     grounds = {geom.name for geom in own if geom.name}
     paired = {name for pair in spec.pairs for name in (pair.geomname1, pair.geomname2)} - grounds
     with_ground = [pair for pair in spec.pairs if grounds & {pair.geomname1, pair.geomname2}]
@@ -49,8 +51,8 @@ def clear(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
         raise UserError(f"{robot.model_path}: a geom is named 'ground', as ours is; give it another name")
 
 
-def collides(geom: mujoco.MjsGeom) -> bool:
-    """Say whether a geom collides with anything."""
+def collides(geom: Any) -> bool:
+    """Say whether a geom, of a model or of its description, collides with anything."""
     return bool(geom.contype or geom.conaffinity)
 
 
@@ -79,7 +81,7 @@ def leave(spec: mujoco.MjSpec, names: tuple[str, ...]) -> None:
 
 def strip(spec: mujoco.MjSpec) -> None:
     """Take away the geoms that collide with nothing, those that a tendon runs over aside."""
-    wrapped = {wrap.target.name for tendon in spec.tendons for wrap in tendon.path if wrap.type in _WRAPPED}
+    wrapped = {wrap.target.name for tendon in spec.tendons for wrap in tendon.path if wrap.type in WRAPPED}
     _delete(spec, [geom for geom in spec.geoms if not collides(geom) and geom.name != "ground" and geom.name not in wrapped])
 
 

@@ -1,4 +1,4 @@
-"""Whether a robot can be in the default pose that its page gives it."""
+"""The default pose that a robot's page gives it, and whether the robot can be in it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ _ROUNDING = 1e-4
 _GAP, _SHARE = 0.05, 0.2
 
 
+def default_qpos(model: mujoco.MjModel, robot: RobotSpec, root: int | None) -> np.ndarray:
+    """Give the default pose, (nq,): joints at their defaults, the base where the file has it, at its height above the ground.
+
+    Args:
+        model: any that holds the robot.
+        robot: its page.
+        root: where a floating base's pose stands in qpos.
+    """
+    pose = model.qpos0.copy()
+    if root is not None:
+        pose[root + 2] = robot.base_height
+    for name, position in zip(robot.joint_names, robot.default_joint_pos, strict=True):
+        pose[model.joint(name).qposadr[0]] = position
+    return pose
+
+
 def check_pose(model: mujoco.MjModel, robot: RobotSpec, root: int | None) -> None:
     """Compare the default pose with the model.
 
@@ -30,10 +46,9 @@ def check_pose(model: mujoco.MjModel, robot: RobotSpec, root: int | None) -> Non
             far from the ground; a line each, with the number that is right.
     """
     wrong: list[tuple[Keys, str]] = []
-    pose = model.qpos0.copy()
+    pose = default_qpos(model, robot, root)
     for name, position in zip(robot.joint_names, robot.default_joint_pos, strict=True):
         joint = model.joint(name)
-        pose[joint.qposadr[0]] = position
         low, high = joint.range
         if joint.limited[0] and not low - _ROUNDING <= position <= high + _ROUNDING:
             message = f"{position:g} is outside the joint's range in {robot.model_path.name}, [{low:g}, {high:g}]"
@@ -78,7 +93,6 @@ def _off_ground(model: mujoco.MjModel, robot: RobotSpec, pose: np.ndarray, root:
     """Find a base height at which the lowest foot is far from the ground."""
     if root is None or not robot.feet:
         return []
-    pose[root + 2] = robot.base_height
     data = mujoco.MjData(model)
     data.qpos[:] = pose
     mujoco.mj_kinematics(model, data)

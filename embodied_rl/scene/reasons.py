@@ -14,6 +14,7 @@ import numpy as np
 from embodied_rl.config.page import PhysicsSettings, SceneSettings
 from embodied_rl.scene.build import ENABLED, Scene
 from embodied_rl.scene.compare import Difference, same
+from embodied_rl.scene.contacts import GROUNDS, WRAPPED, collides
 from embodied_rl.urdf import as_mujoco_reads, first_link, is_urdf
 
 _CHOICES: dict[str, tuple[Any, str]] = {
@@ -103,7 +104,7 @@ def _added(_: Case, one: Difference) -> bool:
 def _visual(case: Case, one: Difference) -> bool:
     geom = one.ids[0]
     paired = geom in (*case.file.pair_geom1, *case.file.pair_geom2)
-    return one.ours is None and not paired and not (case.file.geom_contype[geom] or case.file.geom_conaffinity[geom])
+    return one.ours is None and not paired and not collides(case.file.geom(geom))
 
 
 def _not_a_foot(case: Case, one: Difference) -> bool:
@@ -142,9 +143,8 @@ def _sprung(case: Case, one: Difference) -> bool:
 
 def _run_over(case: Case, one: Difference) -> bool:
     model = case.file
-    kinds = (int(mujoco.mjtWrap.mjWRAP_SPHERE), int(mujoco.mjtWrap.mjWRAP_CYLINDER))
     return not one.ours and any(
-        kind in kinds and geom == one.ids[0] for kind, geom in zip(model.wrap_type, model.wrap_objid, strict=True)
+        int(kind) in WRAPPED and geom == one.ids[0] for kind, geom in zip(model.wrap_type, model.wrap_objid, strict=True)
     )
 
 
@@ -184,7 +184,7 @@ def _as_paired(case: Case, one: Difference) -> bool:
     file, number = case.file, _OF_PAIRS[one.field]
     for index in range(file.npair):
         ends = int(file.pair_geom1[index]), int(file.pair_geom2[index])
-        if one.ids[0] in ends and any(int(file.geom_type[geom]) in _GROUNDS for geom in ends):
+        if one.ids[0] in ends and any(int(file.geom_type[geom]) in GROUNDS for geom in ends):
             said = getattr(file, number)[index]
             return np.array_equal(one.ours, said[[0, 2, 3]] if one.field == "geom_friction" else said)
     return False
@@ -193,12 +193,7 @@ def _as_paired(case: Case, one: Difference) -> bool:
 def _of_the_met(case: Case, one: Difference) -> bool:
     """Whether our ground's masks are bits that something of the robot's has, or had before it was left out."""
     file, model = case.file, case.scene.model
-    other = (
-        one.field.removesuffix(" of our own")
-        .replace("contype", "con?")
-        .replace("conaffinity", "contype")
-        .replace("con?", "conaffinity")
-    )
+    other = "geom_conaffinity" if one.field.startswith("geom_contype") else "geom_contype"
     bits = np.bitwise_or.reduce(np.concatenate((getattr(file, other), getattr(model, other))))
     return not int(one.ours) & ~int(bits)
 
@@ -230,14 +225,14 @@ def _held(kind: str) -> Callable[[Case, Difference], bool]:
 
 
 def _theirs(case: Case, one: Difference) -> bool:
-    return one.ours is None and one.ids[0] is not None and int(case.file.geom_type[one.ids[0]]) in _GROUNDS
+    return one.ours is None and one.ids[0] is not None and int(case.file.geom_type[one.ids[0]]) in GROUNDS
 
 
 def _stands_in(case: Case, one: Difference) -> bool:
     """Whether a number is our ground's, which has the name of the file's own; what leaks into ours is compared apart."""
     if one.element != "ground" or one.field.endswith("of our own") or one.ids[0] is None:
         return False
-    return int(case.file.geom_type[one.ids[0]]) in _GROUNDS
+    return int(case.file.geom_type[one.ids[0]]) in GROUNDS
 
 
 def _unpaired(case: Case, one: Difference) -> bool:
@@ -263,7 +258,6 @@ def _link(case: Case, one: Difference) -> bool:
     return case.urdf and one.theirs is None
 
 
-_GROUNDS = (int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_HFIELD))
 #: What a pair says, by the field of geoms that has the same.
 _OF_PAIRS = {"geom_condim": "pair_dim"} | {
     f"geom_{one}": f"pair_{one}" for one in ("friction", "solref", "solimp", "margin", "gap")
@@ -366,7 +360,7 @@ def self_contacts(model: mujoco.MjModel, welded: Collection[str] = ()) -> int:
         welded: joints that are taken for fixed.
     """
     bodies = [int(body) for body in model.geom_bodyid]
-    geoms = [index for index in range(model.ngeom) if bodies[index] and int(model.geom_type[index]) not in _GROUNDS]
+    geoms = [index for index in range(model.ngeom) if bodies[index] and int(model.geom_type[index]) not in GROUNDS]
     links = [0] * model.nbody  # the first of the bodies that are one
     for body in range(1, model.nbody):
         first = int(model.body_jntadr[body])
