@@ -35,13 +35,11 @@ def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = 
     Raises:
         UserError: the page has no task to be judged by.
     """
-    where = "reference" if reference else "training"
-    with Waiting(f"{page.name}: evaluating robots in {where} physics") as waiting:
-        evaluations = Evaluations(page, waiting)
-        try:
-            return evaluations(policy, {}, seed=seed, reference=reference)
-        finally:
-            evaluations.close()
+    evaluations = Evaluations(page)
+    try:
+        return evaluations(policy, {}, seed=seed, reference=reference)
+    finally:
+        evaluations.close()
 
 
 class Evaluations:
@@ -51,11 +49,11 @@ class Evaluations:
 
     Args:
         page: the page that the policies are trained on.
-        waiting: is told how far an evaluation is.
+        skip: how to do without them.
     """
 
-    def __init__(self, page: Page, waiting: Waiting | None = None) -> None:
-        self._page, self._waiting = page, waiting
+    def __init__(self, page: Page, skip: str = "") -> None:
+        self._page, self._skip = page, skip
         self._made: dict[tuple[int, bool], tuple[Env, dict[str, Tensor]]] = {}
 
     def __call__(self, policy: Callable[[Obs], Tensor], moved: Moved, *, seed: int, reference: bool) -> dict[str, float]:
@@ -70,6 +68,15 @@ class Evaluations:
         Raises:
             UserError: the page has no task to be judged by, or is none of its family.
         """
+        where = "reference" if reference else "training"
+        with Waiting(f"{self._page.name}: evaluating robots in {where} physics", self._skip) as waiting:
+            env = self._at_its_beginning(moved, seed, reference)
+            try:
+                return evaluate(env, policy, score_of(self._page), waiting)
+            finally:
+                env.drain_unstable()  # nobody asks what blew up
+
+    def _at_its_beginning(self, moved: Moved, seed: int, reference: bool) -> Env:
         score = score_of(self._page)
         # few episodes of a small batch: compiling the step would take longer than it saves
         page = page_as_moved(self._page, moved)
@@ -84,10 +91,7 @@ class Evaluations:
         env, beginning = made
         with torch.inference_mode():
             env.restore(_rows(env), beginning)
-        try:
-            return evaluate(env, policy, score, self._waiting)
-        finally:
-            env.drain_unstable()  # nobody asks what blew up
+        return env
 
     def close(self) -> None:
         """Free the environments."""

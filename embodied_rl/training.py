@@ -261,7 +261,7 @@ def _make_examiner(page: Page, group: Group) -> Examiner | None:
     """Make who evaluates the policy on the way, where the page wants it."""
     if page.train.evaluate_every is None and page.train.stop_when == "end":
         return None
-    return Examiner(page, group, Evaluations(page))
+    return Examiner(page, group, Evaluations(page, "train.stop_when=end and train.evaluate_every=null do without"))
 
 
 def _make_curricula(page: Page) -> Curricula:

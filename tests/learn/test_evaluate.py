@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from embodied_rl import make_env, runs
+from embodied_rl import make_env, runs, training, waiting
 from embodied_rl.config import Page, load, override
 from embodied_rl.errors import UserError
 from embodied_rl.learn import evaluate as protocol
 from embodied_rl.learn.evaluate import FIRST_SEED, SEEDS, evaluate, evaluation_page
+from embodied_rl.learn.ranks.group import Group
 from embodied_rl.mdp.score import score_of
 
 #: A page with no task, otherwise go2_flat.
@@ -168,6 +169,20 @@ def test_environments_begin_anew_to_the_bit(page: Page) -> None:
             assert again(policy, {}, seed=SEEDS[1], reference=reference) == evaluate(env, policy, score)
             env.close()
     again.close()
+
+
+def test_evaluations_of_a_training_say_how_far_they_are(
+    page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waiting, "_FIRST_S", 0.05)
+    monkeypatch.setattr(waiting, "_NEXT_S", 0.05)
+    page = override(page, ["score.episode_s=2.0", "train.evaluate_every=1"])
+    examiner = training._make_examiner(page, Group())
+    assert examiner is not None
+    examiner._measure(stand, {}, seed=SEEDS[0], reference=False)
+    assert "go2_flat: evaluating robots in training physics" in caplog.messages[0]
+    assert "train.evaluate_every=null" in caplog.messages[0]  # how to do without
+    assert any("of 2 s" in line for line in caplog.messages)
 
 
 def test_a_robot_that_blows_up_has_fallen(page: Page) -> None:
