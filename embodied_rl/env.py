@@ -58,7 +58,7 @@ class Env:
         env_ids: Tensor,
         compiler: Callable = lambda f: f,
     ) -> None:
-        self.page, self.scene, self.physics, self.terms = page, scene, physics, terms
+        self.page, self.scene, self.physics, self.terms = page, scene.on(physics.device), physics, terms
         self.num_envs, self.device, self.env_ids = len(env_ids), physics.device, env_ids
         self.robot, self.params = terms.robot, terms.params
         self.step_dt = page.control_dt
@@ -226,6 +226,7 @@ class Env:
         for term in terms.events["reset"]:
             term.function(moment, fresh, **term.params)
             lost = lost | self.quarantine.look(f"events.{term.name}", self.fields.drawn_in("reset", fresh), done)
+        fresh.stand_on(self.scene.terrain, self.robot)
         going = Draft(physics.qpos, physics.qvel, self.fields.values)
         touched = done
         for term in terms.events["interval"]:
@@ -408,8 +409,7 @@ class Env:
 
     def render_state(self, row: int) -> tuple[mujoco.MjModel, Any, Any]:
         """Give the model to draw and one robot's qpos and mocap poses, as NumPy arrays, on every engine."""
-        model = self.scene.render_model
-        return model, self.physics.qpos[row].cpu().double().numpy(), None
+        return self.scene.render_model, self.physics.qpos[row].cpu().double().numpy(), None
 
     def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Index and sign of the left-right reflection of each observation group and of `actions`."""
@@ -436,6 +436,7 @@ class Env:
             step_dt=self.step_dt,
             decimation=self.page.physics.decimation,
             max_episode_length=self.max_episode_length,
+            env_ids=self.env_ids,
             draw=draw,
         )
 

@@ -21,6 +21,7 @@ from embodied_rl.config import load as load_page
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError, install_hint
 from embodied_rl.mdp.bind import Terms, driven, needed
+from embodied_rl.mdp.ground import make_ground
 from embodied_rl.physics.native import NativePhysics
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.robot import load_robot
@@ -87,7 +88,9 @@ def make_scene(page: Page, measure: Iterable[str] = ()) -> Scene:
     readers = needed(page)
     needs, controls = readers.keys() | set(measure), driven(page, robot)
     try:
-        return build_scene(robot, physics=page.physics, needs=needs, controls=controls, **page.scene.model_dump())
+        return build_scene(
+            robot, physics=page.physics, needs=needs, controls=controls, terrain=make_ground(page), **page.scene.model_dump()
+        )
     except SceneError as error:
         if error.need not in readers:
             raise

@@ -141,7 +141,7 @@ def moment() -> Moment:
         gait_offset=torch.tensor([0.0, 0.5, 0.5, 0.0]),
         first_foot_geoms=torch.tensor([1, 2, 3, 4]),
     )
-    slope = SimpleNamespace(height=lambda xy: 0.1 * xy[..., 0])
+    slope = SimpleNamespace(height=lambda xy: 0.1 * xy[..., 0], half=(2.0, 4.0))
     return Moment(
         robot=PartState(robot, physics),  # pyright: ignore[reportArgumentType]
         scene=SimpleNamespace(terrain=slope, foot_geoms=(1, 3), base_body=1),  # pyright: ignore[reportArgumentType]
@@ -155,6 +155,7 @@ def moment() -> Moment:
         step_dt=0.02,
         decimation=4,
         max_episode_length=20,
+        env_ids=torch.arange(3),
         draw=Draw(),
         terminated=torch.tensor([False, True, False]),
     )

@@ -137,9 +137,13 @@ class PhysicsSettings(Model):
 
 
 class TerrainSettings(Model):
-    """The ground."""
+    """The grid of `patches`: a row along y for each kind, harder along x; a page without patches has a plane."""
 
-    kind: Literal["flat"] = "flat"
+    rows: Annotated[int, Ge(1), Le(100)] = Field(default=10, description="patches of each kind, from difficulty 0 to 1")
+    size: Annotated[float, Ge(1), Le(100)] = Field(default=8.0, description="side of a patch [m]")
+    border: Annotated[float, Ge(0), Le(100)] = Field(default=8.0, description="level ground around the grid [m]")
+    cell: Annotated[float, Ge(0.01), Le(1)] = Field(default=0.05, description="distance of two points of the ground [m]")
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = Field(default=1, description="key of what is random about the patches")
 
 
 class TrainSettings(Model):
@@ -347,6 +351,7 @@ class Page(Model):
     robot: str = ""
     scene: SceneSettings = SceneSettings()
     terrain: TerrainSettings = TerrainSettings()
+    patches: Entries = {}
     env: EnvSettings = EnvSettings()
     physics: PhysicsSettings = PhysicsSettings()
     actions: Entries = {}

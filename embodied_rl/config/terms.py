@@ -24,6 +24,7 @@ from embodied_rl.strict_yaml import display
 
 #: The sections of a page that hold terms, and the kind of their terms.
 SECTIONS = {
+    "patches": "patch",
     "actions": "action",
     "observations": "observation",
     "commands": "command",
@@ -41,14 +42,14 @@ EXTRAS = {"reward": ("weight",), "observation": ("noise", "scale", "clip", "dela
 
 #: What a term is called with, by kind; the others are classes.
 CALLED_WITH = {kind: ("env",) for kind in ("observation", "reward", "termination")}
-CALLED_WITH |= {"event": ("env", "draft"), "curriculum": ("params", "statistics", "iteration")}
+CALLED_WITH |= {"event": ("env", "draft"), "curriculum": ("params", "statistics", "iteration"), "patch": ("patch", "difficulty")}
 
 #: The default of a parameter that has none.
 REQUIRED = object()
 
 #: CPython 3.11 counts the depth of a tree for all threads together (gh-106905), and fails where two parse at once.
 _PARSING = threading.Lock()
-_MODULES = ("actions", "observations", "rewards", "terminations", "events", "randomize", "curricula")
+_MODULES = ("patches", "actions", "observations", "rewards", "terminations", "events", "randomize", "curricula")
 _NAMES = {name: getattr(config_types, name) for name in config_types.__all__}
 _NAMESPACE = {
     "float": float, "int": int, "bool": bool, "str": str, "tuple": tuple, "Literal": Literal, "Annotated": Annotated,
@@ -74,7 +75,7 @@ class TermSignature:
 
     name: str
     kind: str
-    """`action`, `observation`, `command`, `reward`, `termination`, `event` or `curriculum`; or `score`, which is no term."""
+    """One of the kinds of `SECTIONS`; or `score`, which is no term."""
     module_path: Path
     module_name: str
     """`embodied_rl.mdp.rewards` for a shipped term; the file's stem for a page's own."""

@@ -382,11 +382,20 @@ class _Checker:
             self.problem(("ppo", "symmetry"), f"{message}, or rnn_type: none")
         if env and not env.source:
             self.left_out(env, ("source_options", "groups", "reward_scale"), "only allowed with env.source; leave it out")
+        self.check_terrain(parts)
         self.check_overlap(parts)
         self.check_pool(parts)
         self.check_evaluation(parts)
         self.check_schedules(ppo)
         self.check_curricula(parts)
+
+    def check_terrain(self, parts: Mapping[str, Any]) -> None:
+        """Refuse settings of the grid of patches where there are none."""
+        terrain = parts["terrain"]
+        if terrain and parts["patches"] == {}:
+            for key in terrain.model_fields_set:
+                if getattr(terrain, key) != type(terrain).model_fields[key].default:
+                    self.problem(("terrain", key), "only read with patches, like {stairs: {}, slope: {}}; leave it out")
 
     def left_out(self, env: EnvSettings, keys: Iterable[str], why: str) -> None:
         """Refuse keys that nothing would read, where they say something."""

@@ -93,6 +93,7 @@ class Stage:
             step_dt=self.step_dt,
             decimation=self.page.physics.decimation,
             max_episode_length=self.max_episode_length,
+            env_ids=torch.arange(self.num_envs),
             draw=Draw(),
         )
         failed = ~(self.physics.qpos.isfinite().all(1) & self.physics.qvel.isfinite().all(1))

@@ -207,6 +207,7 @@ class Terms:
             delay=entry.delay,
             history=entry.history,
             size=value.shape[1],
+            coarse=term.function.coarse,
         )
 
     def _bound(self, path: str, entries: dict[str, Entry], find: Finder) -> list[BoundTerm]:
@@ -382,6 +383,8 @@ def _named(need: str, said: str, params: dict[str, Any]) -> str:
 def _entries(page: Page) -> Iterator[tuple[str, str, Entry]]:
     """Section, dotted path and entry of every term of the page."""
     for section in SECTIONS:
+        if section == "patches":  # made before anything moves: nothing measures for them, and no curriculum moves them
+            continue
         value = getattr(page, section)
         parts = (
             {f"{section}.{group}": entries for group, entries in value.items()} if section == "observations" else {section: value}

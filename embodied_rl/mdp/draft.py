@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from embodied_rl import rotations
 from embodied_rl.mdp.part import Part, PartState
+from embodied_rl.scene.terrain import FlatTerrain, Terrain
 
 
 class Draft:
@@ -46,6 +48,19 @@ class Draft:
         start = part.root_qpos
         self.qpos[:, start : start + 3] = pos
         self.qpos[:, start + 3 : start + 7] = quat
+
+    def stand_on(self, terrain: Terrain, part: Part) -> None:
+        """Lift floating bases, which until now stand as on a plane at 0, by the highest ground below their feet.
+
+        The feet are where the default pose has them.
+        """
+        if isinstance(terrain, FlatTerrain) or not part.floating:
+            return
+        pos, heading = self.root_pos(part), rotations.yaw_of(self.root_quat(part))
+        c, s = torch.cos(heading)[:, None], torch.sin(heading)[:, None]
+        x, y = part.footprint.unbind(-1)
+        below = pos[:, None, :2] + torch.stack((c * x - s * y, s * x + c * y), dim=-1)
+        self.qpos[:, part.root_qpos + 2] += terrain.height(below).amax(-1)
 
     def set_root_velocity(self, part: Part | PartState, linear: Tensor, angular: Tensor) -> None:
         """Set a floating base's velocity: linear (N, 3) [m/s] in the world, angular (N, 3) [rad/s] in the base."""

@@ -35,6 +35,8 @@ class ObservationTerm:
     history: int
     size: int
     """Numbers of one value, before history."""
+    coarse: bool = False
+    """Whether its noise is of 256 values."""
 
     past: Tensor = field(init=False)
     """(N, delay + history, size): the newest value stands last; the oldest that any delay and history can reach, first."""
@@ -79,7 +81,8 @@ class ObservationGroup:
             value = term.function(env, **term.params)
             check_answer(term.path, value, env.num_envs, torch.float32, term.size)
             if noisy and term.noise is not None:
-                value = value + term.noise * env.draw.between(-1.0, 1.0, term.size)
+                draw = env.draw.coarse if term.coarse else env.draw.between
+                value = value + term.noise * draw(-1.0, 1.0, term.size)
             if term.clip is not None:
                 value = value.clamp(term.clip[0], term.clip[1])
             value = value * term.scale

@@ -37,6 +37,12 @@ class Draw:
         """Uniform numbers in [low, high), (N, size)."""
         return low + (high - low) * self(size)
 
+    def coarse(self, low: Tensor | float, high: Tensor | float, size: int) -> Tensor:
+        """Numbers in (low, high) of 256 values each, (N, size); three for what one of the others costs."""
+        words = (self(-(-size // 3)) * 2.0**24).int()
+        parts = torch.stack([(words >> shift) & 255 for shift in (0, 8, 16)], dim=-1)
+        return low + (high - low) * (parts.flatten(1)[:, :size].float() + 0.5) / 256.0
+
     def integers(self, low: int, high: int) -> Tensor:
         """Uniform whole numbers from low to high, both included, as float32 (N,)."""
         # the largest uniform number rounds up to high + 1
@@ -109,6 +115,8 @@ class Moment:
     """Physics steps between two actions."""
     max_episode_length: int
     """Control steps in an episode."""
+    env_ids: Tensor
+    """Global numbers of the environments, int64 (N,)."""
     draw: Draw
     terminated: Tensor | None = None
     """Episodes that end now, time-outs and blow-ups aside, bool (N,); set once the terminations are known."""
@@ -137,6 +145,11 @@ class Moment:
     def episode_length(self) -> Tensor:
         """Control steps since the episode began, int64 (N,)."""
         return self.episode.episode_length
+
+    @property
+    def timed_out(self) -> Tensor:
+        """Rows whose episode the last step ended by time, bool (N,)."""
+        return self.episode.truncated
 
     @property
     def done(self) -> Tensor:

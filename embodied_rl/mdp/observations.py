@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor
 
+from embodied_rl.config.types import Positive
+from embodied_rl.mdp.mirrors import Reflection
 from embodied_rl.mdp.moment import Moment
+from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.term import observation
 
 
@@ -31,6 +38,49 @@ def base_height(env: Moment) -> Tensor:
     """Height of the base above the ground below it [m], (N, 1)."""
     position = env.robot.base_pos_w
     return (position[:, 2] - env.terrain.height(position[:, :2]))[:, None]
+
+
+def _grid(length: float, width: float, spacing: float) -> tuple[int, int]:
+    """Count the points of a scan, forward and to the left."""
+    return round(length / spacing) + 1, round(width / spacing) + 1
+
+
+def _mirrored_scan(robot: Part, *, length: float, width: float, spacing: float, **others: Any) -> Reflection:
+    """Swap left and right."""
+    along, across = _grid(length, width, spacing)
+    order = np.arange(along * across).reshape(along, across)[:, ::-1].ravel()
+    return order.tolist(), (1.0,) * order.size
+
+
+@observation(mirror=_mirrored_scan, coarse=True)
+class height_scan:  # noqa: N801  named as its entry on the page
+    """Ground around the base in the frame of its heading: how far it lies above where level ground would be [m], (N, P).
+
+    A grid of `length` x `width` [m] with a point each `spacing` [m], its middle `ahead` [m] before the base; rows lead to the
+    left, the rear one first.  Level ground lies the robot's base_height below the base.  Nothing is cast: no tilt and no
+    height of the base hides a point, and a hole without a ground has none either.
+    """
+
+    def __init__(
+        self, robot: Part, *, length: Positive = 1.6, width: Positive = 1.0, spacing: Positive = 0.1, ahead: float = 0.0
+    ) -> None:
+        along, across = _grid(float(length), float(width), float(spacing))
+        x, y = torch.meshgrid(
+            (torch.arange(along) - 0.5 * (along - 1)) * float(spacing),
+            (torch.arange(across) - 0.5 * (across - 1)) * float(spacing),
+            indexing="ij",
+        )
+        device = robot.default_joint_pos.device
+        self._x, self._y, self._ahead = x.flatten().to(device), y.flatten().to(device), ahead
+        self._level = robot.spec.base_height
+
+    def __call__(self, env: Moment) -> Tensor:
+        """Ask the ground for all points."""
+        heading, base = env.robot.heading, env.robot.base_pos_w
+        c, s = torch.cos(heading)[:, None], torch.sin(heading)[:, None]
+        x, y = self._x + self._ahead, self._y
+        below = base[:, None, :2] + torch.stack((c * x - s * y, s * x + c * y), dim=-1)
+        return env.terrain.height(below) - (base[:, 2:] - self._level)
 
 
 @observation(mirror="joints")

@@ -75,6 +75,8 @@ class Part:
         """Which geoms of the model are a foot's, bool (ngeom,)."""
         self._first_foot_geoms = torch.tensor(scene.first_foot_geoms, dtype=torch.int64, device=device)
         self.feet = scene.feet(device) if scene.frames else None
+        self.footprint = torch.tensor(scene.footprint(), dtype=torch.float32, device=device)
+        """Where the feet stand in the default pose, in the frame of the base's heading: their corners and middles [m], (P, 2)."""
         asked = {"foot_frames": scene.frames, "foot_orientation": scene.frame_orientation, "joint_torque": scene.joint_torque}
         self.measured = frozenset((*scene.sensors, *(need for need, there in asked.items() if there)))
         """What the engine measures, by the names that terms need it by; what nobody asked for would read as zeros."""

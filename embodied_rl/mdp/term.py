@@ -163,12 +163,15 @@ def action(*, mirror: Mirror, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
     return _declare("action", mirror=_known(mirror), needs=needs)
 
 
-def observation(*, mirror: Mirror, needs: tuple[Need, ...] = (), privileged: bool = False) -> Callable[[T], T]:
+def observation(
+    *, mirror: Mirror, needs: tuple[Need, ...] = (), privileged: bool = False, coarse: bool = False
+) -> Callable[[T], T]:
     """Declare an observation term: `(env, *, ...) -> (num_envs, size)`.
 
-    A `privileged` one is nothing that a robot measures: it is for critics, and whoever shows it to an actor is warned.
+    A `privileged` one is nothing that a robot measures: it is for critics, and whoever shows it to an actor is warned.  The
+    noise of a `coarse` one, of many numbers, has 256 values.
     """
-    return _declare("observation", mirror=_known(mirror), needs=needs, privileged=privileged)
+    return _declare("observation", mirror=_known(mirror), needs=needs, privileged=privileged, coarse=coarse)
 
 
 def command(*, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
@@ -203,6 +206,15 @@ def event(
     """
     facts = {"fields": fields, "needs": needs} | ({"mode": mode} if mode else {})
     return _declare("event", **facts)
+
+
+def patch() -> Callable[[T], T]:
+    """Declare a kind of ground: `(patch, difficulty, *, ...) -> heights`, see `embodied_rl.mdp.patches`.
+
+    Called once for each row of the grid, with its difficulty in [0, 1] and parameters as Python values: the heights [m] of the
+    patch's points, float64 (P, P), finite, 0 along the edge.
+    """
+    return _declare("patch")
 
 
 def curriculum() -> Callable[[T], T]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from embodied_rl.config.types import BodyGroup, Positive
+from embodied_rl.config.types import BodyGroup, NonNegative, Positive
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.term import termination
 
@@ -32,6 +32,13 @@ def illegal_contact(env: Moment, *, group: BodyGroup = "base") -> Tensor:
 def out_of_bounds(env: Moment, *, distance: Positive) -> Tensor:
     """|x| or |y| of the base > distance [m] from the origin."""
     return env.robot.base_pos_w[:, :2].abs().amax(-1) > distance
+
+
+@termination(time_out=True)
+def leaves_ground(env: Moment, *, margin: NonNegative = 0.5) -> Tensor:
+    """|x| or |y| of the base > that of the edge of the ground - margin [m]; never on a plane."""
+    beside = env.robot.base_pos_w[:, :2].abs()
+    return (beside[:, 0] > env.terrain.half[0] - margin) | (beside[:, 1] > env.terrain.half[1] - margin)
 
 
 @termination()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -15,12 +15,12 @@ from embodied_rl.errors import UserError
 from embodied_rl.physics.kinematics import Frame, free_body, free_joint
 from embodied_rl.robot import RobotSpec
 from embodied_rl.scene import contacts
-from embodied_rl.scene.feet import Feet
+from embodied_rl.scene.feet import Feet, footprint
 from embodied_rl.scene.finite import check_finite
 from embodied_rl.scene.looks import ADDED, dress
 from embodied_rl.scene.plain import PLAIN
 from embodied_rl.scene.pose import check_pose, default_qpos
-from embodied_rl.scene.terrain import FlatTerrain
+from embodied_rl.scene.terrain import FlatTerrain, Terrain
 
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
 _FOUND = 1
@@ -73,7 +73,7 @@ class Scene:
     """What is simulated: collision geoms only."""
     render_model: mujoco.MjModel
     """What is shown: the same joints, with looks, light and a floor."""
-    terrain: FlatTerrain
+    terrain: Terrain
     sensors: dict[str, tuple[slice, tuple[int, ...]]]
     """Columns of sensordata and their shape, by meaning."""
     frames: tuple[Frame, ...]
@@ -95,9 +95,17 @@ class Scene:
     root: Root | None
     """The base's free joint, wherever it stands; None where the base does not move freely."""
 
+    def on(self, device: torch.device) -> Scene:
+        """Return the scene with its ground as terms on a device ask for it."""
+        return replace(self, terrain=self.terrain.on(device))
+
     def default_qpos(self) -> np.ndarray:
         """Give the pose that episodes start from, (nq,)."""
         return default_qpos(self.model, self.robot, None if self.root is None else self.root.qpos)
+
+    def footprint(self) -> np.ndarray:
+        """Give the corners and middles of the feet in the default pose, from the base in the frame of its heading, (P, 2)."""
+        return footprint(self.model, self.default_qpos(), self.base_body, [foot.geoms for foot in self.robot.feet])
 
     def feet(self, device: torch.device) -> Feet:
         """Make what knows the undersides of the feet, on a device.
@@ -116,6 +124,7 @@ def build_scene(
     needs: Iterable[str] = (),
     controls: Mapping[str, str] | None = None,
     dry_friction: bool = True,
+    terrain: Terrain | None = None,
 ) -> Scene:
     """Compile the model.
 
@@ -128,6 +137,7 @@ def build_scene(
             torque = stiffness (target - q) - damping qd, or its "velocity", with torque = damping (target - qd); both are
             clipped to the motor's limit.
         dry_friction: keep the dry friction of the robot's joints.
+        terrain: the ground; None: a plane.
 
     Raises:
         SceneError: a need that this robot or collision set cannot serve, a control that is unknown, or a base that hangs on
@@ -139,7 +149,7 @@ def build_scene(
     _check(needs, robot)
     needs |= {"foot_frames"} if "foot_orientation" in needs else set()
     controls = _checked(controls or {}, robot)
-    terrain = FlatTerrain()
+    terrain = terrain or FlatTerrain()
     spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
     _fix_inertias(spec, robot)
     if collisions == "feet":
@@ -250,7 +260,7 @@ def _check_gravity(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
 
 
 def _robot_on_terrain(
-    robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
+    robot: RobotSpec, terrain: Terrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
 ) -> mujoco.MjSpec:
     spec = robot.mjspec()
     _check_gravity(spec, robot)
@@ -351,7 +361,7 @@ def whole_spec(
 
 
 def _with_looks(
-    robot: RobotSpec, terrain: FlatTerrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
+    robot: RobotSpec, terrain: Terrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
 ) -> mujoco.MjSpec:
     spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
     taken = {one.name for one in (*spec.textures, *spec.materials, *spec.lights)}

@@ -10,6 +10,7 @@ Legend of the shapes: N envs, F feet, P points of a foot, E ellipsoids of a foot
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor
 from embodied_rl.errors import UserError
 from embodied_rl.robot import RobotSpec
 
+#: Share of a foot's length and width that stands on the ground: on a slope the rim of a ball is far above it.
+_SOLE = 0.7
 #: How far a sphere's centre may be from its site and still be called centred on it [m].
 _CENTRED = 1e-9
 _SHAPES = "sphere, capsule, cylinder, ellipsoid, box, mesh"
@@ -90,6 +93,40 @@ class Feet:
             lowest = other if lowest is None else torch.minimum(lowest, other)
         assert lowest is not None
         return height + lowest
+
+
+def footprint(model: mujoco.MjModel, qpos: np.ndarray, base: int, feet: Sequence[Sequence[str]]) -> np.ndarray:
+    """Find the ground that a robot stands on in a pose.
+
+    Args:
+        model: its model.
+        qpos: the pose, (nq,).
+        base: its base's body.
+        feet: the geoms of each foot.
+
+    Returns:
+        Corners and middle of a rectangle about each foot, along the base's heading, from the base [m], (P, 2); the base's own
+        place where there are no feet.
+    """
+    data = mujoco.MjData(model)
+    data.qpos[:] = qpos
+    mujoco.mj_kinematics(model, data)
+    forward = data.xmat[base].reshape(3, 3)[:2, 0]
+    forward = forward / np.linalg.norm(forward) if np.linalg.norm(forward) > 1e-6 else np.array([1.0, 0.0])
+    axes = np.array([forward, (-forward[1], forward[0])])  # along the heading, and to its left
+    found = [np.zeros((1, 2))] if not feet else []
+    for geoms in feet:
+        low, high = np.full(2, np.inf), np.full(2, -np.inf)
+        for name in geoms:
+            geom = model.geom(name).id
+            turned, aabb = data.geom_xmat[geom].reshape(3, 3), model.geom_aabb[geom]
+            middle = data.geom_xpos[geom] + turned @ aabb[:3]
+            reach = np.abs(axes @ turned[:2]) @ aabb[3:]
+            at = axes @ (middle - data.xpos[base])[:2]
+            low, high = np.minimum(low, at - reach), np.maximum(high, at + reach)
+        middle, reach = 0.5 * (low + high), 0.5 * _SOLE * (high - low)
+        found.append(middle + reach * np.array([*itertools.product((-1, 1), (-1, 1)), (0, 0)]))
+    return np.concatenate(found)
 
 
 def _shapes(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +14,8 @@ from embodied_rl.scene.plain import PLAIN
 
 #: Friction of the ground; what it meets has the higher priority, so the contact's is that of the other geom.
 _FRICTION = (1.0, 0.02, 0.01)
+#: How far a height field reaches below its lowest point [m]: what is deeper in the ground than that falls through it.
+_BASE = 1.0
 
 
 class FlatTerrain:
@@ -17,21 +23,112 @@ class FlatTerrain:
 
     friction = _FRICTION
     """Sliding [1], spinning and rolling [m]."""
+    half = (math.inf, math.inf)
+    """Half its length along x and y [m]."""
+    origins = None
+    """Where robots begin on patches, of which there are none."""
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
         """Add the ground to a model; what it touches is for `embodied_rl.scene.contacts` to say."""
-        spec.worldbody.add_geom(
-            PLAIN,
-            name="ground",
-            type=mujoco.mjtGeom.mjGEOM_PLANE,
-            size=[0.0, 0.0, 0.05],
-            contype=0,
-            conaffinity=0,
-            condim=3,
-            friction=self.friction,
-            group=0,
-        )
+        _add(spec, type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0.0, 0.0, 0.05])
+
+    def on(self, device: torch.device) -> FlatTerrain:
+        """Return the ground as terms on a device ask for it."""
+        return self
 
     def height(self, xy: Tensor) -> Tensor:
         """Height of the ground [m] at world positions (..., 2); shape (...,)."""
         return torch.zeros_like(xy[..., 0])
+
+    def normal(self, xy: Tensor) -> Tensor:
+        """Upward normal of the ground at world positions (..., 2); unit vectors (..., 3)."""
+        up = torch.zeros_like(xy[..., :1])
+        return torch.cat((up, up, up + 1.0), dim=-1)
+
+
+class HeightField:
+    """A grid of heights, between which the ground is MuJoCo's: two triangles a cell, parted from its least x and y.
+
+    Beyond its edge nothing holds a robot, and `height` is that of the nearest point of the edge.
+
+    Args:
+        heights: [m] over a grid of points, x along the first axis and y along the second; float64 (X, Y), at least 2 x 2.
+        cell: the distance of two points [m].
+        origins: where robots begin, by kind of patch and row of difficulty: positions on the ground [m], (kinds, rows, 3).
+        kinds: names of the kinds.
+        size: of a patch [m].
+    """
+
+    friction = _FRICTION
+    """Sliding [1], spinning and rolling [m]."""
+
+    def __init__(
+        self, heights: np.ndarray, cell: float, origins: np.ndarray, kinds: tuple[str, ...] = (), size: float = 0.0
+    ) -> None:
+        low, high = float(heights.min()), float(heights.max())
+        self._lift, self._rise = low, max(high - low, 1e-3)  # MuJoCo wants some
+        # as MuJoCo keeps it: shares of the rise, float32, y along the first axis
+        self._shares = np.ascontiguousarray(((heights - low) / self._rise).T, dtype=np.float32)
+        self.cell, self.kinds, self.size = cell, kinds, size
+        self.heights = (self._shares.astype(np.float64) * self._rise + self._lift).T
+        """What is simulated [m], float64 (X, Y)."""
+        self.half = tuple(0.5 * cell * (count - 1) for count in heights.shape)
+        """Half its length along x and y [m]; its middle is the world's origin."""
+        self.origins = torch.tensor(origins, dtype=torch.float32)
+        """Where robots begin [m], (kinds, rows, 3)."""
+        self._table = torch.tensor(self.heights.ravel(), dtype=torch.float32)
+
+    def add_to(self, spec: mujoco.MjSpec) -> None:
+        """Add the ground to a model; what it touches is for `embodied_rl.scene.contacts` to say."""
+        rows, columns = self._shares.shape
+        spec.add_hfield(
+            name="ground",
+            nrow=rows,
+            ncol=columns,
+            size=[*self.half, self._rise, _BASE],
+            userdata=self._shares.ravel(),
+        )
+        _add(spec, type=mujoco.mjtGeom.mjGEOM_HFIELD, hfieldname="ground", pos=[0.0, 0.0, self._lift])
+
+    def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> HeightField:
+        """Return the ground as terms on a device ask for it."""
+        moved = copy.copy(self)
+        moved._table = torch.tensor(self.heights.ravel(), dtype=dtype, device=device)
+        moved.origins = self.origins.to(device, dtype)
+        return moved
+
+    def height(self, xy: Tensor) -> Tensor:
+        """Height of the ground [m] at world positions (..., 2); shape (...,)."""
+        corner, u, v, along_x, along_y = self._triangle(xy)
+        return corner + u * along_x + v * along_y
+
+    def normal(self, xy: Tensor) -> Tensor:
+        """Upward normal of the ground at world positions (..., 2); unit vectors (..., 3)."""
+        *_, along_x, along_y = self._triangle(xy)
+        normal = torch.stack((-along_x, -along_y, torch.full_like(along_x, self.cell)), dim=-1)
+        return normal / normal.norm(dim=-1, keepdim=True)
+
+    def _triangle(self, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Find the triangle below each point.
+
+        Returns:
+            Height of its cell's corner of least x and y [m], where in the cell the point is, [0, 1] along x and y, and how far
+            the triangle rises over the cell along x and y [m]; each (...,).
+        """
+        rows, columns = self.heights.shape
+        x = ((xy[..., 0] + self.half[0]) / self.cell).clamp(0.0, rows - 1.0)
+        y = ((xy[..., 1] + self.half[1]) / self.cell).clamp(0.0, columns - 1.0)
+        i, j = x.floor().clamp(max=rows - 2.0), y.floor().clamp(max=columns - 2.0)
+        at = i.long() * columns + j.long()
+        corner, far = self._table[at], self._table[at + columns + 1]
+        u, v = x - i, y - j
+        beside = self._table[torch.where(u > v, at + columns, at + 1)]  # the triangle's third corner
+        first, second = beside - corner, far - beside
+        return corner, u, v, torch.where(u > v, first, second), torch.where(u > v, second, first)
+
+
+Terrain = FlatTerrain | HeightField
+
+
+def _add(spec: mujoco.MjSpec, **shape: object) -> None:
+    spec.worldbody.add_geom(PLAIN, name="ground", contype=0, conaffinity=0, condim=3, friction=_FRICTION, group=0, **shape)

@@ -14,7 +14,7 @@ ADDED = {
     "misspelt key": ("ppo: {gama: 1}", "page.yaml:6: ppo.gama: no such key; did you mean 'gamma'?"),
     "no such key": (
         "terrain: {bumps: 3}",
-        "page.yaml:6: terrain.bumps: no such key; allowed are 'kind'",
+        "page.yaml:6: terrain.bumps: no such key; allowed are 'rows', 'size', 'border', 'cell', 'seed'",
     ),
     "key of a term": (
         "rewards: {alive: {weight: 1, size: 2}}",
@@ -321,7 +321,7 @@ OVERRIDES = {
     "misspelt key": ("env.num_env=1", "override \"env.num_env=1\": env.num_env: no such key; did you mean 'num_envs'?"),
     "misspelt section": ("en.seed=1", "override \"en.seed=1\": en: no such key; did you mean 'env'?"),
     "key without its section": ("num_envs=4", "override \"num_envs=4\": num_envs: no such key; did you mean 'env.num_envs'?"),
-    "name of a word near by": ("seed=4", "override \"seed=4\": seed: no such key; did you mean 'env.seed'?"),
+    "name of a word near by": ("seed=4", "override \"seed=4\": seed: no such key; did you mean 'terrain.seed' or 'env.seed'?"),
     "initials": ("ppo.lr=1", "override \"ppo.lr=1\": ppo.lr: no such key; did you mean 'learning_rate'?"),
     "another section's": ("env.lr=1", "override \"env.lr=1\": env.lr: no such key; did you mean 'ppo.learning_rate'?"),
     "two other sections'": (

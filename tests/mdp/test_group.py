@@ -79,6 +79,18 @@ def test_noise_is_uniform_within_its_half_width_and_scaled_with_the_value():
     assert torch.equal(harness.compute(5.0, noisy=False), torch.full((20_000, 2), 10.0))
 
 
+def test_coarse_noise_has_256_values_in_the_same_range():
+    harness = Harness([_term(size=50, noise=0.5, coarse=True)], count=64)
+    noise = harness.compute(0.0, noisy=True)
+    steps = ((noise / 0.5 + 1.0) * 128.0 - 0.5).round(decimals=3)
+    assert torch.equal(steps, steps.round()) and 0 <= steps.min() < 4 and 251 < steps.max() <= 255
+    assert len(steps.unique()) > 250 and abs(float(noise.mean())) < 0.01
+    apart = noise - noise.mean(0)
+    mixed = (apart.T @ apart / 64.0).fill_diagonal_(0.0).abs() / noise.var()
+    assert mixed.max() < 0.6  # three come from one word, and know nothing of each other
+    assert harness.used == 17
+
+
 def test_noise_comes_before_the_clip():
     harness = Harness([_term(noise=0.5, clip=(-1.0, 1.0))], count=500)
     noisy = harness.compute(1.0, noisy=True)

@@ -19,6 +19,8 @@ CASES = [
     ("illegal_contact", {"group": "thighs"}, [False, True, True]),
     ("out_of_bounds", {"distance": 1.5}, [False, True, True]),  # y = -1.7, x = -2
     ("out_of_bounds", {"distance": 1.8}, [False, False, True]),
+    ("leaves_ground", {"margin": 0.5}, [False, False, True]),  # of a ground of +-2 and +-4 m: y = -1.7, x = -2
+    ("leaves_ground", {"margin": 0.0}, [False, False, False]),
     ("height", {"minimum": 0.2}, [False, True, False]),  # 0.3, 0.15 and 0.3 m above the ground
     ("height", {"minimum": 0.14}, [False, False, False]),
     ("height", {"minimum": 0.31}, [True, True, True]),
@@ -41,9 +43,9 @@ def test_tilt_counts_in_every_direction(moment, call):
     assert call(terminations.tilt, moment, limit=1.0).tolist() == [True, True, False]
 
 
-def test_only_the_clock_truncates():
+def test_who_fails_does_not_truncate():
     flags = {name: _term(name).time_out for name in find_terms()[0]["termination"]}
-    assert flags == {name: name == "time_out" for name in flags}
+    assert flags == {name: name in ("time_out", "leaves_ground") for name in flags}
 
 
 def test_every_termination_has_a_case():

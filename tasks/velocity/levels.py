@@ -1,0 +1,97 @@
+"""On which patch of the ground a robot begins, and when it gets a harder or an easier one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from embodied_rl.config.types import Fraction, IntRange, NonNegative, Positive
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.draft import Draft
+from embodied_rl.mdp.moment import Moment
+from embodied_rl.mdp.part import Part
+from embodied_rl.mdp.state import State
+from embodied_rl.mdp.term import event
+
+
+@event(mode="reset")
+class start_on_patch:  # noqa: N801  named as its entry on the page
+    """Start robots in the middle of a patch: each on one kind for ever, in first rows of `rows`, dealt out by their numbers.
+
+    With `curriculum` a robot's row is judged when its episode ends.  One that fell goes a row down.  One whose time is up goes
+    a row up if it went `share` of the way that the last command asked for, in that command's direction as it turned; no
+    command is judged that was given for less than `window_s` [s], or asked for less than `speed` [m/s].  Who is through with
+    the last row goes on in any.
+    """
+
+    row: Tensor
+    """Row of difficulty of each robot's patch, int64 (N,)."""
+    begun: Tensor
+    """Whether it has a row, bool (N,)."""
+    asked: Tensor
+    """What the present command has asked for, (N, 2)."""
+    way: Tensor
+    """Ways since then: asked for, and gone in that direction, each at most as far as asked [m], (N, 2)."""
+    time: Tensor
+    """Time since then [s], (N,)."""
+
+    def __init__(
+        self,
+        robot: Part,
+        *,
+        rows: IntRange = (0, 3),
+        curriculum: bool = True,
+        command: str = "velocity",
+        share: Fraction = 0.75,
+        window_s: NonNegative = 2.0,
+        speed: Positive = 0.2,
+    ) -> None:
+        if not robot.floating:
+            raise UserError(f"rows: {robot.spec.name} is mounted, and cannot begin elsewhere; take the entry off the page")
+        self._rows, self._curriculum, self._command = rows, curriculum, command
+        self._share, self._window_s, self._speed = share, window_s, speed
+        flag, number = State(dtype=torch.bool, fresh="keep"), State(fresh="keep")
+        self.state = {"row": State(dtype=torch.int64, fresh="keep"), "begun": flag, "time": number}
+        self.state |= {"asked": State((2,), fresh="keep"), "way": State((2,), fresh="keep")}
+
+    def update(self, env: Moment) -> None:
+        """Add this step to the way that the present command asks for, and to the way gone."""
+        if not self._curriculum:
+            return
+        asked = env.command(self._command)[:, :2]
+        other = (asked != self.asked).any(-1)
+        speed = asked.norm(dim=-1)
+        gone = torch.minimum((env.robot.lin_vel_yaw * asked).sum(-1) / speed.clamp(min=1e-6), speed)
+        way = torch.where(other[:, None], 0.0, self.way) + env.step_dt * torch.stack((speed, gone), dim=-1)
+        self.way.copy_(way)
+        self.time.copy_(torch.where(other, 0.0, self.time) + env.step_dt)
+        self.asked.copy_(asked)
+
+    def __call__(self, env: Moment, draft: Draft) -> None:
+        """Place robots on their patches, as if the ground were level there: all are lifted onto it at the end."""
+        if env.terrain.origins is None:
+            raise UserError("a term places robots on patches, and the page has none; add patches: {stairs: {}}, or take it off")
+        kinds, rows = env.terrain.origins.shape[:2]
+        low, high = min(self._rows[0], rows - 1), min(self._rows[1], rows - 1)
+        kind, first = env.env_ids % kinds, low + env.env_ids // kinds % (high - low + 1)
+        row = torch.where(self.begun, self._judged(env, rows), first)
+        self.row.copy_(torch.where(env.done, row, self.row))
+        self.begun.logical_or_(env.done)
+        self.time.copy_(torch.where(env.done, 0.0, self.time))
+        self.way.copy_(torch.where(env.done[:, None], 0.0, self.way))
+        origin = env.terrain.origins[kind, self.row]
+        place = draft.root_pos(env.robot)
+        place[:, :2] += origin[:, :2]
+        draft.set_root_pose(env.robot, place, draft.root_quat(env.robot))
+
+    def _judged(self, env: Moment, rows: int) -> Tensor:
+        """Rows of the next episodes, int64 (N,)."""
+        if not self._curriculum:
+            return self.row
+        anywhere = env.draw.integers(0, rows - 1).long()
+        if env.terminated is None:  # nobody is judged at `Env.reset`
+            return self.row
+        long_enough = (self.time >= self._window_s) & (self.way[:, 0] >= self._speed * self.time)
+        up = env.timed_out & long_enough & (self.way[:, 1] >= self._share * self.way[:, 0])
+        row = self.row + up.long() - env.terminated.long()
+        return torch.where(row >= rows, anywhere, row.clamp(min=0))

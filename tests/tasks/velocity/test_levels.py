@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from embodied_rl.mdp.draft import Draft
+from embodied_rl.tasks.velocity.levels import start_on_patch
+from embodied_rl.mdp.moment import Draw
+from embodied_rl.mdp.state import Memory
+
+DT, ROWS, KINDS = 0.1, 5, 2
+
+
+class Robots:
+    """Robots that go as they are told to, on a ground of two kinds and five rows; what an `Env` does of a step."""
+
+    def __init__(self, rows: tuple[int, int] = (2, 2), num: int = 4, **params) -> None:
+        part = SimpleNamespace(floating=True, spec=SimpleNamespace(name="dog"), root_qpos=0, root_qvel=0)
+        self.term, self.memory = start_on_patch(part, rows=rows, **params), Memory(num, torch.device("cpu"))  # pyright: ignore
+        self.memory.add("events.start_on_patch", self.term)
+        kind, row = torch.meshgrid(torch.arange(KINDS), torch.arange(ROWS), indexing="ij")
+        self.origins = torch.stack((10.0 * row, 10.0 * kind, 0.0 * row), dim=-1)
+        self.num, self.command, self.speed = num, torch.zeros(num, 3), torch.zeros(num, 2)
+        self.reset()
+
+    def env(self, done: Tensor, terminated: Tensor | None, timed_out: Tensor) -> SimpleNamespace:
+        robot = SimpleNamespace(lin_vel_yaw=self.speed, root_qpos=0, root_qvel=0)
+        return SimpleNamespace(
+            robot=robot,
+            terrain=SimpleNamespace(origins=self.origins),
+            env_ids=torch.arange(self.num),
+            command=lambda name: self.command,
+            step_dt=DT,
+            done=done,
+            terminated=terminated,
+            timed_out=timed_out,
+            draw=Draw(torch.rand(self.num, 8, generator=torch.Generator().manual_seed(1))),
+        )
+
+    def _draft(self) -> Draft:
+        return Draft(torch.tensor([[0.0, 0.0, 0.3, 1.0, 0.0, 0.0, 0.0]]).expand(self.num, 7), torch.zeros(self.num, 6), {})
+
+    def reset(self) -> Draft:
+        draft = self._draft()
+        self.term(self.env(torch.ones(self.num).bool(), None, torch.zeros(self.num).bool()), draft)  # pyright: ignore
+        return draft
+
+    def go(self, seconds: float, command: tuple[float, ...], speed: tuple[float, float]) -> None:
+        self.command, self.speed = torch.tensor([command]).expand(self.num, 3), torch.tensor([speed]).expand(self.num, 2)
+        nobody = torch.zeros(self.num).bool()
+        for _ in range(round(seconds / DT)):
+            self.term.update(self.env(nobody, nobody, nobody))  # pyright: ignore
+
+    def end(self, *, fell: bool = False) -> list[int]:
+        everybody, nobody = torch.ones(self.num).bool(), torch.zeros(self.num).bool()
+        env = self.env(everybody, everybody if fell else nobody, nobody if fell else everybody)
+        self.term(env, self._draft())  # pyright: ignore
+        return self.term.row.tolist()
+
+
+def test_robots_are_dealt_out_over_kinds_and_rows() -> None:
+    robots = Robots(rows=(1, 2), num=8)
+    assert robots.term.row.tolist() == [1, 1, 2, 2, 1, 1, 2, 2]
+    draft = robots.reset()
+    assert robots.term.row.tolist() == [1, 1, 2, 2, 1, 1, 2, 2]  # nobody is judged at a reset
+    assert draft.qpos[:, 0].tolist() == [10.0, 10.0, 20.0, 20.0] * 2
+    assert draft.qpos[:, 1].tolist() == [0.0, 10.0] * 4 and draft.qpos[:, 2].tolist() == pytest.approx([0.3] * 8)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "command", "speed", "row"),
+    [
+        (5.0, (1.0, 0.0, 0.0), (0.9, 0.3), 3),  # follows
+        (5.0, (0.0, 0.4, 1.0), (0.0, 0.35), 3),  # in a circle, and sideways
+        (5.0, (0.3, 0.0, 0.0), (0.28, 0.0), 3),  # slowly
+        (5.0, (1.0, 0.0, 0.0), (0.6, 0.0), 2),  # not well enough; never down for a time-out
+        (5.0, (1.0, 0.0, 0.0), (-1.0, 0.0), 2),
+        (1.8, (1.0, 0.0, 0.0), (1.0, 0.0), 2),  # too short
+        (5.0, (0.1, 0.0, 0.0), (0.1, 0.0), 2),  # too little is asked for
+        (5.0, (0.0, 0.0, 0.0), (0.0, 0.0), 2),
+    ],
+)
+def test_who_goes_up(seconds: float, command: tuple[float, ...], speed: tuple[float, float], row: int) -> None:
+    robots = Robots()
+    robots.go(seconds, command, speed)
+    assert robots.end() == [row] * 4
+
+
+def test_the_last_command_alone_is_judged() -> None:
+    robots = Robots()
+    robots.go(10.0, (1.0, 0.0, 0.0), (0.0, 0.0))
+    robots.go(3.0, (0.5, 0.0, 0.0), (0.5, 0.0))
+    assert robots.end() == [3] * 4
+    robots.go(10.0, (1.0, 0.0, 0.0), (1.0, 0.0))
+    robots.go(3.0, (0.5, 0.0, 0.0), (0.0, 0.0))
+    assert robots.end() == [3] * 4
+    robots.go(1.0, (0.5, 0.0, 0.0), (0.5, 0.0))  # the window before is over with its episode
+    assert robots.end() == [3] * 4
+
+
+def test_being_faster_than_asked_makes_nothing_good() -> None:
+    robots = Robots()
+    robots.go(2.5, (1.0, 0.0, 0.0), (2.0, 0.0))
+    robots.go(2.5, (1.0, 0.0, 0.0), (0.0, 0.0))
+    assert robots.end() == [2] * 4
+
+
+def test_who_falls_goes_down_and_who_is_through_goes_anywhere() -> None:
+    robots = Robots(num=64)
+    for row in (1, 0, 0):
+        robots.go(5.0, (1.0, 0.0, 0.0), (1.0, 0.0))
+        assert robots.end(fell=True) == [row] * 64
+    for row in (1, 2, 3, 4):
+        robots.go(5.0, (1.0, 0.0, 0.0), (1.0, 0.0))
+        assert robots.end() == [row] * 64
+    robots.go(5.0, (1.0, 0.0, 0.0), (1.0, 0.0))
+    assert set(robots.end()) == set(range(ROWS))
+
+
+def test_without_a_curriculum_rows_stay() -> None:
+    robots = Robots(rows=(0, 9), num=10, curriculum=False)
+    rows = robots.term.row.tolist()
+    assert rows == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    robots.go(5.0, (1.0, 0.0, 0.0), (1.0, 0.0))
+    assert robots.end() == rows and robots.end(fell=True) == rows
