@@ -20,7 +20,7 @@ from embodied_rl.new.anatomy import Anatomy, study
 from embodied_rl.new.motors import Motor
 from embodied_rl.new.source import Source, read_source
 from embodied_rl.new.stance import Poser, Stance
-from embodied_rl.robot import RobotSpec, load_robot, robot_names
+from embodied_rl.robot import RobotError, RobotSpec, load_robot, robot_names
 from embodied_rl.scene import Scene, build_scene
 from embodied_rl.scene.contacts import collides
 from embodied_rl.strict_yaml import display
@@ -51,6 +51,15 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
         raise UserError(f"{folder}: is there already; name another --output, or remove it")
     if png is not None:
         use_gl()  # what cannot draw says so before anything is written
+    try:
+        return _new_robot(file, folder, png)
+    except RobotError as error:  # of a folder that nobody sees
+        raise UserError(
+            "\n".join(f"{file}: of the robot.yaml made of it: {one.path}: {one.message}" for one in error.problems)
+        ) from None
+
+
+def _new_robot(file: Path, folder: Path, png: Path | None) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) / "robot"
         work.mkdir()

@@ -13,7 +13,7 @@ import numpy as np
 
 from embodied_rl.errors import UserError
 from embodied_rl.physics.actuators import torque_range
-from embodied_rl.urdf import MESHES, find_mesh, read_urdf, refuse_xacro
+from embodied_rl.urdf import MESHES, find_mesh, parse, read_urdf
 
 
 @dataclass
@@ -43,7 +43,8 @@ class Source:
         """Write the MJCF as it is now; a URDF is kept as it was copied."""
         if not self.urdf:
             self.spec.compile()
-            self.path.write_text(self.spec.to_xml(), encoding="utf-8")
+            meshes = str(self.path.parent / "meshes") + "/"
+            self.path.write_text(self.spec.to_xml().replace(f'file="{meshes}', 'file="'), encoding="utf-8")
 
     def mark(self, link: str, place: np.ndarray) -> str:
         """Write a link of no mass into the copied URDF at a place of another, which marks it by a site; its name."""
@@ -67,20 +68,16 @@ def read_source(file: Path, folder: Path) -> Source:
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; allowed: an MJCF (.xml) or a URDF (.urdf)")
-    text = file.read_text(encoding="utf-8", errors="replace")
     try:
-        refuse_xacro(file, text)
+        root = parse(file)
     except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise UserError(f"{file}: is no XML ({error}); allowed: an MJCF or a URDF") from None
+        xml = isinstance(error.__cause__, ElementTree.ParseError)
+        raise UserError(f"{file}: {f'is no XML ({error}); allowed: an MJCF or a URDF' if xml else error}") from None
     name = re.sub(r"\W+", "_", file.stem).strip("_")
     if root.tag not in ("robot", "mujoco"):
         raise UserError(f"{file}: its root is <{root.tag}>; allowed: <mujoco> of an MJCF and <robot> of a URDF")
     try:
-        source = _urdf(file, root, folder, name) if root.tag == "robot" else _mjcf(file, folder, name)
+        source = _urdf(file, root, folder, name) if root.tag == "robot" else _mjcf(file, root, folder, name)
         model = source.spec.compile()
     except UserError:
         raise
@@ -102,6 +99,8 @@ def _urdf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Sou
     bases = [link for link in links if link not in children]
     if len(bases) != 1:
         raise UserError(f"{file}: {len(bases)} links are no joint's child ({', '.join(bases) or 'none'}); a URDF has one root")
+    if bases == ["world"]:
+        raise UserError(f"{file}: its link 'world' holds it; a robot that walks is free: take that link and its joint out")
     path = folder / f"{name}.urdf"
     notes, lost = _copy_urdf_meshes(file, root, folder)
     if empty := _drop_empty_shapes(root):
@@ -202,7 +201,7 @@ def _copy_mesh(found: Path, folder: Path, copied: dict[Path, str]) -> str:
     return copied[found]
 
 
-def _mjcf(file: Path, folder: Path, name: str) -> Source:
+def _mjcf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Source:
     spec = mujoco.MjSpec.from_file(str(file))
     roots = {body: sum(len(one.joints) for one in (body, *body.find_all("body"))) for body in spec.worldbody.bodies}
     if not roots:
@@ -213,13 +212,20 @@ def _mjcf(file: Path, folder: Path, name: str) -> Source:
     if own and free != [True]:
         names = ", ".join(map(repr, own))
         raise UserError(f"{file}: {base.name!r} is held to the world by {names}; a robot that walks has a free joint alone there")
+    if not base.name:
+        taken = {body.name for body in spec.bodies}
+        base.name = next(one for one in ("base", *(f"base_{n}" for n in range(len(taken)))) if one not in taken)
     notes = _only_robot(spec, base)
     if not own:
         base.add_freejoint(name="root")
         notes.append(f"base: a free joint was added to {base.name!r}")
-    told, lost = _copy_mjcf_meshes(spec, file, folder)
+    # a base's own axes point ahead and up, whichever way the file has turned it
+    here = spec.compile().body(base.name).pos
+    base.set_frame(spec.worldbody.add_frame())
+    base.pos, base.quat, base.alt.type = here, (1.0, 0.0, 0.0, 0.0), mujoco.mjtOrientation.mjORIENTATION_QUAT
+    parts = [file.parent / model.get("file", "") for model in root.iter("model")]
+    told, lost = _copy_mjcf_meshes(spec, [file, *parts], folder)
     notes += told
-    base.name = base.name or "base"
     base.joints[0].name = base.joints[0].name or "root"
     for number, body in enumerate(base.find_all("body")):
         body.name = body.name or f"body_{number}"
@@ -242,7 +248,7 @@ def _mjcf(file: Path, folder: Path, name: str) -> Source:
 
 def _only_robot(spec: mujoco.MjSpec, base: mujoco.MjsBody) -> list[str]:
     """Take the world of the file away: its ground, its lights, and other bodies."""
-    others = [body.name for body in spec.worldbody.bodies if body.name != base.name]
+    others = [body.name or "a body without a name" for body in spec.worldbody.bodies if body.name != base.name]
     for element in [body for body in spec.worldbody.bodies if body.name != base.name]:
         spec.delete(element)
     world = spec.worldbody
@@ -253,8 +259,13 @@ def _only_robot(spec: mujoco.MjSpec, base: mujoco.MjsBody) -> list[str]:
     return [f"left out: {', '.join(others)}, which {'is' if len(others) == 1 else 'are'} not the robot"] if others else []
 
 
-def _copy_mjcf_meshes(spec: mujoco.MjSpec, file: Path, folder: Path) -> tuple[list[str], set[str]]:
+def _copy_mjcf_meshes(spec: mujoco.MjSpec, files: list[Path], folder: Path) -> tuple[list[str], set[str]]:
     """Copy what is there; take what is missing out of the bodies, and pictures out of materials.
+
+    Args:
+        spec: the robot.
+        files: its own, and those of the models that it attaches, beside which their meshes lie.
+        folder: where the meshes go.
 
     Returns:
         What was left out, a line each, and the bodies that lost a collision mesh.
@@ -267,20 +278,23 @@ def _copy_mjcf_meshes(spec: mujoco.MjSpec, file: Path, folder: Path) -> tuple[li
     copied: dict[Path, str] = {}
     deaf: set[str] = set()
     for mesh in [mesh for mesh in spec.meshes if mesh.file]:
-        found = (file.parent / (spec.meshdir or "") / mesh.file).resolve()
+        given = Path(mesh.file).name if spec.strippath else mesh.file
+        places = [(file.parent / mesh.compiler.meshdir / given).resolve() for file in files]
+        found = next((place for place in places if place.is_file()), None)
         name = mesh.name or Path(mesh.file).stem
-        if found.is_file():
-            mesh.name, mesh.file = name, Path(_copy_mesh(found, folder, copied)).name
+        if found is not None:
+            # in whole: MuJoCo seeks those of a model that is attached beside that one
+            mesh.name, mesh.file = name, str(folder / _copy_mesh(found, folder, copied))
             continue
         for geom in [geom for geom in spec.geoms if geom.meshname == name]:
             if not geom.parent.explicitinertial:
                 where = f"{geom.parent.name!r} gets its mass from it"
-                raise UserError(f"{file}: the mesh {found} is missing, and {where}; bring it, or write <inertial>")
+                raise UserError(f"{files[0]}: the mesh {places[0]} is missing, and {where}; bring it, or write <inertial>")
             deaf |= {geom.parent.name} if geom.contype or geom.conaffinity else set()
             spec.delete(geom)
         spec.delete(mesh)
         lost.append(name)
-    spec.meshdir, spec.modelfiledir = "meshes", str(folder)
+    spec.meshdir, spec.modelfiledir, spec.strippath = "meshes", str(folder), False
     return [f"left out: {len(lost)} meshes that are missing"] if lost else [], deaf
 
 

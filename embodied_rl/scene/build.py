@@ -39,6 +39,13 @@ ENABLED = (
     mujoco.mjtDisableBit.mjDSBL_ACTUATION,
     mujoco.mjtDisableBit.mjDSBL_SENSOR,
 )
+#: What a file may have switched on that does not hold here.
+NOT_KEPT = (
+    mujoco.mjtEnableBit.mjENBL_OVERRIDE,  # of each contact its geoms' own numbers hold
+    # what they remember is no part of a robot's state
+    mujoco.mjtEnableBit.mjENBL_SLEEP,
+    mujoco.mjtEnableBit.mjENBL_IPC,
+)
 
 
 class SceneError(UserError):
@@ -272,7 +279,8 @@ def _robot_on_terrain(
         option.disableflags |= int(bit)
     for bit in ENABLED:
         option.disableflags &= ~int(bit)
-    option.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_OVERRIDE)  # one friction for every contact
+    for bit in NOT_KEPT:
+        option.enableflags &= ~int(bit)
     option.disableactuator = 0
     return spec
 

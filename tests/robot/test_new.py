@@ -13,11 +13,13 @@ import pytest
 import embodied_rl
 from embodied_rl import cli
 from embodied_rl.config import load
+from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
 from embodied_rl.machine import gl_backend
 from embodied_rl.new.robot import new_robot, stand
 from embodied_rl.paths import shipped
 from embodied_rl.robot import RobotSpec, load_robot
+from embodied_rl.scene import build_scene
 
 #: A leg of two links of 0.2 m and a foot of 0.02 m, whose knee bends from 0.9 rad on; {s} is its name.
 LEG = """
@@ -303,6 +305,41 @@ def test_the_shipped_robots_are_found_again(name: str) -> None:
 
 
 PLAIN = "<mujoco><worldbody><body name='trunk'><freejoint/><geom size='.1'/>{}</body></worldbody></mujoco>"
+
+
+def test_a_mjcf_as_people_have_it(here: Path) -> None:
+    """Bodies without names, a base that the file has turned, meshes beside a model that is attached, paths to strip."""
+    for place in ("parts/shells", "."):
+        (here / place).mkdir(parents=True, exist_ok=True)
+        (here / place / "head.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
+    head = '<geom type="mesh" mesh="head" mass="0.1" contype="0" conaffinity="0"/>'
+    (here / "parts/head.xml").write_text(
+        '<mujoco><compiler meshdir="shells"/><asset><mesh name="head" file="head.obj" scale=".05 .05 .05"/></asset>'
+        f'<worldbody><body name="head" pos="0 0 .2">{head}</body></worldbody></mujoco>'
+    )
+    asset = (
+        '<asset><model name="h" file="parts/head.xml"/><mesh file="far/away/head.obj" scale=".05 .05 .05"/></asset><worldbody>'
+    )
+    text = BIPED.replace('angle="radian"', 'angle="radian" strippath="true"').replace("<worldbody>", asset)
+    text = text.replace('<body name="ball"', "<body").replace('<body name="pelvis"', '<body euler="0 0 1.5708"')
+    text = text.replace('<body name="tail"', f'<attach model="h" body="head" prefix="h/"/>{head}<body name="tail"')
+    (here / "biped.xml").write_text(text)
+    told = new_robot(Path("biped.xml"), here / "made")
+    assert told[0] == "left out: a body without a name, which is not the robot"
+    robot = load_robot(str(here / "made"))
+    assert robot.base == "base" and stand(robot)[0] < 0.2
+    stock, made = (
+        mujoco.MjModel.from_xml_path("biped.xml"),
+        build_scene(robot, collisions="feet", physics=PhysicsSettings()).model,
+    )
+    assert made.body_subtreemass[made.body("base").id] == pytest.approx(stock.body_subtreemass[2])
+
+
+def test_what_an_equality_asks_is_told_of_the_file_that_is_there(here: Path) -> None:
+    tail = '<equality><weld body1="pelvis"/></equality></mujoco>'
+    (here / "biped.xml").write_text(BIPED.replace("</mujoco>", tail))
+    with pytest.raises(UserError, match=r"^biped\.xml: of the robot\.yaml made of it: base: 'pelvis' floats, and an equality"):
+        new_robot(Path("biped.xml"))
 
 
 @pytest.mark.parametrize(
