@@ -51,43 +51,43 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
         raise UserError(f"{folder}: is there already; name another --output, or remove it")
     if png is not None:
         use_gl()  # what cannot draw says so before anything is written
-    try:
-        return _new_robot(file, folder, png)
-    except RobotError as error:  # of a folder that nobody sees
-        raise UserError(
-            "\n".join(f"{file}: of the robot.yaml made of it: {one.path}: {one.message}" for one in error.problems)
-        ) from None
-
-
-def _new_robot(file: Path, folder: Path, png: Path | None) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch) / "robot"
-        work.mkdir()
-        source = read_source(file, work)
-        anatomy = study(source)
-        feet = _mark_feet(source, anatomy)
-        source.save()
-        poser = Poser(anatomy)
-        tried = []
-        for (origin, stance), stiffer in itertools.product(_stances(source, poser), motors.STIFFER):
-            chosen = motors.choose(source, anatomy, stance, stiffer)
-            page = write.robot_page(source, anatomy, stance, chosen, feet)
-            (work / "robot.yaml").write_text(page, encoding="utf-8")
-            robot = load_robot(str(work))
-            if anatomy.mirror:
-                robot.joint_mirror()  # as the page has it
-            lean, height = stand(robot)
-            tried.append((lean > _LEAN or height < 1.0 - _SINK, lean, origin, stance, chosen, height, stiffer))
-            if not tried[-1][0]:
-                break
-        falls, lean, origin, stance, chosen, height, stiffer = min(tried, key=lambda one: one[:2])
-        (work / "robot.yaml").write_text(write.robot_page(source, anatomy, stance, chosen, feet), encoding="utf-8")
-        feet = _with_what_touches(load_robot(str(work)), feet)
+        try:
+            return _new_robot(file, folder, png, Path(scratch) / "robot")
+        except RobotError as error:  # of a folder that nobody sees
+            told = [f"{file}: of the robot.yaml made of it: {one.path}: {one.message}" for one in error.problems]
+            raise UserError("\n".join(told)) from None
+        except UserError as error:
+            raise UserError(re.sub(rf"{re.escape(scratch)}/robot/[^:]+", str(file), str(error))) from None
+
+
+def _new_robot(file: Path, folder: Path, png: Path | None, work: Path) -> list[str]:
+    work.mkdir()
+    source = read_source(file, work)
+    anatomy = study(source)
+    feet = _mark_feet(source, anatomy)
+    source.save()
+    poser = Poser(anatomy)
+    tried = []
+    for (origin, stance), stiffer in itertools.product(_stances(source, poser), motors.STIFFER):
+        chosen = motors.choose(source, anatomy, stance, stiffer)
         page = write.robot_page(source, anatomy, stance, chosen, feet)
         (work / "robot.yaml").write_text(page, encoding="utf-8")
-        (work / f"{source.name}_flat.yaml").write_text(write.flat_page(source, anatomy, stance), encoding="utf-8")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(work, folder)
+        robot = load_robot(str(work))
+        if anatomy.mirror:
+            robot.joint_mirror()  # as the page has it
+        lean, height = stand(robot)
+        tried.append((lean > _LEAN or height < 1.0 - _SINK, lean, origin, stance, chosen, height, stiffer))
+        if not tried[-1][0]:
+            break
+    falls, lean, origin, stance, chosen, height, stiffer = min(tried, key=lambda one: one[:2])
+    (work / "robot.yaml").write_text(write.robot_page(source, anatomy, stance, chosen, feet), encoding="utf-8")
+    feet = _with_what_touches(load_robot(str(work)), feet)
+    page = write.robot_page(source, anatomy, stance, chosen, feet)
+    (work / "robot.yaml").write_text(page, encoding="utf-8")
+    (work / f"{source.name}_flat.yaml").write_text(write.flat_page(source, anatomy, stance), encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(work, folder)
     if png is not None:
         from embodied_rl.new.picture import draw
 

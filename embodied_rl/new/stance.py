@@ -66,6 +66,7 @@ class Poser:
                 pose[name] = pose[name] if self.anatomy.signs[name] > 0.0 else 0.0
             elif self.anatomy.joints.index(name) < self.anatomy.joints.index(partner):
                 pose[partner] = self.anatomy.signs[name] * pose[name] + 0.0
+        pose |= self._following(pose)
         self._set(pose)
         base = float(self.data.xpos[self.anatomy.base, 2])
         ground = min(self._low(leg) for leg in self.anatomy.legs)
@@ -173,6 +174,19 @@ class Poser:
 
     def _low(self, leg: Leg) -> float:
         return min(lowest(self.model, self.data, geom) for geom in leg.geoms)
+
+    def _following(self, pose: dict[str, float]) -> dict[str, float]:
+        """Give the positions of joints that an equality constraint ties to another's, as a URDF's mimic does, or to a number."""
+        model, found = self.model, {}
+        for index in range(model.neq):
+            if int(model.eq_type[index]) == int(mujoco.mjtEq.mjEQ_JOINT) and model.eq_active0[index]:
+                name, other = model.joint(int(model.eq_obj1id[index])).name, int(model.eq_obj2id[index])
+                moved = 0.0
+                if other >= 0:
+                    moved = (pose | found)[model.joint(other).name] - model.qpos0[model.jnt_qposadr[other]]
+                tied = model.qpos0[self.address[name]] + np.polynomial.polynomial.polyval(moved, model.eq_data[index, :5])
+                found[name] = round(float(tied), 5) + 0.0
+        return found
 
     def _lift(self, leg: Leg) -> float:
         """Give how far a foot goes up or down when each joint of its leg turns [m/rad]."""

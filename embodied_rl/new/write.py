@@ -52,7 +52,7 @@ def robot_page(
         lines.append(f"  {text(name)}: {flow({key: number(value) for key, value in values if value is not None})}")
     lines += ["", "joints:  # default [rad]"]
     for name in anatomy.joints:
-        lines.append(f"  {text(name)}: {flow({'default': number(stance.joints[name]), 'motor': text(of[name])})}")
+        lines.append(f"  {text(name)}: {flow({'default': number(stance.joints[name], 6), 'motor': text(of[name])})}")
     if welded := [name for name in anatomy.joints if name not in source.driven]:
         lines += ["", f"weld: {listed(welded)}  # no actuator drives them"]
     lines += ["", "groups:  # of joints, for numbers per joint"]
@@ -137,9 +137,9 @@ def text(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z_][\w.-]*|\.", name) and name.lower() not in _RESERVED else json.dumps(name)
 
 
-def number(value: float) -> str:
-    """Write a number with four figures, and with a point."""
-    written = f"{value:.4g}"
+def number(value: float, figures: int = 4) -> str:
+    """Write a number with so many figures, and with a point."""
+    written = f"{value:.{figures}g}"
     written = f"{value:.9f}".rstrip("0") if "e" in written else written
     return written if "." in written else f"{written}.0"
 

@@ -259,6 +259,7 @@ class RobotSpec:
         try:
             urdf = is_urdf(self.model_path)
             spec = read_urdf(self.model_path, self.base) if urdf else mujoco.MjSpec.from_file(str(self.model_path))
+            [one.name for kind in (spec.bodies, spec.joints, spec.geoms, spec.sites) for one in kind]  # they may be no text
         except ValueError as error:
             raise self._refused(error, "cannot be read") from error
         _keep_rotors(spec)
@@ -276,7 +277,12 @@ class RobotSpec:
         return spec
 
     def _refused(self, error: Exception, what: str) -> RobotError:
-        return RobotError([Problem(str(self.model_path), "", f"{what}: {' '.join(str(error).split())}")])
+        words = " ".join(str(error).split())
+        try:
+            self.model_path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            words += "; the file is not UTF-8, in which MuJoCo reads an MJCF: save it so"
+        return RobotError([Problem(str(self.model_path), "", f"{what}: {words}")])
 
     def _mistakes(self, spec: mujoco.MjSpec) -> Iterator[tuple[Keys, str]]:
         """Find the names that page and model do not share."""

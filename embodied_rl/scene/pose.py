@@ -11,6 +11,7 @@ import torch
 from embodied_rl.errors import UserError
 from embodied_rl.robot import RobotError, RobotSpec
 from embodied_rl.robot.spec import ROUNDING
+from embodied_rl.scene.contacts import collides
 from embodied_rl.scene.feet import Feet
 from embodied_rl.strict_yaml import Keys, display, problem_at
 
@@ -119,7 +120,7 @@ def _thrown(model: mujoco.MjModel, robot: RobotSpec, pose: np.ndarray) -> list[t
     data = mujoco.MjData(model)
     data.qpos[:] = pose
     mujoco.mj_fwdPosition(model, data)
-    return [*_strained(model, data, robot.model_path.name), *_sunk(model, data, robot)]
+    return [*_strained(model, data, robot.model_path.name), *_sunk(model, data, robot), *_lower(model, data, robot)]
 
 
 def _strained(model: mujoco.MjModel, data: mujoco.MjData, file: str) -> Iterator[tuple[Keys, str]]:
@@ -159,6 +160,22 @@ def _sunk(model: mujoco.MjModel, data: mujoco.MjData, robot: RobotSpec) -> Itera
             f"{geom!r} of {robot.model_path.name} is {depth:.2g} m in {other!r} in the default pose, which throws the robot up"
         )
         yield ("base_height",), f"{place}; raise it, name the lowest geoms as feet, or move what it is in"
+
+
+def _lower(model: mujoco.MjModel, data: mujoco.MjData, robot: RobotSpec) -> Iterator[tuple[Keys, str]]:
+    """Find geoms that reach the ground before the foot's own, of its link: what they touch is no contact of the foot."""
+    ground = model.geom("ground").id
+    for foot in robot.feet:
+        own = [model.geom(name).id for name in foot.geoms]
+        link = model.body_weldid[model.geom_bodyid[own[0]]]
+        others = [geom for geom in range(model.ngeom) if model.body_weldid[model.geom_bodyid[geom]] == link and geom not in own]
+        height = {geom: mujoco.mj_geomDistance(model, data, ground, geom, 1.0, None) for geom in own + others}
+        for geom in others:
+            below = min(height[one] for one in own) - height[geom]
+            if below > _ROUGH and collides(model.geom(geom)):
+                name = model.geom(geom).name or f"a geom of {model.body(model.geom_bodyid[geom]).name!r}"
+                lower = f"{name!r} of {robot.model_path.name} is {below:.2g} m lower in the default pose"
+                yield ("feet", foot.name, "geoms"), f"{lower}; name it as well"
 
 
 def _most(height: float) -> float:

@@ -335,6 +335,20 @@ def test_a_mjcf_as_people_have_it(here: Path) -> None:
     assert made.body_subtreemass[made.body("base").id] == pytest.approx(stock.body_subtreemass[2])
 
 
+def test_joints_that_follow_others_are_where_those_have_them(here: Path) -> None:
+    ties = "".join(
+        f'<joint joint1="{s}_ankle_pitch" joint2="{s}_knee" polycoef=".0123 -.4567 0 0 0"/>' for s in ("left", "right")
+    )
+    text = BIPED.replace("</mujoco>", f"<equality>{ties}</equality></mujoco>")
+    robot, _ = made("biped.xml", text.replace('name="ball"', 'name="ground"'))
+    pose = dict(zip(robot.joint_names, robot.default_joint_pos, strict=True))
+    for side in ("left", "right"):
+        assert pose[f"{side}_ankle_pitch"] == pytest.approx(0.0123 - 0.4567 * pose[f"{side}_knee"], abs=1e-5)
+    (here / "named.xml").write_text(BIPED.replace('<geom size=".02" mass=".1"/>', '<geom name="ground" size=".02" mass=".1"/>'))
+    with pytest.raises(UserError, match=r"^named\.xml: a geom is named 'ground'"):
+        new_robot(Path("named.xml"))
+
+
 def test_what_an_equality_asks_is_told_of_the_file_that_is_there(here: Path) -> None:
     tail = '<equality><weld body1="pelvis"/></equality></mujoco>'
     (here / "biped.xml").write_text(BIPED.replace("</mujoco>", tail))

@@ -176,6 +176,29 @@ def test_geoms_below_the_feet_are_told(build: Build) -> None:
         build(table(free=keel), collisions="full")
 
 
+def test_what_of_a_foots_link_is_lower_is_told(build: Build) -> None:
+    page = PAGE.replace("geoms: [FL]", "geoms: [FL_shin]")
+    with pytest.raises(UserError) as caught:
+        build(table(), page, collisions="full")
+    assert str(caught.value).endswith(
+        "robot.yaml:6: feet.FL.geoms: 'FL' of table.xml is 0.07 m lower in the default pose; name it as well"
+    )
+    build(table(), PAGE.replace("geoms: [FL]", "geoms: [FL_shin, FL]"), collisions="full")
+
+
+def test_a_mjcf_that_is_not_utf_8_is_one_line(build: Build, tmp_path: Path) -> None:
+    build(table(head="<!-- 30° -->"))
+    named = table().replace("FL_shin", "FL_füß")
+    for text, encoding in ((named, "latin-1"), (f'<?xml version="1.0" encoding="UTF-16"?>{named}', "utf-16")):
+        (tmp_path / "table.xml").write_bytes(text.encode(encoding))
+        with pytest.raises(
+            UserError, match=r"table\.xml: cannot be read: .*; the file is not UTF-8, in which MuJoCo reads an MJCF"
+        ):
+            build()
+    (tmp_path / "table.xml").write_bytes(table(head="<!-- 30° -->").encode("latin-1"))
+    build()
+
+
 def test_a_foot_that_is_a_plane_is_one_line(build: Build) -> None:
     with pytest.raises(UserError, match=r"table\.xml: geom 'FL' is of a foot, and no plane moves; make it a box$"):
         build(table(foot='type="plane"').replace('size="0.03"', 'size="1 1 1"'))
