@@ -36,7 +36,7 @@ def find_own(where: str, given: str, advice: str) -> Any:
         raise
     except ModuleNotFoundError as error:
         parts = module.split(".")
-        if error.name in (".".join(parts[: n + 1]) for n in range(len(parts))):
+        if error.name in [".".join(parts[: n + 1]) for n in range(len(parts))]:
             raise UserError(f"{where}: No module named '{error.name}'; {advice}") from None
         raise UserError(f"{where}: importing {module} raised {told(error)}") from None
     except BaseException as error:  # another's code may raise anything, and end the process, too

@@ -295,10 +295,11 @@ def _forget_fields() -> None:
 
 def python_maker(name: str, options: dict[str, Any]) -> Callable[[], gymnasium.Env]:
     """What makes `python:MODULE:FUNCTION`: the function, called for each environment, returns a `gymnasium.Env`."""
-    function = find_own(f"env.source: python:{name}", name, "write python:MODULE:FUNCTION")
+    function: Any = find_own(f"env.source: python:{name}", name, "write python:MODULE:FUNCTION")
     if not callable(function):
         raise SourceError(f"env.source: python:{name}: is {_kind(function)}, and a function that makes one is wanted")
-    return partial(function, **options)
+    make: Any = partial(function, **options)
+    return make
 
 
 _MAKERS = {"gymnasium": gymnasium_maker, "dm_control": dm_control_maker, "python": python_maker}
