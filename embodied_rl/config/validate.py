@@ -14,7 +14,7 @@ from pydantic import create_model, field_validator
 from embodied_rl import family
 from embodied_rl.config.learner_numbers import why_not
 from embodied_rl.config.misplaced import meant, misplaced
-from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, EnvSettings, Model, Page, PPOSettings
+from embodied_rl.config.page import LEARNERS, ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, EnvSettings, Model, Page, PPOSettings
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
 from embodied_rl.config.types import refuse
 from embodied_rl.problems import ConfigError, did_you_mean, quoted, shown
@@ -139,6 +139,14 @@ class _Checker:
         env = parts["env"]
         if env and env.groups and "actor" not in env.groups:
             self.problem(("env", "groups"), "the group 'actor' is missing: it is what the policy sees")
+        for group, keys in env.groups.items() if env else ():
+            if not keys or len(set(keys)) < len(keys):
+                self.problem(("env", "groups", group), "a key stands twice" if keys else "a group needs at least one key")
+            # a learner of one's own may read any
+            elif parts["train"] and parts["train"].learner in LEARNERS and group not in ("actor", "critic"):
+                self.problem(
+                    ("env", "groups", group), f"nothing reads it{did_you_mean(group, ('actor', 'critic'))} (there are both)"
+                )
         for group in (one for one in (env.final_obs_groups if env else ()) if one not in (env.groups or ("actor",))):
             self.problem(("env", "final_obs_groups"), f"{shown(group)} is not a group of observations")
         if env:
