@@ -12,7 +12,8 @@ from torch import Tensor
 
 from embodied_rl.config import Page
 from embodied_rl.deploy.place import base_state
-from embodied_rl.mdp.bind import Finder, bind, numbers
+from embodied_rl.mdp.bind import bind, numbers
+from embodied_rl.mdp.finder import Finder
 from embodied_rl.mdp.moment import Draw, Moment
 from embodied_rl.mdp.part import PartState
 from embodied_rl.physics.kinematics import free_body

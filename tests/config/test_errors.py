@@ -475,7 +475,7 @@ def test_own_terms(source: str, message: str, folder: Path) -> None:
 def test_a_wrong_default_of_an_own_term(folder: Path) -> None:
     (folder / "more.py").write_text("@reward()\ndef r(env, *, x: Positive = -1): ...\n")
     message = message_of(overrides=("terms=[own_terms.py, more.py]", "rewards.r.weight=1"))
-    assert message == 'override "rewards.r.weight=1": rewards.r.x: -1 is not allowed: more than 0'
+    assert message == "more.py:2: r.x: the default -1 is not allowed: more than 0"
 
 
 def test_a_broken_robot_is_one_line(folder: Path) -> None:
