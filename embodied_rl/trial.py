@@ -23,6 +23,8 @@ from embodied_rl.strict_yaml import display
 
 #: Control steps of either time; early in them each third robot's time is out, so that it is reset while others go on.
 _STEPS = 6
+#: Of torch's random numbers, which nobody touches meanwhile; one that no person would take.
+_SEED = 1_620_339_415
 
 
 def check_steps(env: Env) -> None:
@@ -37,7 +39,9 @@ def check_steps(env: Env) -> None:
     rows = torch.arange(env.num_envs)
     env.episode.episode_length[::3] = env.max_episode_length - 2
     begun = env.snapshot(rows)
-    with _Watch(env):
+    with torch.random.fork_rng([]), _Watch(env):
+        torch.default_generator.manual_seed(_SEED)
+        seed = torch.default_generator.get_state()
         first = _steps(env)
         bound = env.memory.rebound()
         if bound:
@@ -46,6 +50,11 @@ def check_steps(env: Env) -> None:
             )
         env.restore(rows, begun)
         second = _steps(env)
+        seeded = not torch.equal(seed, torch.default_generator.get_state())
+    if seeded:
+        raise UserError(
+            f"{env.page.name}: a term draws or seeds random numbers of torch's, which are the policy's; draw env.draw(size)"
+        )
     for name, once in first.items():
         if not torch.equal(once, second[name]):
             raise UserError(
@@ -89,8 +98,14 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, env: Env) -> None:
         super().__init__()
+        constants = {f"robot.{name}": one for name, one in vars(env.robot).items() if isinstance(one, Tensor)}
         own = {id(value) for owner in env.terms.owners.values() for value in _parts(owner) if _is_own(owner)}
-        watched = env._registered() | tensors_of(env.physics) | {f"params[{path!r}]": one for path, one in env.params.items()}
+        watched = (
+            env._registered()
+            | tensors_of(env.physics)
+            | constants
+            | {f"params[{path!r}]": one for path, one in env.params.items()}
+        )
         self._names = {one.untyped_storage().data_ptr(): name for name, one in watched.items() if id(one) not in own}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -23,7 +23,7 @@ from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.term import Action, check_answer
-from embodied_rl.mdp.trackers import TRACKERS
+from embodied_rl.mdp.trackers import TRACKERS, Trackers
 from embodied_rl.physics.protocol import Physics, tensors_of
 from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import RobotSpec, load_robot
@@ -86,7 +86,7 @@ class Terms:
         self._device, self._page, self._faults = device, page, Faults()
         find = Finder(page)
         asked = _asked(page, find)
-        self.trackers = {name: kind(self.robot) for name, kind in TRACKERS.items() if name in asked}
+        self.trackers = Trackers((name, kind(self.robot)) for name, kind in TRACKERS.items() if name in asked)
         actions = self._bound("actions", page.actions, find)
         self.actions = ActionGroup([(term.name, cast("Action", term.function)) for term in actions], self.robot)
         self.commands = {term.name: term.function for term in self._bound("commands", page.commands, find)}
@@ -214,6 +214,9 @@ class Terms:
         with naming_own(path):
             value = term.function(moment, **term.params)
         check_answer(path, value, moment.num_envs, torch.float32, -1)
+        if not value.shape[1]:
+            raise UserError(f"{path}: has no numbers, {tuple(value.shape)}; take the entry off the page")
+        _check_place(path, value, self._device)
         if isinstance(entry.noise, dict) and term.function.mirror != "joints":
             raise UserError(f"{path}.noise: numbers by joint are for values with one number a joint; write one number")
         return ObservationTerm(
@@ -239,8 +242,10 @@ class Terms:
                     try:
                         with naming_own(f"{path}.{term.name}"):
                             made = make(**term.params)
-                    except UserError as error:
-                        raise UserError(f"{self._page.name}: {path}.{term.name}.{error}") from None
+                    except UserError as error:  # of a parameter, or with its own place
+                        own = f"{path}.{term.name}"
+                        said = str(error) if str(error).startswith(own) else f"{own}.{error}"
+                        raise UserError(f"{self._page.name}: {said}") from None
                     bound.append(BoundTerm(term.name, cast("Callable", made), {}))
                     check_made(f"{path}.{term.name}", path.partition(".")[0], made, len(self.robot.joint_names))
             else:
@@ -263,6 +268,18 @@ def _called(own: str, term: BoundTerm, wanted: torch.dtype | None, moment: Momen
             raise UserError(f"{own}: the term writes into {name}; what it is given is not its own: change a clone()")
     if wanted is not None:
         check_answer(own, value, moment.num_envs, wanted)
+        _check_place(own, value, moment.episode.age.device)
+
+
+def _check_place(own: str, value: Tensor, device: torch.device) -> None:
+    """Check that an answer lies where the robots do, as other tensors lie there.
+
+    Raises:
+        UserError: it does not; one line.
+    """
+    if value.device.type != device.type or value.layout != torch.strided:
+        given = f"{value.device.type}, {str(value.layout).removeprefix('torch.')}"
+        raise UserError(f"{own}: its value is on {given}; the robots' is on {device.type}, strided: make it on env.done.device")
 
 
 def bind(path: str, entries: dict[str, Entry], find: Finder, params: dict[str, Tensor]) -> list[BoundTerm]:

@@ -60,6 +60,8 @@ def check_declared(found: Any, signature: TermSignature) -> None:
         raise UserError(
             f"{place}: {odd}: the parameters of a term are those that are written in {holder}, none that are inherited"
         )
+    if inspect.isclass(found) and found.__new__ is not object.__new__:
+        raise UserError(f"{place}: has a __new__; a term's class is made by __init__(self, robot, *, ...)")
     for key in ("needs", "fields"):
         given = getattr(found, key, ())
         if not isinstance(given, tuple | list) or not all(isinstance(one, str) for one in given):
@@ -122,6 +124,8 @@ def _check_state(path: str, made: Any) -> None:
     if not isinstance(state, dict):
         raise UserError(f"{path}: its state is a {type(state).__name__}; write state = {{NAME: State()}}")
     for name, part in state.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise UserError(f"{path}: its state {name!r} is no name of an attribute")
         if not isinstance(part, State):
             raise UserError(f"{path}: its state {name!r} is a {type(part).__name__}; write {{{name!r}: State(...)}}")
         if not isinstance(part.shape, tuple) or not all(type(size) is int and size >= 0 for size in part.shape):

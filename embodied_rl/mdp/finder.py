@@ -41,7 +41,9 @@ def naming_own(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # whatever the code of a term may raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the code of a term may raise: sys.exit() is no end of a training
         own, said = last_in(error, OWN_FILES), str(error)
         known = isinstance(error, UserError)
         if not said.startswith(_TERM) if known else own is None:
@@ -105,9 +107,6 @@ def _load(name: str, path: Path) -> None:
             advice = f"a file of terms imports no other beside it, as {beside}: put both into one file"
             raise UserError(f"{error}; {advice}") from cause
         raise
-    except SystemExit as end:
-        del sys.modules[name]
-        raise UserError(f"terms: {display(path)}: ends the process while it is imported (SystemExit {end.code})") from None
     except BaseException:
         del sys.modules[name]
         raise

@@ -185,8 +185,6 @@ class Moment:
         Raises:
             UserError: no term of the page says that it needs it.
         """
-        if name not in self.trackers:
-            raise UserError(f"a term reads the tracker {name!r} without saying so: give its decorator needs=({name!r},)")
         return self.trackers[name]
 
 

@@ -56,7 +56,10 @@ class Memory:
                 raise UserError(f"{path}: its state {part!r} has the name of another attribute; rename one of them")
             tensor = torch.zeros(self._num_envs, *state.shape, dtype=state.dtype, device=self._device)
             self.tensors[name] = tensor
-            setattr(owner, part, tensor)
+            try:
+                setattr(owner, part, tensor)
+            except AttributeError:
+                raise UserError(f"{path}: its state {part!r} cannot be an attribute of it; leave out __slots__") from None
             self._held.append((name, owner, part))
             if state.fresh == "zero":
                 self._zeroed.append(tensor)
