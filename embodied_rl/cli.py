@@ -51,6 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         _tell(error)
         return 2
+    except SystemExit as end:  # no verb ends so; the code of a person does, perhaps as if all were well
+        if end.code not in (None, 0):
+            raise
+        print("the process was ended from within, by sys.exit() in code of your own, before this was done", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `embodied-rl eval | head`: nobody reads on

@@ -37,7 +37,7 @@ LAYERS = (
     ("learn.batch",),
     ("learn.cpu",),
     ("learn", "view"),
-    ("adapters",),
+    ("adapters", "trial"),
     ("pools", "deploy", "new"),
     ("runs", "inspection"),
     ("training",),

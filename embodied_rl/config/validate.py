@@ -13,11 +13,21 @@ from pydantic import create_model, field_validator
 
 from embodied_rl import family
 from embodied_rl.config.learner_numbers import why_not
-from embodied_rl.config.misplaced import meant, misplaced
-from embodied_rl.config.page import LEARNERS, ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, EnvSettings, Model, Page, PPOSettings
-from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
+from embodied_rl.config.misplaced import meant, misplaced, nested
+from embodied_rl.config.page import (
+    LEARNERS,
+    ROBOT_SECTIONS,
+    SOURCE_PHYSICS,
+    Entry,
+    EnvSettings,
+    Model,
+    Page,
+    PPOSettings,
+    TrainSettings,
+)
+from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms, undeclared
 from embodied_rl.config.types import refuse
-from embodied_rl.problems import ConfigError, did_you_mean, quoted, shown
+from embodied_rl.problems import ConfigError, Problem, did_you_mean, quoted, shown
 from embodied_rl.robot import RobotError, RobotSpec, load_robot
 from embodied_rl.sections import M, check_section
 from embodied_rl.strict_yaml import Document, Keys, display, problem_at
@@ -95,6 +105,7 @@ class _Checker:
         self.context: dict[str, list[str]] = {}
         self.robot: RobotSpec | None = None
         self.family: family.Family | None = None
+        self.own_files: list[Path] = []
 
     def problem(self, path: Keys, message: str) -> None:
         self.problems.append(problem_at(self.places, path, message))
@@ -102,7 +113,9 @@ class _Checker:
     def page(self) -> Page:
         for key in self.value:
             if key not in Page.model_fields:
-                near = meant(key) or did_you_mean(key, Page.model_fields)
+                near = meant(key) or nested(key) or did_you_mean(key, Page.model_fields)
+                if key == "extends":
+                    near = "; a page extends another in its own file, and no override does"
                 self.problem((key,), f"no such key{near or f'; allowed are {quoted(Page.model_fields)}'}")
         if self.has_source():
             return self.source_page()
@@ -156,7 +169,7 @@ class _Checker:
         self.check_overlap(parts)
         self.check_pool(parts)
         self.check_evaluation(parts)
-        self.check_schedules(parts["ppo"])
+        self.check_schedules(parts["ppo"], ours=parts["train"] is not None and parts["train"].learner == "ppo")
         if self.problems or head is None:
             raise ConfigError(self.problems)
         return Page(**head.model_dump(), **parts)
@@ -174,6 +187,15 @@ class _Checker:
     def check_overlap(self, parts: Mapping[str, Any]) -> None:
         """Check what collecting during the update needs of the rest of the page."""
         train, pool = parts["train"], parts["pool"]
+        stale = train and (train.overlap or (pool and pool.has_processes and pool.mode != "sync"))
+        if (
+            train
+            and pool
+            and not stale
+            and train.importance_clip != (default := TrainSettings.model_fields["importance_clip"].default)
+        ):
+            message = f"{train.importance_clip:g} is only read with train.overlap: true, or pool.mode: overlap or async"
+            self.problem(("train", "importance_clip"), f"{message}; leave it out, or at {default:g}")
         if not (train and train.overlap):
             return
         if pool and pool.has_processes:
@@ -190,8 +212,8 @@ class _Checker:
         if ppo and ppo.normalize_advantage_per_mini_batch:
             self.problem(path, f"{given} needs ppo.normalize_advantage_per_mini_batch: false; set it, or take {other}")
 
-    def check_schedules(self, ppo: PPOSettings | None) -> None:
-        """Check that what a schedule needs is there, and that nothing is which none reads."""
+    def check_schedules(self, ppo: PPOSettings | None, *, ours: bool) -> None:
+        """Check that what a schedule needs is there, and that nothing is which `ours`, PPO, does not read."""
         if ppo is None:
             return
         if ppo.final_learning_rate is not None and ppo.schedule not in ("linear", "hold"):
@@ -202,6 +224,16 @@ class _Checker:
             self.problem(("ppo", "final_entropy_coef"), f"{message}, or leave it out")
         if ppo.entropy_schedule == "hold" and ppo.final_entropy_coef is None:
             self.problem(("ppo", "entropy_schedule"), '"hold" needs final_entropy_coef, where it ends; add it, or take constant')
+        unread = {
+            "desired_kl": (ppo.schedule == "adaptive", "schedule: adaptive"),
+            "mirror_loss_coeff": (ppo.symmetry == "mirror_loss", "symmetry: mirror_loss"),
+            "rnn_hidden_dim": (ppo.rnn_type != "none", "rnn_type: gru or lstm"),
+            "rnn_num_layers": (ppo.rnn_type != "none", "rnn_type: gru or lstm"),
+        }
+        for key, (read, where) in unread.items() if ours else ():
+            value, default = getattr(ppo, key), PPOSettings.model_fields[key].default
+            if not read and value != default:
+                self.problem(("ppo", key), f"{shown(value)} is only read with {where}; leave it out, or at {default:g}")
         if "hold" not in (ppo.schedule, ppo.entropy_schedule) and ppo.hold != PPOSettings.model_fields["hold"].default:
             self.problem(("ppo", "hold"), "only read with schedule: hold or entropy_schedule: hold; leave it out")
 
@@ -252,7 +284,9 @@ class _Checker:
         for position, path in enumerate(files):
             if not path.is_file():
                 self.problem(("terms", position), f"no such file: {display(path)}")
-        found = [path for path in files if path.is_file()]
+            elif path.suffix != ".py":
+                self.problem(("terms", position), f"a file of terms is named NAME.py, not {display(path)}")
+        found = self.own_files = [path for path in files if path.is_file() and path.suffix == ".py"]
         self.terms, broken = find_terms(found, self.family.term_files if self.family else ())
         self.problems += broken
         whole = self.family is not None or self.value.get("task") is None
@@ -327,7 +361,9 @@ class _Checker:
         if (signature := self.terms[kind].get(term)) is None:
             return self.unknown_term(kind, term, (*path, "term") if "term" in value else path)
         model = entry_model(signature)
-        parsed = self.model(model, {key: one for key, one in value.items() if key != "term"}, path)
+        if (given := self.without_wrong_defaults(model, signature, value)) is None:
+            return None
+        parsed = self.model(model, given, path)
         if parsed is None:
             return None
         values = {key: getattr(parsed, key) for key in model.model_fields}
@@ -335,6 +371,19 @@ class _Checker:
             return None
         extras = {key: values.pop(key) for key in EXTRAS.get(kind, ())}
         return Entry(term=signature.name, params=values, **extras)
+
+    def without_wrong_defaults(
+        self, model: type[Model], signature: TermSignature, value: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Give the entry's parameters; None where a default of the term, which the entry leaves as it is, cannot be."""
+        given = {key: one for key, one in value.items() if key != "term"}
+        _, told = check_section(model, given, self.context)
+        wrong = {where[0]: said for where, said in told.items() if where[0] in signature.parameters and where[0] not in given}
+        wrong = {key: said for key, said in wrong.items() if signature.parameters[str(key)].default is not REQUIRED}
+        for key, said in wrong.items():
+            place = f"{display(signature.module_path)}:{signature.lineno}"
+            self.problems.append(Problem(place, f"{signature.name}.{key}", f"the default {said}"))
+        return None if wrong else given
 
     def joints_have_numbers(self, values: dict[str, Any], path: Keys) -> bool:
         """Say whether every mapping from joint groups to numbers names each joint once."""
@@ -356,6 +405,9 @@ class _Checker:
         elsewhere = next((section for section, one in SECTIONS.items() if term in self.terms[one]), None)
         if elsewhere:
             self.problem(path, f"no such term here: it belongs to {elsewhere}")
+        elif self.terms_are_known and (there := undeclared(term, self.own_files)):
+            decorated = f"def or class at the top of the file, under @{kind}()"
+            self.problem(path, f"no such term: {there} has one of this name that is not declared; a term is a {decorated}")
         elif near or self.terms_are_known:  # else it may stand in the file that cannot be read
             section = next(section for section, one in SECTIONS.items() if one == kind)
             self.problem(path, f"no such term{near} (`embodied-rl list --terms {section}` shows all)")
@@ -393,7 +445,7 @@ class _Checker:
         self.check_overlap(parts)
         self.check_pool(parts)
         self.check_evaluation(parts)
-        self.check_schedules(ppo)
+        self.check_schedules(ppo, ours=parts["train"] is not None and parts["train"].learner == "ppo")
         self.check_curricula(parts)
 
     def left_out(self, env: EnvSettings, keys: Iterable[str], why: str) -> None:

@@ -257,7 +257,10 @@ class Trainer:
         self._resume_examiner(path, state)
         missing = self.num_envs - int(self.group.table([float(found)]).sum())
         if not robots and self.group.rank == 0:
-            log.warning("%s: the page's events draw otherwise at startup now; the robots start fresh, and it is drawn anew", path)
+            log.warning(
+                "%s: the robot, or what is drawn of it at startup, is another now; the robots start fresh, and it is drawn anew",
+                path,
+            )
         elif missing and self.group.rank == 0:
             log.warning("%s: holds no state of %d of %d robots; they start fresh", path, missing, self.num_envs)
 

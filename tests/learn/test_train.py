@@ -546,9 +546,11 @@ def test_robots_that_run_out_of_room_end_the_run(tmp_path: Path, monkeypatch: py
     assert names(tmp_path / "run") == ["model_000002.pt"]
 
 
-def test_a_resumed_run_goes_by_the_page_it_was_started_with(tmp_path: Path) -> None:
+def test_a_resumed_run_goes_by_the_page_it_was_started_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(training.start(page("ppo.gamma=0.9"), tmp_path / "run"), 1)
     resumed = training.resume(str(tmp_path / "run"), "go2_flat", ["ppo.lam=0.8"])
+    assert f"{tmp_path / 'run'} goes on with its own page, and go2_flat differs in env.num_envs, " in caplog.messages[0]
+    assert caplog.messages[0].endswith("write as key.path=value")
     assert (resumed.page.ppo.gamma, resumed.page.ppo.lam, resumed.page.env.num_envs) == (0.9, 0.8, ENVS)
 
 
@@ -566,7 +568,13 @@ def test_what_is_drawn_otherwise_at_startup_is_drawn_anew(tmp_path: Path, caplog
     assert not [message for message in caplog.messages if "start fresh" in message]
     other = training.resume(str(tmp_path / "run"), "go2_flat", [event % "3.0, 3.1"])
     assert (masses(other) >= 3.0 - 1e-5).all()
-    assert caplog.messages[-1].endswith("draw otherwise at startup now; the robots start fresh, and it is drawn anew")
+    assert caplog.messages[-1].endswith("is drawn of it at startup, is another now; the robots start fresh, and it is drawn anew")
+
+
+def test_another_robot_does_not_begin_as_the_one_before_stood(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(training.start(page(), tmp_path / "run"), 1)
+    training.resume(str(tmp_path / "run"), overrides=["robot=go1"])
+    assert "the robot, or what is drawn of it at startup, is another now; the robots start fresh" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("rnn_type", ["none", "gru"])
