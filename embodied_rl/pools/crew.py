@@ -48,8 +48,6 @@ class Worker:
     restarts: int = 0
     steps_per_s: float = 0.0
     busy_s: float = 0.0
-    told: bool = False
-    """Whether it was told that it takes long."""
 
     @property
     def name(self) -> str:
@@ -224,7 +222,6 @@ class Crew:
                 f"{settings.restart_window_s:g} s, the last time: {why}; mend that, or raise pool.max_restarts"
             )
         self.kill(worker)
-        worker.told = False
         spare = self._spare(worker)
         if spare is None:
             worker.node = worker.node if worker.node in self._alive() else self._emptiest()

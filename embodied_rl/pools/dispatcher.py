@@ -27,7 +27,7 @@ log = logging.getLogger("embodied_rl")
 
 #: Seconds between two looks at who is late.
 _TICK_S = 0.05
-#: Seconds without an answer that are told of, once of each worker.
+#: Seconds without an answer that are told of, where the last one took less than a third of that.
 _SILENT_S = 30.0
 #: Counts of a rollout that a pool adds to its totals, under `pool/`.
 _COUNTS: tuple[str, ...] = ("restarts", "masked_steps", "cut_steps", "late_fragments", "replayed_fragments")
@@ -166,10 +166,11 @@ class Dispatcher:
             if not (requests := self.requests[worker.index]):
                 continue
             request = requests[0]
-            if now - request.sent > _SILENT_S and not worker.told:
-                worker.told = True
-                where, left = self.crew.where(worker), request.patience - (now - request.sent)
-                log.warning("pool: %s: no answer for %.0f s; it is %s; lost in %.0f s", worker.name, _SILENT_S, where, left)
+            silent = now - request.sent
+            if not request.told and silent > max(_SILENT_S, 3.0 * worker.busy_s):
+                request.told = True
+                where, left = self.crew.where(worker), request.patience - silent
+                log.warning("pool: %s: no answer for %.0f s; it is %s; lost in %.0f s", worker.name, silent, where, left)
             grace = now - request.hurried if request.hurried is not None else 0.0
             if now - request.sent > request.patience or grace > self.crew.settings.grace_s:
                 waited = f"no answer for {now - request.sent:.1f} s" + (f", {grace:.1f} s after it was hurried" if grace else "")
