@@ -28,7 +28,9 @@ def meant(key: str, section: str = "") -> str:
 
 
 def nested(key: str) -> str:
-    """`"; write env: {num_envs: ...}"` for a path that stands where a key does: dots are for overrides alone."""
+    """`"; write env: {num_envs: ...}"` for a path that stands where a key does, and for `extends` on the command line."""
+    if key == "extends":
+        return "; a page extends another in its own file, and no override does"
     *sections, name = key.split(".")
     if not sections or sections[0] not in Page.model_fields:
         return ""

@@ -114,8 +114,6 @@ class _Checker:
         for key in self.value:
             if key not in Page.model_fields:
                 near = meant(key) or nested(key) or did_you_mean(key, Page.model_fields)
-                if key == "extends":
-                    near = "; a page extends another in its own file, and no override does"
                 self.problem((key,), f"no such key{near or f'; allowed are {quoted(Page.model_fields)}'}")
         if self.has_source():
             return self.source_page()
@@ -378,11 +376,10 @@ class _Checker:
         """Give the entry's parameters; None where a default of the term, which the entry leaves as it is, cannot be."""
         given = {key: one for key, one in value.items() if key != "term"}
         _, told = check_section(model, given, self.context)
-        wrong = {where[0]: said for where, said in told.items() if where[0] in signature.parameters and where[0] not in given}
-        wrong = {key: said for key, said in wrong.items() if signature.parameters[str(key)].default is not REQUIRED}
-        for key, said in wrong.items():
-            place = f"{display(signature.module_path)}:{signature.lineno}"
-            self.problems.append(Problem(place, f"{signature.name}.{key}", f"the default {said}"))
+        ours = {key for key, one in signature.parameters.items() if one.default is not REQUIRED} - set(given)
+        place = f"{display(signature.module_path)}:{signature.lineno}"
+        wrong = {where[0]: f"the default {said}" for where, said in told.items() if where[0] in ours}
+        self.problems += [Problem(place, f"{signature.name}.{key}", said) for key, said in wrong.items()]
         return None if wrong else given
 
     def joints_have_numbers(self, values: dict[str, Any], path: Keys) -> bool:
@@ -429,6 +426,10 @@ class _Checker:
             if latency[1] > physics.decimation:
                 within = f"at most {physics.decimation}, physics.decimation: targets hold for one control step"
                 self.problem(("actions", name, "latency"), f"{shown(latency)} is not allowed: {within}")
+        for name, entry in (parts["events"] or {}).items():
+            when, every = entry.params.get("when"), self.terms["event"][entry.term].parameters.get("interval_s")
+            if when not in (None, "interval") and every and entry.params["interval_s"] != every.default:
+                self.problem(("events", name, "interval_s"), f"only read with when: interval, and it is {when}; leave it out")
         if parts["observations"] is not None:
             self.check_groups(parts["observations"], env.final_obs_groups if env else ())
         if env and physics and env.episode_s < (control_dt := physics.dt * physics.decimation):

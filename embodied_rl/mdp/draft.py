@@ -24,7 +24,14 @@ class Draft:
         self.qpos = qpos.clone()
         self.qvel = qvel.clone()
         self._given = self.qpos.shape, self.qvel.shape
+        self._own = self.qpos, self.qvel
         self.model = dict(model)
+
+    @property
+    def places(self) -> bool:
+        """Whether an event has placed or moved the robots in it."""
+        counts = lambda one: not one.is_inference() and one._version > 0  # noqa: E731  torch counts what is written into each
+        return self.qpos is not self._own[0] or self.qvel is not self._own[1] or counts(self.qpos) or counts(self.qvel)
 
     def check(self, own: str) -> None:
         """Check that an event left tensors as they were given to it, whatever is in them; nothing is read from the device.

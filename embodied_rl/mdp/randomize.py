@@ -29,8 +29,6 @@ from embodied_rl.robot import RobotError
 
 #: A normal distribution keeps within so many of its standard deviations, where the range ends.
 _DEVIATIONS = 2.0
-#: The default of `interval_s`.
-_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -201,8 +199,6 @@ class randomize:  # noqa: N801  named as its entries' term
             )
         if operation not in kind.operations:
             raise UserError(f"operation: {operation}: of {quantity} only {' or '.join(kind.operations)}")
-        if when != "interval" and float(interval_s) != _INTERVAL_S:
-            raise UserError(f"interval_s: only read with when: interval, and it is {when}; leave it out")
         try:
             elements = kind.elements(robot, of)
         except RobotError as error:  # robot.yaml has no such group of joints

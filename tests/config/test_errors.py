@@ -509,6 +509,10 @@ def test_a_broken_robot_is_one_line(folder: Path) -> None:
         (["commands.velocity.lin_vel_x=-1,1"], 'commands.velocity.lin_vel_x: "-1,1" is not a list of 2 numbers; write [-1, 1]'),
         (["commands.velocity.lin_vel_x=(-1, 1)"], '"(-1, 1)" is not a list of 2 numbers; write [-1, 1]'),
         (["commands.velocity.resample_s=[-1, 0]"], "commands.velocity.resample_s[0]: -1 is not allowed: at least 0"),
+        (
+            ["events.foot_friction.interval_s=3"],
+            "events.foot_friction.interval_s: only read with when: interval, and",
+        ),
         (["actions.joint_position.clip=0"], "actions.joint_position.clip: 0 is not allowed: more than 0"),
     ],
 )
