@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import create_model, field_validator
 
 from embodied_rl import family
-from embodied_rl.config.learner_numbers import why_not
+from embodied_rl.config.learning import check_learning
 from embodied_rl.config.misplaced import meant, misplaced, nested
 from embodied_rl.config.page import (
     LEARNERS,
@@ -22,8 +22,6 @@ from embodied_rl.config.page import (
     EnvSettings,
     Model,
     Page,
-    PPOSettings,
-    TrainSettings,
 )
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms, undeclared
 from embodied_rl.config.types import refuse
@@ -164,10 +162,8 @@ class _Checker:
             self.left_out(env, ("episode_s", "reward_floor", "reward_scale_dt", "random_episode_phase"), why)
         if parts["ppo"] and parts["ppo"].symmetry != "none":
             self.problem(("ppo", "symmetry"), f"{shown(parts['ppo'].symmetry)} needs a robot with a mirror; take symmetry: none")
-        self.check_overlap(parts)
-        self.check_pool(parts)
+        check_learning(parts, self.problem)
         self.check_evaluation(parts)
-        self.check_schedules(parts["ppo"], ours=parts["train"] is not None and parts["train"].learner == "ppo")
         if self.problems or head is None:
             raise ConfigError(self.problems)
         return Page(**head.model_dump(), **parts)
@@ -181,99 +177,6 @@ class _Checker:
             value = getattr(parts["train"], key)
             if value != type(parts["train"]).model_fields[key].default:
                 self.problem(("train", key), f"{shown(value)} needs a task family, by whose score the policy is judged; {advice}")
-
-    def check_overlap(self, parts: Mapping[str, Any]) -> None:
-        """Check what collecting during the update needs of the rest of the page."""
-        train, pool = parts["train"], parts["pool"]
-        stale = train and (train.overlap or (pool and pool.has_processes and pool.mode != "sync"))
-        if (
-            train
-            and pool
-            and not stale
-            and train.importance_clip != (default := TrainSettings.model_fields["importance_clip"].default)
-        ):
-            message = f"{train.importance_clip:g} is only read with train.overlap: true, or pool.mode: overlap or async"
-            self.problem(("train", "importance_clip"), f"{message}; leave it out, or at {default:g}")
-        if not (train and train.overlap):
-            return
-        if pool and pool.has_processes:
-            return self.problem(("train", "overlap"), "true: of a pool it is pool.mode: overlap; leave the key out")
-        self.check_stale(parts, ("train", "overlap"), "true", "overlap: false")
-
-    def check_stale(self, parts: Mapping[str, Any], path: Keys, given: str, other: str) -> None:
-        """Check what learning from an older policy needs, which `given` at `path` asks for and `other` does without."""
-        train, ppo = parts["train"], parts["ppo"]
-        if train and train.learner != "ppo":
-            self.problem(path, f"{given} needs train.learner: ppo, which weighs stale actions; take {other}")
-        if ppo and ppo.rnn_type != "none":
-            self.problem(path, f"{given} is not there for recurrent policies; take {other}")
-        if ppo and ppo.normalize_advantage_per_mini_batch:
-            self.problem(path, f"{given} needs ppo.normalize_advantage_per_mini_batch: false; set it, or take {other}")
-
-    def check_schedules(self, ppo: PPOSettings | None, *, ours: bool) -> None:
-        """Check that what a schedule needs is there, and that nothing is which `ours`, PPO, does not read."""
-        if ppo is None:
-            return
-        if ppo.final_learning_rate is not None and ppo.schedule not in ("linear", "hold"):
-            message = f"{ppo.final_learning_rate:g} is never come to with schedule: {ppo.schedule}; take linear or hold"
-            self.problem(("ppo", "final_learning_rate"), f"{message}, or leave it out")
-        if ppo.final_entropy_coef is not None and ppo.entropy_schedule == "constant":
-            message = f"{ppo.final_entropy_coef:g} is never come to with entropy_schedule: constant; take linear or hold"
-            self.problem(("ppo", "final_entropy_coef"), f"{message}, or leave it out")
-        if ppo.entropy_schedule == "hold" and ppo.final_entropy_coef is None:
-            self.problem(("ppo", "entropy_schedule"), '"hold" needs final_entropy_coef, where it ends; add it, or take constant')
-        unread = {
-            "desired_kl": (ppo.schedule == "adaptive", "schedule: adaptive"),
-            "mirror_loss_coeff": (ppo.symmetry == "mirror_loss", "symmetry: mirror_loss"),
-            "rnn_hidden_dim": (ppo.rnn_type != "none", "rnn_type: gru or lstm"),
-            "rnn_num_layers": (ppo.rnn_type != "none", "rnn_type: gru or lstm"),
-        }
-        for key, (read, where) in unread.items() if ours else ():
-            value, default = getattr(ppo, key), PPOSettings.model_fields[key].default
-            if not read and value != default:
-                self.problem(("ppo", key), f"{shown(value)} is only read with {where}; leave it out, or at {default:g}")
-        if "hold" not in (ppo.schedule, ppo.entropy_schedule) and ppo.hold != PPOSettings.model_fields["hold"].default:
-            self.problem(("ppo", "hold"), "only read with schedule: hold or entropy_schedule: hold; leave it out")
-
-    def check_curricula(self, parts: Mapping[str, Any]) -> None:
-        """Check curricula whose `parameter` is a number of the learner's."""
-        entries, ppo, distributed = parts["curriculum"], parts["ppo"], parts["distributed"]
-        for name, entry in entries.items() if entries and ppo and distributed else ():
-            path = entry.params.get("parameter")
-            if not isinstance(path, str) or not path.startswith("ppo."):
-                continue
-            if why := why_not(path, ppo, distributed):
-                self.problem(("curriculum", name, "parameter"), f"{shown(path)} {why}")
-            for key in (key for key in ("start", "end") if key in entry.params):
-                if any(number < 0 for number in entry.params[key]):
-                    self.problem(("curriculum", name, key), f"{shown(entry.params[key])} is negative, which {path} cannot be")
-
-    def check_pool(self, parts: Mapping[str, Any]) -> None:
-        """Check what the pool's mode needs of the rest of the page."""
-        pool, env, physics = (parts[name] for name in ("pool", "env", "physics"))
-        if not (pool and env and physics) or pool.workers is None:
-            return
-        if physics.engine != "native":
-            self.problem(
-                ("physics", "engine"), f"{shown(physics.engine)} runs where the learner does; a pool needs engine: native"
-            )
-        if pool.mode != "sync" and not pool.has_processes:
-            other = ", or train.overlap: true with it" if pool.mode == "overlap" else ""
-            message = (
-                f"{shown(pool.mode)} needs simulators in processes of their own, and address: none has none; take mode: sync"
-            )
-            self.problem(("pool", "mode"), message + other)
-        elif pool.mode != "sync":
-            self.check_stale(parts, ("pool", "mode"), shown(pool.mode), "mode: sync")
-            if pool.inference == "central":
-                self.problem(
-                    ("pool", "inference"), f"'central' is strictly on-policy; with mode: {pool.mode} take inference: local"
-                )
-        if pool.inference == "central" and pool.on_crash == "mask":
-            self.problem(("pool", "on_crash"), "'mask' is not there with inference: central; take replay or raise")
-        if env.source and env.source.startswith("envpool:") and pool.on_crash == "replay":
-            why = "'replay' needs environments that can be brought back to where they were, and EnvPool's cannot"
-            self.problem(("pool", "on_crash"), f"{why}; take mask or raise")
 
     def find_terms(self, own: Any) -> None:
         """Read the shipped terms, and those of the page's own files and family."""
@@ -443,11 +346,8 @@ class _Checker:
             self.problem(("ppo", "symmetry"), f"{message}, or rnn_type: none")
         if env and not env.source:
             self.left_out(env, ("source_options", "groups", "reward_scale"), "only allowed with env.source; leave it out")
-        self.check_overlap(parts)
-        self.check_pool(parts)
+        check_learning(parts, self.problem)
         self.check_evaluation(parts)
-        self.check_schedules(ppo, ours=parts["train"] is not None and parts["train"].learner == "ppo")
-        self.check_curricula(parts)
 
     def left_out(self, env: EnvSettings, keys: Iterable[str], why: str) -> None:
         """Refuse keys that nothing would read, where they say something."""
