@@ -26,6 +26,8 @@ _SCHEME = re.compile(r"^(?:package|model)://(?P<package>[^/]*)/|^file://")
 #: What xacro would replace: its own elements, `$(find NAME)` and `${NUMBER}`.
 _XACRO = re.compile(r"<xacro:|\$\(\w+ |\$\{")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+#: What MuJoCo passes over before a file's declaration.
+_BEFORE = re.compile(r"\A\ufeff?(\s*)<\?xml[^>]*\?>")
 
 
 def is_urdf(path: Path) -> bool:
@@ -43,6 +45,15 @@ def is_urdf(path: Path) -> bool:
         return False
     except OSError as error:
         raise ValueError(error.strerror) from error
+
+
+def parse(text: str) -> Element:
+    """Parse XML as MuJoCo does, which minds neither blank lines before the declaration nor what follows a zero byte.
+
+    Raises:
+        ElementTree.ParseError: it is none.
+    """
+    return ElementTree.fromstring(_BEFORE.sub(r"\1", text.partition("\0")[0]).removeprefix("\ufeff"))
 
 
 def read_urdf(path: Path, base: str) -> mujoco.MjSpec:
@@ -119,7 +130,7 @@ def _prepared(path: Path, base: str, changed: int) -> tuple[str, str, dict[str, 
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         refuse_xacro(path, text)
-        robot = ElementTree.fromstring(text)
+        robot = parse(text)
     except ElementTree.ParseError as error:
         raise ValueError(str(error)) from error
     for element in [one for one in robot if one.tag not in _OWN]:
@@ -181,7 +192,7 @@ def _fault(file: Path, changed: int) -> str:
 
 
 def _without_empty_roots(robot: Element, base: str) -> str:
-    """Take away links above the base that have nothing but one fixed joint; the name of the first link that is left."""
+    """Take away links above the base that only hold the next one, fixed or floating; the name of the first link that is left."""
     while True:
         joints = robot.findall("joint")
         below = {_end(joint, "child") for joint in joints}
@@ -190,8 +201,9 @@ def _without_empty_roots(robot: Element, base: str) -> str:
             return base
         name = first[0].get("name", "")
         held = [joint for joint in joints if _end(joint, "parent") == name]
-        more = any(first[0].find(part) is not None for part in _PARTS) or len(held) != 1 or held[0].get("type") != "fixed"
-        if name in (base, "world") or more:
+        kind = held[0].get("type") if len(held) == 1 else None
+        more = any(first[0].find(part) is not None for part in _PARTS) or kind != "fixed"
+        if kind != "floating" and (name in (base, "world") or more):
             return name
         robot.remove(first[0])
         robot.remove(held[0])
@@ -221,7 +233,7 @@ def as_mujoco_reads(path: Path, base: str, *, whole: bool) -> mujoco.MjSpec:
     text, _, files = _prepared(path, base, path.stat().st_mtime_ns)
     spec = _spec(text, files)
     if not whole:
-        given = ElementTree.parse(path).getroot().find("mujoco/compiler")
+        given = parse(path.read_text(encoding="utf-8", errors="replace")).find("mujoco/compiler")
         told = {} if given is None else given.attrib
         spec.compiler.discardvisual = told.get("discardvisual", "true") == "true"
         spec.compiler.fusestatic = told.get("fusestatic", "true") == "true"

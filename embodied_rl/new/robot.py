@@ -25,11 +25,14 @@ from embodied_rl.scene import Scene, build_scene
 from embodied_rl.scene.contacts import collides
 from embodied_rl.strict_yaml import display
 from embodied_rl.view.film import use_gl
+from embodied_rl.waiting import Waiting
 
 #: How long it has to stand [s], how far it may lean [rad] and which share of its height it may lose.
 _SECONDS, _LEAN, _SINK = 2.0, 0.2, 0.15
 #: How far from its frame a link may touch the ground, as a share of the robot's height, for the frame to mark a foot.
 _AT_THE_END = 0.1
+#: How far beside the feet the centre of mass of a robot may be that does not stand, as a share of its legs.
+_BESIDE = 0.5
 
 
 def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -> list[str]:
@@ -51,20 +54,34 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
         raise UserError(f"{folder}: is there already; name another --output, or remove it")
     if png is not None:
         use_gl()  # what cannot draw says so before anything is written
-    with tempfile.TemporaryDirectory() as scratch:
+    with Waiting(f"a robot of {file.name}") as waiting, tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) / "robot"
         work.mkdir()
+        waiting.far = "reading it"
         source = read_source(file, work)
         anatomy = study(source)
         feet = _mark_feet(source, anatomy)
         source.save()
+        waiting.far = "finding its pose"
         poser = Poser(anatomy)
+        if (short := min(poser.reach)) <= 0.0:
+            leg = anatomy.legs[poser.reach.index(short)]
+            raise UserError(
+                f"{file}: no feet found: {anatomy.model.body(leg.body).name!r} lies lowest, and comes not below "
+                f"{leg.joints[0]!r} wherever its joints are; a robot that walks has legs under it (z up, x forward)"
+            )
+        if wheels := poser.wheels():
+            raise UserError(
+                f"{file}: no feet found: {', '.join(map(repr, wheels))} lift nothing off the ground, as wheels do; a robot that "
+                "walks has legs under it (z up, x forward), and a collision geom at the end of each"
+            )
         tried = []
         for (origin, stance), stiffer in itertools.product(_stances(source, poser), motors.STIFFER):
             chosen = motors.choose(source, anatomy, stance, stiffer)
             page = write.robot_page(source, anatomy, stance, chosen, feet)
             (work / "robot.yaml").write_text(page, encoding="utf-8")
-            robot = load_robot(str(work))
+            waiting.far = f"standing, attempt {len(tried) + 1}"
+            robot = _loaded(file, work)
             if anatomy.mirror:
                 robot.joint_mirror()  # as the page has it
             lean, height = stand(robot)
@@ -72,8 +89,15 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
             if not tried[-1][0]:
                 break
         falls, lean, origin, stance, chosen, height, stiffer = min(tried, key=lambda one: one[:2])
+        if falls and stance.offset > _BESIDE * stance.reach:
+            names = ", ".join(repr(anatomy.model.body(leg.body).name) for leg in anatomy.legs)
+            raise UserError(
+                f"{file}: no feet found: {names} lie lowest, and the centre of mass is {stance.offset:.2g} m beside them; pose "
+                "the robot so that it stands (z up, x forward), in the file or in its keyframe `home`"
+            )
         (work / "robot.yaml").write_text(write.robot_page(source, anatomy, stance, chosen, feet), encoding="utf-8")
-        feet = _with_what_touches(load_robot(str(work)), feet)
+        if lean <= _LEAN:  # not what it lies on
+            feet = _with_what_touches(load_robot(str(work)), feet)
         page = write.robot_page(source, anatomy, stance, chosen, feet)
         (work / "robot.yaml").write_text(page, encoding="utf-8")
         (work / f"{source.name}_flat.yaml").write_text(write.flat_page(source, anatomy, stance), encoding="utf-8")
@@ -88,10 +112,27 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
         stood = (
             f"DOES NOT STAND on its motors for {_SECONDS:g} s: leans {lean:.2f} rad, keeps {100 * height:.0f} % of its height; "
         )
-        stood += f"mend the defaults in {display(folder / 'robot.yaml')}"
+        if len(anatomy.legs) < 3 and not any(leg.flat for leg in anatomy.legs):
+            stood += "no pose does, on so few points: it has to balance"
+        else:
+            stood += f"mend the defaults in {display(folder / 'robot.yaml')}"
     if stiffer > 1.0:
         stood += f"; all stiffness is {stiffer:g} times the rule's for that"
     return [*_told(source, anatomy, stance, origin, chosen), stood, *_next(folder, source, png)]
+
+
+def _loaded(file: Path, work: Path) -> RobotSpec:
+    """Load what was made of a file.
+
+    Raises:
+        UserError: it is no robot yet; in words of the file, as the folder will not be there.
+    """
+    try:
+        return load_robot(str(work))
+    except UserError as error:
+        raise UserError(
+            f"{file}: cannot become a robot: {str(error).replace(f'{work.resolve()}/', '').replace(f'{work}/', '')}"
+        ) from error
 
 
 def stand(robot: RobotSpec) -> tuple[float, float]:
@@ -192,8 +233,10 @@ def _told(
         "middle of the feet",
         f"mirror: {mirror}, from places and axes" if mirror else f"mirror: none: {anatomy.no_mirror or 'no names to swap'}",
     ]
-    if welded := [name for name in anatomy.joints if name not in source.driven]:
+    if welded := source.welded(anatomy.joints):
         lines.append(f"welded: {', '.join(welded)}: no actuator drives them")
+    if source.passive:
+        lines.append(f"passive: {', '.join(source.passive)}: no actuator drives them, and constraints or tendons of the file do")
     for name, motor in classes.items():
         joints = [joint for joint, its in of.items() if its == name]
         known = joints[0] in source.effort

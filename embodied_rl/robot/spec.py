@@ -248,6 +248,7 @@ class RobotSpec:
         for kind in ("tuples", "sensors", "actuators", "keys"):
             for element in list(getattr(spec, kind)):
                 spec.delete(element)
+        spec.nkey = 0  # of <size>, which would make empty ones
         # what a page names has to be there still once the model is compiled
         spec.compiler.fusestatic = spec.compiler.discardvisual = False
         self.check(spec)
