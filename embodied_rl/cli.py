@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embodied_rl import __version__
+from embodied_rl.arguments import Parser
 from embodied_rl.errors import UserError
 from embodied_rl.startup import importing
 from embodied_rl.waiting import Waiting
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     # overrides may stand after options, which argparse cannot say of a list
     unknown = [one for one in rest if one.startswith("-") or "overrides" not in options]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        getattr(options, "parser", parser).refuse(unknown)
     if rest:
         options.overrides = [*options.overrides, *rest]
     if not hasattr(options, "verb"):
@@ -69,7 +71,7 @@ def _tell(error: UserError) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="embodied-rl", description="Train legged robots from one YAML page.")
+    parser = Parser(prog="embodied-rl", description="Train legged robots from one YAML page.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
 
@@ -154,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(verb=run)
+    parser.set_defaults(verb=run, parser=parser)
     return parser
 
 
@@ -249,6 +251,8 @@ def _play(options: argparse.Namespace) -> int:
     from embodied_rl.view.play import agent, play, playback_page
     from embodied_rl.view.viewer import view_env
 
+    if options.seconds is not None and not 0.0 < options.seconds < math.inf:
+        raise UserError(f"--seconds {options.seconds:g}: a length of time, more than 0")
     seconds = options.seconds or 20.0
     if options.video:
         container_of(options.video)  # a wrong name shows before anything runs

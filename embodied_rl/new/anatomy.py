@@ -234,10 +234,11 @@ def _kneels(model: mujoco.MjModel, data: mujoco.MjData, geoms: list[int], joint:
     """Say whether what a limb's last link touches the ground with is its knee: next to its joint, and its far end is not."""
     below = ground + _SOLE * (base - ground)
     points, every = (np.concatenate([touching(model, data, geom, limit) for geom in geoms]) for limit in (below, np.inf))
-    if not len(points) or float(np.ptp(points[:, :2], axis=0).max()) > _FLAT * (base - ground):
+    if not len(points):
         return False
     anchor = data.joint(joint).xanchor
-    return bool(np.linalg.norm(points.mean(axis=0) - anchor) < _KNEE * np.linalg.norm(every - anchor, axis=1).max())
+    near = _KNEE * float(np.linalg.norm(every - anchor, axis=1).max())
+    return float(np.linalg.norm(points.mean(axis=0) - anchor)) < near and float(np.ptp(points[:, :2], axis=0).max()) < near
 
 
 def _length(model: mujoco.MjModel, base: int, body: int) -> float:

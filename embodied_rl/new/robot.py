@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import mujoco
@@ -54,8 +55,10 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
         raise UserError(f"{folder}: is there already; name another --output, or remove it")
     if png is not None:
         use_gl()  # what cannot draw says so before anything is written
-    with Waiting(f"a robot of {file.name}") as waiting, tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch) / "robot"
+    with ExitStack() as stack:
+        waiting = stack.enter_context(Waiting(f"a robot of {file.name}"))
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "robot"
+        stack.enter_context(_in_words_of(file, work))
         work.mkdir()
         waiting.far = "reading it"
         source = read_source(file, work)
@@ -81,7 +84,7 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
             page = write.robot_page(source, anatomy, stance, chosen, feet)
             (work / "robot.yaml").write_text(page, encoding="utf-8")
             waiting.far = f"standing, attempt {len(tried) + 1}"
-            robot = _loaded(file, work)
+            robot = load_robot(str(work))
             if anatomy.mirror:
                 robot.joint_mirror()  # as the page has it
             lean, height = stand(robot)
@@ -121,18 +124,14 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
     return [*_told(source, anatomy, stance, origin, chosen), stood, *_next(folder, source, png)]
 
 
-def _loaded(file: Path, work: Path) -> RobotSpec:
-    """Load what was made of a file.
-
-    Raises:
-        UserError: it is no robot yet; in words of the file, as the folder will not be there.
-    """
+@contextmanager
+def _in_words_of(file: Path, work: Path) -> Iterator[None]:
+    """Say what is refused of the folder in the making, which will not be there, of the file that it is made from."""
     try:
-        return load_robot(str(work))
+        yield
     except UserError as error:
-        raise UserError(
-            f"{file}: cannot become a robot: {str(error).replace(f'{work.resolve()}/', '').replace(f'{work}/', '')}"
-        ) from error
+        told = str(error).replace(f"{work.resolve()}/", "").replace(f"{work}/", "")
+        raise UserError(f"{file}: cannot become a robot: {told}" if told != str(error) else told) from error
 
 
 def stand(robot: RobotSpec) -> tuple[float, float]:
