@@ -70,7 +70,7 @@ def _tell(error: UserError) -> None:
     print(error, file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(prog="embodied-rl", description="Train legged robots from one YAML page.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")

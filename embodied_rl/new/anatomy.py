@@ -123,6 +123,8 @@ def study(source: Source) -> Anatomy:
     # the file may pose one side a little higher
     near |= {group for group in ends for foot in near if across.get(last[foot], last[foot]) == last[group] != last[foot]}
     feet = [group for group in near if not any(group in _ancestors(model, other) for other in near)]
+    soles = {group for group in near if min(low[geom] for geom in groups[group]) < ground + _SOLE * height}
+    feet = list(dict.fromkeys(_heel(model, foot, soles, ends) for foot in feet))
     chains = {foot: _chain(model, foot) for foot in feet}
     legs = []
     for foot, chain in chains.items():
@@ -239,6 +241,12 @@ def _kneels(model: mujoco.MjModel, data: mujoco.MjData, geoms: list[int], joint:
     anchor = data.joint(joint).xanchor
     near = _KNEE * float(np.linalg.norm(every - anchor, axis=1).max())
     return float(np.linalg.norm(points.mean(axis=0) - anchor)) < near and float(np.ptp(points[:, :2], axis=0).max()) < near
+
+
+def _heel(model: mujoco.MjModel, toe: int, soles: set[int], ends: list[int]) -> int:
+    """Give the link of a limb that touches the ground before the last one does, as a foot with toes; the last where none does."""
+    above = [one for one in _ancestors(model, toe) if one in soles and sum(one in _ancestors(model, end) for end in ends) == 1]
+    return above[-1] if above else toe
 
 
 def _length(model: mujoco.MjModel, base: int, body: int) -> float:

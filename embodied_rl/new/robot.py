@@ -91,6 +91,10 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
             tried.append((lean > _LEAN or height < 1.0 - _SINK, lean, origin, stance, chosen, height, stiffer))
             if not tried[-1][0]:
                 break
+        if not tried:
+            raise UserError(
+                f"{file}: no feet found: what lies lowest is under the hips in no pose; z must point up, and x forward"
+            )
         falls, lean, origin, stance, chosen, height, stiffer = min(tried, key=lambda one: one[:2])
         if falls and stance.offset > _BESIDE * stance.reach:
             names = ", ".join(repr(anatomy.model.body(leg.body).name) for leg in anatomy.legs)
@@ -100,7 +104,7 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
             )
         (work / "robot.yaml").write_text(write.robot_page(source, anatomy, stance, chosen, feet), encoding="utf-8")
         if lean <= _LEAN:  # not what it lies on
-            feet = _with_what_touches(load_robot(str(work)), feet)
+            feet = _with_what_touches(load_robot(str(work)), anatomy.model, feet)
         page = write.robot_page(source, anatomy, stance, chosen, feet)
         (work / "robot.yaml").write_text(page, encoding="utf-8")
         (work / f"{source.name}_flat.yaml").write_text(write.flat_page(source, anatomy, stance), encoding="utf-8")
@@ -156,27 +160,35 @@ def _standing(robot: RobotSpec, scene: Scene) -> Iterator[mujoco.MjData]:
         yield data
 
 
-def _with_what_touches(robot: RobotSpec, feet: dict[str, tuple[list[str], str]]) -> dict[str, tuple[list[str], str]]:
+def _with_what_touches(
+    robot: RobotSpec, file: mujoco.MjModel, feet: dict[str, tuple[list[str], str]]
+) -> dict[str, tuple[list[str], str]]:
     """Add to each foot the geoms of its link that touch the ground too while the robot stands, as where soft balls give way."""
     scene = build_scene(robot, collisions="full", physics=PhysicsSettings())
     model, touched = scene.model, set[int]()
+
+    def fixed_to(body: int) -> int:  # in the file: toes that no actuator drives, and robot.yaml welds, are none of a foot's link
+        return int(file.body_weldid[file.body(model.body(body).name).id])
+
     for data in _standing(robot, scene):
         touched |= {int(geom) for pair in data.contact.geom if model.geom("ground").id in pair for geom in pair}
     grown = {}
     for name, (geoms, site) in feet.items():
-        link = model.body_weldid[model.geom(geoms[0]).bodyid[0]]
-        also = [model.geom(geom).name for geom in sorted(touched) if model.body_weldid[model.geom_bodyid[geom]] == link]
+        link = fixed_to(model.geom(geoms[0]).bodyid[0])
+        also = [model.geom(geom).name for geom in sorted(touched) if fixed_to(model.geom_bodyid[geom]) == link]
         grown[name] = ([*geoms, *(geom for geom in also if geom not in geoms)], site)
     return grown
 
 
 def _stances(source: Source, poser: Poser) -> Iterator[tuple[str, Stance]]:
-    """Go through the poses that may stand, the best first."""
-    for name, pose in source.poses.items():
-        if re.search("home|stand|default", name.lower()):
-            yield f"the file's keyframe {name!r}", poser.describe(pose)
-    yield "feet level, the centre of mass over them", poser.solve()
-    yield "the pose of the file", poser.describe({})
+    """Go through the poses that may stand, with the feet under the hips, the best first."""
+    named = {name: pose for name, pose in source.poses.items() if re.search("home|stand|default", name.lower())}
+    found = itertools.chain(
+        ((f"the file's keyframe {name!r}", poser.describe(pose)) for name, pose in named.items()),
+        (("feet level, the centre of mass over them", poser.solve()) for _ in range(1)),  # not before it is asked for
+        (("the pose of the file", poser.describe({})) for _ in range(1)),
+    )
+    yield from ((origin, stance) for origin, stance in found if stance.reach > 0.0)
 
 
 def _mark_feet(source: Source, anatomy: Anatomy) -> dict[str, tuple[list[str], str]]:

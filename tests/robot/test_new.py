@@ -333,6 +333,17 @@ def test_what_lies_lowest_of_a_tail_is_no_foot() -> None:
     assert "stands 2 s" in said
 
 
+def test_a_foot_with_toes_is_the_foot() -> None:
+    sole = '<geom type="box" size=".1 .04 .01" pos=".03 0 -.04" mass=".5"/>'
+    toes = '<body name="{}_toes" pos=".13 0 -.04"><joint name="{}_toes" axis="0 1 0" range="-1 1"/>'
+    toes += '<geom type="box" size=".03 .04 .011" pos=".03 0 0" mass=".1"/></body>'
+    one, two, rest = BIPED.split(sole)
+    robot, said = made("biped.xml", f"{one}{sole}{toes.format('left', 'left')}{two}{sole}{toes.format('right', 'right')}{rest}")
+    model = robot.mjspec().compile()
+    assert [model.body(model.geom(foot.geoms[0]).bodyid[0]).name for foot in robot.feet] == ["left_ankle", "right_ankle"]
+    assert "stands 2 s" in said
+
+
 def test_a_foot_that_the_file_poses_higher_than_its_partner_is_one() -> None:
     robot, _ = made(
         "biped.xml", BIPED.replace('right_knee" axis="0 1 0" range="0 2"', 'right_knee" axis="0 1 0" range="0 2" ref="-.9"')
