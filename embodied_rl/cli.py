@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import sys
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embodied_rl import __version__
-from embodied_rl.arguments import Parser
+from embodied_rl.arguments import Parser, length_of_time, refuse_unwritable
 from embodied_rl.errors import UserError
 from embodied_rl.startup import importing
 from embodied_rl.waiting import Waiting
@@ -47,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.verb is _train and options.config is None and options.resume in (None, "auto"):
         parser.error("the following arguments are required: CONFIG (a run that is resumed by its name knows its own)")
     try:
+        refuse_unwritable(options)
         code = options.verb(options) or 0
         sys.stdout.flush()
         return code
@@ -87,7 +87,7 @@ def _parser() -> Parser:
     play.add_argument("overrides", nargs="*", metavar="key=value")
     play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this .mp4, .mkv or .mov, without a window")
     play.add_argument("--command", type=float, nargs="+", metavar="X", help="hold this command, in the task's order and units")
-    play.add_argument("--seconds", type=float, help="how long; default 20, and a window until it is closed")
+    play.add_argument("--seconds", type=length_of_time, help="how long; default 20, and a window until it is closed")
     play.add_argument("--num-envs", type=int, default=1, metavar="N", help="robots, side by side")
     play.add_argument("--agent", choices=("zero", "random"), help="play a page with this agent, without a run")
 
@@ -251,8 +251,6 @@ def _play(options: argparse.Namespace) -> int:
     from embodied_rl.view.play import agent, play, playback_page
     from embodied_rl.view.viewer import view_env
 
-    if options.seconds is not None and not 0.0 < options.seconds < math.inf:
-        raise UserError(f"--seconds {options.seconds:g}: a length of time, more than 0")
     seconds = options.seconds or 20.0
     if options.video:
         container_of(options.video)  # a wrong name shows before anything runs
@@ -332,6 +330,7 @@ def _list(options: argparse.Namespace) -> int:
     from embodied_rl.config import config_names
     from embodied_rl.config.terms import REQUIRED, SECTIONS, find_terms
     from embodied_rl.family import family_names
+    from embodied_rl.problems import did_you_mean
     from embodied_rl.robot import robot_names
 
     if options.terms is None:
@@ -342,7 +341,10 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     sections = list(SECTIONS) if options.terms == "all" else [options.terms]
     if options.terms not in (*SECTIONS, "all"):
-        print(f"--terms {options.terms}: no such section; there are {', '.join(SECTIONS)}", file=sys.stderr)
+        print(
+            f"--terms {options.terms}: no such section; there are {', '.join(SECTIONS)}{did_you_mean(options.terms, SECTIONS)}",
+            file=sys.stderr,
+        )
         return 2
     terms, _ = find_terms()
     for section in sections:

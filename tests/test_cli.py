@@ -139,15 +139,18 @@ def test_what_needs_no_torch_imports_none() -> None:
         (["train", "go2_flat", "--resume", "latest", "--run-dir", "x"], "leave out one of --resume and --run-dir"),
         (["eval"], "latest: no run under "),
         (["eval", "runs/x"], "runs/x: no run here"),
-        (["play", "--seconds", "0"], "--seconds 0: a length of time, more than 0"),
-        (["play", "--seconds", "nan"], "--seconds nan: a length of time, more than 0"),
         (["play", "go2_stand"], "latest: no run of go2_stand under"),
         (["train", "folder"], "folder: a folder, not a page; in it: page.yaml"),
         (["train", "dog.urdf"], "dog.urdf: a robot's file, not a page; make one of it: embodied-rl new robot dog.urdf"),
         (["export", "runs/x"], "runs/x: no run here"),
         (["play", "runs/x"], "runs/x: no run here"),
         (["check", "go2_flat", "rewards.pose.weight=.nan"], "rewards.pose.weight"),
-        (["list", "--terms", "reward"], "--terms reward: no such section; there are"),
+        (["list", "--terms", "reward"], "curriculum; did you mean 'rewards'?"),
+        (["eval", "--json", "dog.urdf/e.json"], "--json dog.urdf/e.json: cannot be written (File exists)"),
+        (["play", "--video", "folder"], "--video folder: cannot be written (Is a directory)"),
+        (["new", "robot", "dog.urdf", "--output", "dog.urdf/o"], "--output dog.urdf/o: cannot be written (Not a directory)"),
+        (["new", "robot", "dog.urdf", "--png", "new/dog.txt"], "--png new/dog.txt: a picture is a .png"),
+        (["new", "robot", "folder"], "folder: a folder; name an MJCF (.xml) or a URDF (.urdf)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -158,13 +161,15 @@ def test_a_mistake_gets_a_line(here: Path, capsys: pytest.CaptureFixture[str], a
     assert cli.main(arguments) == 2
     out, line = capsys.readouterr()
     assert out == "" and said in line and line.count("\n") == 1
-    assert not (here / "runs").exists()
+    assert sorted(path.name for path in here.iterdir()) == ["dog.urdf", "folder"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["trian"], "'bench'); did you mean 'train'?"),
+        (["play", "--seconds", "0"], "argument --seconds: 0: a number of seconds, more than 0"),
+        (["play", "--seconds", "nan"], "argument --seconds: nan: a number of seconds, more than 0"),
         (["schema", "robt"], "did you mean 'robot'?"),
         (["train"], "the following arguments are required: CONFIG"),
         (["train", "--resume", "auto"], "the following arguments are required: CONFIG"),

@@ -19,7 +19,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.new import motors, write
 from embodied_rl.new.anatomy import Anatomy, study
 from embodied_rl.new.motors import Motor
-from embodied_rl.new.source import Source, read_source
+from embodied_rl.new.source import Source, read_source, refuse_no_file
 from embodied_rl.new.stance import Poser, Stance
 from embodied_rl.robot import RobotSpec, load_robot, robot_names
 from embodied_rl.scene import Scene, build_scene
@@ -50,9 +50,12 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
     Raises:
         UserError: the folder is there already, or the file cannot become a robot that walks; one line.
     """
+    refuse_no_file(file)
     folder = output or Path(file.name.partition(".")[0])
     if folder.exists():
         raise UserError(f"{folder}: is there already; name another --output, or remove it")
+    if png is not None and png.suffix.lower() != ".png":
+        raise UserError(f"--png {png}: a picture is a .png, and this ends in {png.suffix or 'nothing'}; name another")
     if png is not None:
         use_gl()  # what cannot draw says so before anything is written
     with ExitStack() as stack:

@@ -67,14 +67,25 @@ class Source:
         return name
 
 
+def refuse_no_file(file: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        UserError: a folder, or nothing; one line.
+    """
+    if file.is_dir():
+        found = sorted(one.name for one in file.iterdir() if one.suffix.lower() in (".xml", ".urdf"))
+        raise UserError(f"{file}: a folder; name an MJCF (.xml) or a URDF (.urdf)" + (f": {', '.join(found)}" if found else ""))
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; allowed: an MJCF (.xml) or a URDF (.urdf)")
+
+
 def read_source(file: Path, folder: Path) -> Source:
     """Read a model file and copy it into a folder.
 
     Raises:
         UserError: it is no robot that could work; one line.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; allowed: an MJCF (.xml) or a URDF (.urdf)")
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
         refuse_xacro(file, text)
