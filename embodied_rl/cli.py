@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embodied_rl import __version__
+from embodied_rl.arguments import Parser, length_of_time, refuse_unwritable
 from embodied_rl.errors import UserError
 from embodied_rl.startup import importing
 from embodied_rl.waiting import Waiting
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     # overrides may stand after options, which argparse cannot say of a list
     unknown = [one for one in rest if one.startswith("-") or "overrides" not in options]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        getattr(options, "parser", parser).refuse(unknown)
     if rest:
         options.overrides = [*options.overrides, *rest]
     if not hasattr(options, "verb"):
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.verb is _train and options.config is None and options.resume in (None, "auto"):
         parser.error("the following arguments are required: CONFIG (a run that is resumed by its name knows its own)")
     try:
+        refuse_unwritable(options)
         code = options.verb(options) or 0
         sys.stdout.flush()
         return code
@@ -73,8 +75,8 @@ def _tell(error: UserError) -> None:
     print(error, file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="embodied-rl", description="Train legged robots from one YAML page.")
+def _parser() -> Parser:
+    parser = Parser(prog="embodied-rl", description="Train legged robots from one YAML page.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
 
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument("overrides", nargs="*", metavar="key=value")
     play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this .mp4, .mkv or .mov, without a window")
     play.add_argument("--command", type=float, nargs="+", metavar="X", help="hold this command, in the task's order and units")
-    play.add_argument("--seconds", type=float, help="how long; default 20, and a window until it is closed")
+    play.add_argument("--seconds", type=length_of_time, help="how long; default 20, and a window until it is closed")
     play.add_argument("--num-envs", type=int, default=1, metavar="N", help="robots, side by side")
     play.add_argument("--agent", choices=("zero", "random"), help="play a page with this agent, without a run")
 
@@ -159,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(verb=run)
+    parser.set_defaults(verb=run, parser=parser)
     return parser
 
 
@@ -333,6 +335,7 @@ def _list(options: argparse.Namespace) -> int:
     from embodied_rl.config import config_names
     from embodied_rl.config.terms import REQUIRED, SECTIONS, find_terms
     from embodied_rl.family import family_names
+    from embodied_rl.problems import did_you_mean
     from embodied_rl.robot import robot_names
 
     if options.terms is None:
@@ -343,7 +346,10 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     sections = list(SECTIONS) if options.terms == "all" else [options.terms]
     if options.terms not in (*SECTIONS, "all"):
-        print(f"--terms {options.terms}: no such section; there are {', '.join(SECTIONS)}", file=sys.stderr)
+        print(
+            f"--terms {options.terms}: no such section; there are {', '.join(SECTIONS)}{did_you_mean(options.terms, SECTIONS)}",
+            file=sys.stderr,
+        )
         return 2
     terms, _ = find_terms()
     for section in sections:

@@ -31,6 +31,8 @@ _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?\bencoding=["']([\w.-]+)""")
 #: Types of joints that have one position, which another joint may follow.
 _OF_ONE = ("revolute", "continuous", "prismatic")
+#: What MuJoCo passes over before a file's declaration.
+_BEFORE = re.compile(r"\A(\s*)<\?xml[^>]*\?>")
 
 
 def is_urdf(path: Path) -> bool:
@@ -89,13 +91,15 @@ def _numbered(name: str, taken: set[str]) -> Iterator[str]:
 def parse(path: Path) -> Element:
     """Read the elements of a URDF, of whatever encoding; names in its default namespace are bare.
 
+    As MuJoCo does, it minds neither blank lines before the declaration nor what follows a zero byte.
+
     Raises:
         ValueError: it is no XML, or xacro still.
     """
     try:
         text = _text(path)
         refuse_xacro(path, text)
-        root = ElementTree.fromstring(text)
+        root = ElementTree.fromstring(_BEFORE.sub(r"\1", text.partition("\0")[0]))
     except ElementTree.ParseError as error:
         raise ValueError(str(error)) from error
     if root.tag.startswith("{"):
@@ -253,7 +257,7 @@ def _fault(file: Path, changed: int) -> str:
 
 
 def _without_empty_roots(robot: Element, base: str) -> str:
-    """Take away links above the base that have nothing but one fixed joint; the name of the first link that is left."""
+    """Take away links above the base that only hold the next one, fixed or floating; the name of the first link that is left."""
     while True:
         joints = robot.findall("joint")
         below = {_end(joint, "child") for joint in joints}
@@ -262,8 +266,9 @@ def _without_empty_roots(robot: Element, base: str) -> str:
             return base
         name = first[0].get("name", "")
         held = [joint for joint in joints if _end(joint, "parent") == name]
-        more = any(first[0].find(part) is not None for part in _PARTS) or len(held) != 1 or held[0].get("type") != "fixed"
-        if name in (base, "world") or more:
+        kind = held[0].get("type") if len(held) == 1 else None
+        more = any(first[0].find(part) is not None for part in _PARTS) or kind != "fixed"
+        if kind != "floating" and (name in (base, "world") or more):
             return name
         robot.remove(first[0])
         robot.remove(held[0])

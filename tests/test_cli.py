@@ -139,27 +139,41 @@ def test_what_needs_no_torch_imports_none() -> None:
         (["train", "go2_flat", "--resume", "latest", "--run-dir", "x"], "leave out one of --resume and --run-dir"),
         (["eval"], "latest: no run under "),
         (["eval", "runs/x"], "runs/x: no run here"),
+        (["play", "go2_stand"], "latest: no run of go2_stand under"),
+        (["train", "folder"], "folder: a folder, not a page; in it: page.yaml"),
+        (["train", "dog.urdf"], "dog.urdf: a robot's file, not a page; make one of it: embodied-rl new robot dog.urdf"),
         (["export", "runs/x"], "runs/x: no run here"),
         (["play", "runs/x"], "runs/x: no run here"),
         (["check", "go2_flat", "rewards.pose.weight=.nan"], "rewards.pose.weight"),
-        (["list", "--terms", "reward"], "--terms reward: no such section; there are"),
+        (["list", "--terms", "reward"], "curriculum; did you mean 'rewards'?"),
+        (["eval", "--json", "dog.urdf/e.json"], "--json dog.urdf/e.json: cannot be written (File exists)"),
+        (["play", "--video", "folder"], "--video folder: cannot be written (Is a directory)"),
+        (["new", "robot", "dog.urdf", "--output", "dog.urdf/o"], "--output dog.urdf/o: cannot be written (Not a directory)"),
+        (["new", "robot", "dog.urdf", "--png", "new/dog.txt"], "--png new/dog.txt: a picture is a .png"),
+        (["new", "robot", "folder"], "folder: a folder; name an MJCF (.xml) or a URDF (.urdf)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_gets_a_line(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    Path("folder").mkdir()
+    for name in ("folder/page.yaml", "folder/robot.yaml", "dog.urdf"):
+        Path(name).write_text("<robot/>")
     assert cli.main(arguments) == 2
     out, line = capsys.readouterr()
     assert out == "" and said in line and line.count("\n") == 1
-    assert not (here / "runs").exists()
+    assert sorted(path.name for path in here.iterdir()) == ["dog.urdf", "folder"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "'bench'); did you mean 'train'?"),
+        (["play", "--seconds", "0"], "argument --seconds: 0: a number of seconds, more than 0"),
+        (["play", "--seconds", "nan"], "argument --seconds: nan: a number of seconds, more than 0"),
+        (["schema", "robt"], "did you mean 'robot'?"),
         (["train"], "the following arguments are required: CONFIG"),
         (["train", "--resume", "auto"], "the following arguments are required: CONFIG"),
-        (["train", "go2_flat", "--itterations", "3"], "unrecognized arguments: --itterations"),
+        (["train", "go2_flat", "--itterations", "3"], "unrecognized arguments: --itterations; did you mean '--iterations'?"),
         (["train", "go2_flat", "--iterations", "many"], "invalid int value: 'many'"),
         (["eval", "latest", "env.num_envs=3"], "unrecognized arguments: env.num_envs=3"),
         (["eval", "--seed", "9"], "argument --seed: invalid choice: 9"),
@@ -234,7 +248,7 @@ def test_training_until_it_walks(
     from embodied_rl import training
 
     figures = {"fall_rate": falls, "lin_vel_error": 0.1, "ang_vel_error": 0.1}
-    monkeypatch.setattr(training, "Evaluations", lambda page: lambda policy, moved, *, seed, reference: dict(figures))
+    monkeypatch.setattr(training, "Evaluations", lambda page, skip: lambda policy, moved, *, seed, reference: dict(figures))
     arguments = ["train", "go2_flat", *SMALL, "train.stop_when=passed", "train.evaluate_every=2", "--iterations", "6"]
     assert cli.main([*arguments, "--run-dir", "run"]) == 0
     *_, last, _ = capsys.readouterr().out.splitlines()

@@ -18,7 +18,7 @@ from embodied_rl.paths import PACKAGE, shipped
 LAYERS = (
     ("paths", "errors", "machine", "rotations", "random", "blocks", "startup", "urdf", "waiting"),
     ("problems", "doctor", "vector_env"),
-    ("strict_yaml", "own"),
+    ("strict_yaml", "own", "arguments"),
     ("sections",),
     ("robot",),
     ("config.types",),

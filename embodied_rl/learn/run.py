@@ -17,7 +17,7 @@ from typing import IO
 
 import torch
 
-from embodied_rl.config import Page, load
+from embodied_rl.config import Page, config_names, load
 from embodied_rl.config.page import ROBOT_SECTIONS
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
@@ -216,10 +216,10 @@ def runs_of(page_name: str) -> list[Run]:
 
 
 def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) -> tuple[Run, Path | None]:
-    """Find a run directory, a checkpoint in one, `latest`, or RUN/best; and the checkpoint where one was named.
+    """Find a run directory, a checkpoint in one, `latest`, a page's last, or RUN/best; and the checkpoint where one was named.
 
     Args:
-        name: a path, or `latest`: the run begun last that has a checkpoint.
+        name: a path, `latest`: the run begun last that has a checkpoint, or the name of a page: the last of its runs.
         page_name: the page whose `latest` is meant; by default any.
         trained: whether `latest` passes over runs that failed, were stopped or are still before their first checkpoint.
 
@@ -246,6 +246,8 @@ def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) ->
             raise RunError(f"{path}: {_near(path) or f'no config.yaml in {run.path}; a checkpoint lies in RUN/checkpoints/'}")
         return run, path
     if not (path / "config.yaml").is_file():
+        if re.fullmatch(r"\w+", str(name)) and (runs_of(str(name)) or str(name) in config_names()):
+            return find_run("latest", str(name), trained=trained)
         near = _near(path) or "no run here (no config.yaml); give a run directory, a checkpoint, or `latest`"
         raise RunError(f"{path}: {near}")
     return Run(path), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +14,8 @@ import numpy as np
 
 from embodied_rl.errors import UserError
 from embodied_rl.physics.actuators import torque_range
-from embodied_rl.urdf import MESHES, find_mesh, parse, read_urdf
+from embodied_rl.robot.weld import obstacles
+from embodied_rl.urdf import MESHES, find_mesh, first_link, parse, read_urdf
 
 
 @dataclass
@@ -32,12 +34,18 @@ class Source:
     """Largest speed, likewise [rad/s]."""
     driven: set[str] = field(default_factory=set)
     """Joints that the file's actuators drive; all of them where it has no actuators."""
+    passive: list[str] = field(default_factory=list)
+    """Joints that no actuator drives, and that constraints or tendons of the file move."""
     poses: dict[str, dict[str, float]] = field(default_factory=dict)
     """The file's keyframes: positions by joint [rad]."""
     lost: set[str] = field(default_factory=set)
     """Bodies whose collision meshes are missing."""
     notes: list[str] = field(default_factory=list)
     """What was left out, a line each."""
+
+    def welded(self, joints: Iterable[str]) -> list[str]:
+        """Choose those joints that nothing drives and nothing else needs."""
+        return [name for name in joints if name not in self.driven and name not in self.passive]
 
     def save(self) -> None:
         """Write the MJCF as it is now; a URDF is kept as it was copied."""
@@ -60,14 +68,25 @@ class Source:
         return name
 
 
+def refuse_no_file(file: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        UserError: a folder, or nothing; one line.
+    """
+    if file.is_dir():
+        found = sorted(one.name for one in file.iterdir() if one.suffix.lower() in (".xml", ".urdf"))
+        raise UserError(f"{file}: a folder; name an MJCF (.xml) or a URDF (.urdf)" + (f": {', '.join(found)}" if found else ""))
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; allowed: an MJCF (.xml) or a URDF (.urdf)")
+
+
 def read_source(file: Path, folder: Path) -> Source:
     """Read a model file and copy it into a folder.
 
     Raises:
         UserError: it is no robot that could work; one line.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; allowed: an MJCF (.xml) or a URDF (.urdf)")
     try:
         root = parse(file)
     except ValueError as error:
@@ -90,6 +109,8 @@ def read_source(file: Path, folder: Path) -> Source:
     if not moving or not source.driven:
         why = "no joint moves" if not moving else "no actuator drives a joint"
         raise UserError(f"{file}: no actuated joints: {why}; a robot needs one that a motor can turn")
+    free = [name for name in moving if name not in source.driven]
+    source.passive = list(dict.fromkeys(name for name, _ in obstacles(source.spec, free)))
     return source
 
 
@@ -103,13 +124,14 @@ def _urdf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Sou
         raise UserError(f"{file}: its link 'world' holds it; a robot that walks is free: take that link and its joint out")
     path = folder / f"{name}.urdf"
     notes, lost = _copy_urdf_meshes(file, root, folder)
+    notes += _loosen(file, root, bases[0])
     if empty := _drop_empty_shapes(root):
         notes.append(f"left out: shapes of no size of {', '.join(empty)}")
     if mended := _mend_inertias(root):
         notes.append(f"mended: the inertias of {', '.join(mended)}, which no body can have, are spheres'")
     path.write_text(ElementTree.tostring(root, encoding="unicode"), encoding="utf-8")
-    spec = read_urdf(path, bases[0])
-    source = Source(name, path, spec, bases[0], True, notes=notes, lost=lost)
+    base = first_link(path, "")
+    source = Source(name, path, read_urdf(path, base), base, True, notes=notes, lost=lost)
     for joint in root.findall("joint"):
         if joint.get("type") not in ("revolute", "continuous", "prismatic"):
             continue
@@ -119,6 +141,21 @@ def _urdf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Sou
             if limit is not None and (value := float(limit.get(key, 0.0))) > 0.0:
                 known[joint_name] = value
     return source
+
+
+def _loosen(file: Path, root: ElementTree.Element, first: str) -> list[str]:
+    """Take the link `world` away that holds a robot fast, as if it were mounted; what to say of it."""
+    held = [
+        joint for joint in root.findall("joint") if (parent := joint.find("parent")) is not None and parent.get("link") == first
+    ]
+    if first != "world" or not held or held[0].get("type") == "floating":
+        return []
+    if len(held) != 1 or held[0].get("type") != "fixed":
+        names = ", ".join(repr(joint.get("name")) for joint in held)
+        raise UserError(f"{file}: 'world' holds {names}; a robot that walks is one link, fixed to it or free of it")
+    for element in [held[0], *(link for link in root.findall("link") if link.get("name") == first)]:
+        root.remove(element)
+    return ["base: free to move; the file holds it to its world"]
 
 
 def _drop_empty_shapes(root: ElementTree.Element) -> list[str]:

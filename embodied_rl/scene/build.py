@@ -237,12 +237,13 @@ def _fix_inertias(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
     Raises:
         RobotError: MuJoCo cannot compile the robot; one line.
     """
-    model, inference = robot.compile(spec), mujoco.mjtInertiaFromGeom
+    twin = spec.copy()  # MuJoCo takes geoms out of what it has compiled twenty times slower
+    model, inference = robot.compile(twin), mujoco.mjtInertiaFromGeom
     scaled = spec.compiler.settotalmass > 0.0
-    for body in spec.bodies:
+    for body, its in zip(spec.bodies, twin.bodies, strict=True):
         inferred = not body.explicitinertial or spec.compiler.inertiafromgeom == inference.mjINERTIAFROMGEOM_TRUE
-        if (inferred or scaled) and body.id != 0:
-            known = model.body(body.id)
+        if (inferred or scaled) and its.id != 0:
+            known = model.body(its.id)
             body.mass, body.ipos, body.iquat, body.inertia = known.mass[0], known.ipos, known.iquat, known.inertia
             body.fullinertia, body.explicitinertial = np.full(6, np.nan), True
     spec.compiler.inertiafromgeom, spec.compiler.settotalmass = inference.mjINERTIAFROMGEOM_FALSE, -1.0

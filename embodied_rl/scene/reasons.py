@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from copy import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import combinations
@@ -69,14 +70,21 @@ class Case:
         self.feet = robot.foot_geoms
         self.welded = self._poses() if robot.welded else set()
 
-    def same_inertia(self) -> bool:
-        """Say whether the joints, which have one order, feel the same inertia in both readings of the file."""
-        felt = []
-        for model in (self.stock, self.file):
+    def same_inertia(self, massless: bool = True) -> bool:
+        """Say whether the joints, which have one order, feel the same inertia in both readings of the file.
+
+        Args:
+            massless: with that of links that have no mass, which MuJoCo does not fuse.
+        """
+        felt, whole = [], copy(self.file)
+        if not massless:
+            whole.body_inertia[whole.body_mass == 0.0] = 0.0
+        for model in (self.stock, whole):
             data, matrix = mujoco.MjData(model), np.zeros((model.nv, model.nv))
             mujoco.mj_forward(model, data)
             mujoco.mj_fullM(model, data, matrix)
-            felt.append(matrix)
+            turning = np.flatnonzero(model.jnt_type[model.dof_jntid] != mujoco.mjtJoint.mjJNT_FREE)
+            felt.append(matrix[np.ix_(turning, turning)])
         return same(*felt)
 
     def _poses(self) -> set[str]:

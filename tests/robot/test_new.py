@@ -15,6 +15,7 @@ from embodied_rl import cli
 from embodied_rl.config import load
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
+from embodied_rl.inspection import report_of
 from embodied_rl.machine import gl_backend
 from embodied_rl.new.robot import new_robot, stand
 from embodied_rl.paths import shipped
@@ -304,6 +305,87 @@ def test_the_shipped_robots_are_found_again(name: str) -> None:
         np.testing.assert_allclose(guessed.default_joint_pos, ours.default_joint_pos, atol=0.11)
 
 
+#: A joint from one link to another.
+HUNG = '<joint name="hung" type="{2}"><parent link="{0}"/><child link="{1}"/><limit lower="-1" upper="1"/></joint>'
+
+
+@pytest.mark.parametrize(
+    ("root", "kind"), [("base_footprint", "fixed"), ("world", "fixed"), ("odom", "floating"), ("world", "floating")]
+)
+def test_what_a_urdf_hangs_its_robot_on_is_no_part_of_it(root: str, kind: str) -> None:
+    visual = "<visual><geometry><sphere radius='.01'/></geometry></visual>" if root == "odom" else ""
+    hung = f'<link name="{root}">{visual}</link>{HUNG.format(root, "trunk", kind)}</robot>'
+    robot, said = made("dog.urdf", dog().replace("</robot>", hung))
+    assert robot.base == "trunk"
+    assert "stands 2 s" in said
+    assert not report_of("dog").unexplained
+
+
+def test_xml_as_mujoco_reads_it() -> None:
+    """Blank lines before the declaration, and what follows a zero byte, as C programs write it."""
+    robot, _ = made("dog.urdf", f"\n\n<?xml version='1.0' encoding='latin-1'?>{dog()}\n\0\n")
+    assert len(robot.feet) == 4
+
+
+def test_what_lies_lowest_of_a_tail_is_no_foot() -> None:
+    tail = BIPED.replace('<geom size=".02" mass=".1"/>', '<geom type="capsule" fromto="0 0 0 -.2 0 -.9" size=".02" mass=".1"/>')
+    assert tail != BIPED
+    robot, said = made("biped.xml", tail)
+    assert [foot.name for foot in robot.feet] == ["left", "right"]
+    assert "stands 2 s" in said
+
+
+def test_a_foot_with_toes_is_the_foot() -> None:
+    sole = '<geom type="box" size=".1 .04 .01" pos=".03 0 -.04" mass=".5"/>'
+    toes = '<body name="{}_toes" pos=".13 0 -.04"><joint name="{}_toes" axis="0 1 0" range="-1 1"/>'
+    toes += '<geom type="box" size=".03 .04 .011" pos=".03 0 0" mass=".1"/></body>'
+    one, two, rest = BIPED.split(sole)
+    robot, said = made("biped.xml", f"{one}{sole}{toes.format('left', 'left')}{two}{sole}{toes.format('right', 'right')}{rest}")
+    model = robot.mjspec().compile()
+    assert [model.body(model.geom(foot.geoms[0]).bodyid[0]).name for foot in robot.feet] == ["left_ankle", "right_ankle"]
+    assert "stands 2 s" in said
+
+
+def test_a_foot_that_the_file_poses_higher_than_its_partner_is_one() -> None:
+    robot, _ = made(
+        "biped.xml", BIPED.replace('right_knee" axis="0 1 0" range="0 2"', 'right_knee" axis="0 1 0" range="0 2" ref="-.9"')
+    )
+    assert [foot.name for foot in robot.feet] == ["left", "right"]
+
+
+def test_a_robot_on_its_knees_is_stretched_first() -> None:
+    """Its joints' zeros have the shins point up, so that the knees are the lowest."""
+    knee = '<origin xyz="0 0 -0.2"/>\n    <axis xyz="0 1 0"/><limit lower="-2.6" upper="-0.9"/>'
+    up = '<origin xyz="0 0 -0.2" rpy="0 3.1415927 0"/><axis xyz="0 1 0"/><limit lower="-3.1" upper="3.1"/>'
+    assert dog().count(knee) == 4
+    robot, said = made("dog.urdf", dog().replace(knee, up))
+    assert all(f"{foot.name}_foot" in foot.geoms for foot in robot.feet)
+    assert robot.base_height == pytest.approx(0.33, abs=0.02)
+    assert "stands 2 s" in said
+
+
+def test_a_default_is_within_a_range_that_begins_between_two_thousandths() -> None:
+    tail = 'name="tail" axis="0 1 0" range=".0001745 .0517"'
+    robot, _ = made("biped.xml", BIPED.replace('name="tail" axis="0 0 1" range="-1 1"', tail))
+    assert robot.welded["tail"] == pytest.approx(0.0002, abs=1e-9)
+
+
+def test_a_joint_that_cannot_be_its_own_mirror_image() -> None:
+    robot, said = made(
+        "biped.xml", BIPED.replace('name="tail" axis="0 0 1" range="-1 1"', 'name="tail" axis="0 0 1" range=".1 1"')
+    )
+    assert not robot.mirror
+    assert "mirror: none: the ranges of 'tail' and its partner share no position" in said
+    assert "symmetry: none" in Path("biped/biped_flat.yaml").read_text()
+
+
+def test_what_no_actuator_drives_and_a_constraint_does_is_passive() -> None:
+    robot, said = made("biped.xml", BIPED.replace("<actuator>", '<equality><joint joint1="tail"/></equality><actuator>'))
+    index = robot.joint_names.index("tail")
+    assert (robot.stiffness[index], robot.damping[index]) == (0.0, 0.0)
+    assert "passive: tail" in said
+
+
 PLAIN = "<mujoco><worldbody><body name='trunk'><freejoint/><geom size='.1'/>{}</body></worldbody></mujoco>"
 
 
@@ -382,6 +464,32 @@ def test_what_an_equality_asks_is_told_of_the_file_that_is_there(here: Path) -> 
             "a.xml",
             PLAIN.format("<body><joint name='j'/><geom type='capsule' fromto='.1 -.2 0 .1 -.9 -.1' size='.02'/></body>"),
             "its legs point along -y",
+        ),
+        (
+            "a.xml",
+            BIPED.replace('type="box" size=".1 .15', 'name="ground" type="box" size=".1 .15'),
+            "a.xml: cannot become a robot",
+        ),
+        (
+            "car.xml",
+            PLAIN.format(
+                "".join(
+                    f"<body pos='{x} {y} -.1'><joint name='{n}' axis='0 1 0'/>"
+                    "<geom type='cylinder' size='.1 .02' zaxis='0 1 0'/></body>"
+                    for n, x, y in (("a", 0.2, 0.1), ("b", 0.2, -0.1), ("c", -0.2, 0.1), ("d", -0.2, -0.1))
+                )
+            ),
+            "'a', 'b', 'c', 'd' lift nothing off the ground, as wheels do",
+        ),
+        (
+            "y_up.xml",
+            BIPED.replace('<freejoint/><geom type="box"', '<freejoint/><geom pos="-3 0 0" size=".1" mass="90"/><geom type="box"'),
+            "the centre of mass is",
+        ),
+        (
+            "dog.urdf",
+            dog().replace("</robot>", '<link name="world"/>' + HUNG.format("world", "trunk", "prismatic") + "</robot>"),
+            "'world' holds 'hung'; a robot that walks",
         ),
         ("there.xml", BIPED, "is there already"),
         ("", "", "no such file"),

@@ -235,6 +235,31 @@ def test_a_floor_on_a_body_of_its_own_is_no_geom_of_the_robot(stranger):
     assert told(report(*built(stranger(world=floor), collisions="full"))) == []
 
 
+def test_keyframes_that_a_file_only_counts_are_none(stranger):
+    lines = str(found := report(*built(stranger(top='<size nkey="2"/>')))).splitlines()
+    assert told(found) == []
+    assert any("2 keyframes left out" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ("<collision><geometry><sphere", '<collision name="rubber"><geometry><sphere'),  # MuJoCo takes the name for the geom's
+        ('<mass value="0.1"/>', '<mass value="0.0"/>'),  # an inertia without mass, which MuJoCo does not fuse
+        (
+            "</robot>",
+            '<link name="odom"/><joint name="a" type="floating"><parent link="odom"/><child link="trunk"/></joint></robot>',
+        ),
+    ],
+)
+def test_what_urdfs_have_has_its_reason(given, instead, stranger, tmp_path):
+    folder, file = stranger(urdf=True), tmp_path / "robot.urdf"
+    text = file.read_text()
+    assert given in text
+    file.write_text(text.replace(given, instead, 1))
+    assert told(report(*built(folder))) == []
+
+
 def test_a_link_of_a_urdf_that_is_fixed_to_another_is_no_free_base(stranger, tmp_path):
     folder = stranger(urdf=True)
     anchor = (
