@@ -273,10 +273,11 @@ def test_a_urdf_of_a_robot_that_lies_on_its_belly() -> None:
     np.testing.assert_allclose(place, [0.0, 0.0, -0.2], atol=1e-6)
 
 
-def test_what_a_urdf_gives_no_size_is_mended() -> None:
+@pytest.mark.parametrize("none", ["0", "-5e-20"])
+def test_what_a_urdf_gives_no_size_is_mended(none: str) -> None:
     nothing = '<collision><geometry><sphere radius="0.0"/></geometry></collision>'
     text = dog().replace('<link name="FL_foot">', f'<link name="FL_foot">{nothing}')
-    text = text.replace('<inertia ixx="0.02" iyy="0.06" izz="0.07"', '<inertia ixx="0" iyy="0" izz="0"')
+    text = text.replace('<inertia ixx="0.02" iyy="0.06" izz="0.07"', f'<inertia ixx="{none}" iyy="{none}" izz="0"')
     robot, said = made("dog.urdf", text)
     assert robot.feet[0].geoms == ("FL_foot",)
     assert "shapes of no size of FL_foot" in said and "the inertias of trunk" in said
