@@ -273,7 +273,7 @@ def test_a_urdf_of_a_robot_that_lies_on_its_belly() -> None:
     np.testing.assert_allclose(place, [0.0, 0.0, -0.2], atol=1e-6)
 
 
-@pytest.mark.parametrize("none", ["0", "-5e-20"])
+@pytest.mark.parametrize("none", ["0", "-5e-20", "4e-18"])
 def test_what_a_urdf_gives_no_size_is_mended(none: str) -> None:
     nothing = '<collision><geometry><sphere radius="0.0"/></geometry></collision>'
     text = dog().replace('<link name="FL_foot">', f'<link name="FL_foot">{nothing}')
@@ -346,9 +346,9 @@ def test_a_foot_with_toes_is_the_foot() -> None:
 
 
 def test_a_foot_that_the_file_poses_higher_than_its_partner_is_one() -> None:
-    robot, _ = made(
-        "biped.xml", BIPED.replace('right_knee" axis="0 1 0" range="0 2"', 'right_knee" axis="0 1 0" range="0 2" ref="-.9"')
-    )
+    bent = BIPED.replace('name="right_shin" pos="0 0 -.3"', 'name="right_shin" pos="0 0 -.3" euler="0 1.5 0"')
+    bent = bent.replace('name="right_knee"', 'name="right_knee" ref="1.5"')
+    robot, _ = made("biped.xml", bent)
     assert [foot.name for foot in robot.feet] == ["left", "right"]
 
 
