@@ -179,7 +179,7 @@ def _drop_empty_shapes(root: ElementTree.Element) -> list[str]:
 def _mend_inertias(root: ElementTree.Element) -> list[str]:
     """Replace inertias that MuJoCo refuses, with no positive eigenvalues or A + B < C, by those of spheres; the links.
 
-    A sphere of their mean, or of the link's mass and as dense as water where they are zero.
+    A sphere of their mean, or of the link's mass and as dense as water where that is none.
     """
     mended = []
     for link in root.iter("link"):
@@ -190,7 +190,7 @@ def _mend_inertias(root: ElementTree.Element) -> list[str]:
         mass = link.find("inertial/mass")
         heavy = float(mass.get("value", 0.0)) if mass is not None else 0.0
         mean = (xx + yy + zz) / 3.0
-        if mean == 0.0:
+        if mean <= 1e-9 * heavy:  # what is left of rounding
             mean = 0.4 * heavy * (3.0 * heavy / (4.0 * np.pi * 1000.0)) ** (2.0 / 3.0)
         if (small <= 0.0 or small + middle < large) and mean > 0.0:
             inertia.attrib.update({key: f"{mean if key[1] == key[2] else 0.0:.9g}" for key in inertia.attrib})

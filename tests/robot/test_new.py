@@ -275,10 +275,11 @@ def test_a_urdf_of_a_robot_that_lies_on_its_belly() -> None:
     np.testing.assert_allclose(place, [0.0, 0.0, -0.2], atol=1e-6)
 
 
-def test_what_a_urdf_gives_no_size_is_mended() -> None:
+@pytest.mark.parametrize("none", ["0", "-5e-20", "4e-18"])
+def test_what_a_urdf_gives_no_size_is_mended(none: str) -> None:
     nothing = '<collision><geometry><sphere radius="0.0"/></geometry></collision>'
     text = dog().replace('<link name="FL_foot">', f'<link name="FL_foot">{nothing}')
-    text = text.replace('<inertia ixx="0.02" iyy="0.06" izz="0.07"', '<inertia ixx="0" iyy="0" izz="0"')
+    text = text.replace('<inertia ixx="0.02" iyy="0.06" izz="0.07"', f'<inertia ixx="{none}" iyy="{none}" izz="0"')
     robot, said = made("dog.urdf", text)
     assert robot.feet[0].geoms == ("FL_foot",)
     assert "shapes of no size of FL_foot" in said and "the inertias of trunk" in said
@@ -347,9 +348,9 @@ def test_a_foot_with_toes_is_the_foot() -> None:
 
 
 def test_a_foot_that_the_file_poses_higher_than_its_partner_is_one() -> None:
-    robot, _ = made(
-        "biped.xml", BIPED.replace('right_knee" axis="0 1 0" range="0 2"', 'right_knee" axis="0 1 0" range="0 2" ref="-.9"')
-    )
+    bent = BIPED.replace('name="right_shin" pos="0 0 -.3"', 'name="right_shin" pos="0 0 -.3" euler="0 1.5 0"')
+    bent = bent.replace('name="right_knee"', 'name="right_knee" ref="1.5"')
+    robot, _ = made("biped.xml", bent)
     assert [foot.name for foot in robot.feet] == ["left", "right"]
 
 
