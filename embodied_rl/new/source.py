@@ -120,8 +120,6 @@ def _urdf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Sou
     bases = [link for link in links if link not in children]
     if len(bases) != 1:
         raise UserError(f"{file}: {len(bases)} links are no joint's child ({', '.join(bases) or 'none'}); a URDF has one root")
-    if bases == ["world"]:
-        raise UserError(f"{file}: its link 'world' holds it; a robot that walks is free: take that link and its joint out")
     path = folder / f"{name}.urdf"
     notes, lost = _copy_urdf_meshes(file, root, folder)
     notes += _loosen(file, root, bases[0])
