@@ -332,31 +332,9 @@ def _sim2sim(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from embodied_rl.config import config_names
-    from embodied_rl.config.terms import REQUIRED, SECTIONS, find_terms
-    from embodied_rl.family import family_names
-    from embodied_rl.problems import did_you_mean
-    from embodied_rl.robot import robot_names
+    from embodied_rl import listing
 
-    if options.terms is None:
-        print("pages:  " + "  ".join(config_names()))
-        print("tasks:  " + "  ".join(family_names()))
-        print("robots: " + "  ".join(robot_names()))
-        print("terms:  embodied-rl list --terms [" + "|".join(SECTIONS) + "]")
-        return 0
-    sections = list(SECTIONS) if options.terms == "all" else [options.terms]
-    if options.terms not in (*SECTIONS, "all"):
-        print(
-            f"--terms {options.terms}: no such section; there are {', '.join(SECTIONS)}{did_you_mean(options.terms, SECTIONS)}",
-            file=sys.stderr,
-        )
-        return 2
-    terms, _ = find_terms()
-    for section in sections:
-        print(f"{section}:")
-        for name, term in sorted(terms[SECTIONS[section]].items()):
-            parameters = (k if p.default is REQUIRED else f"{k}={p.default}" for k, p in term.parameters.items())
-            print(f"  {name}({', '.join(parameters)})\n      {term.doc}")
+    print(*(listing.names() if options.terms is None else listing.terms(options.terms)), sep="\n")
     return 0
 
 

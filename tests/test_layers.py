@@ -25,6 +25,7 @@ LAYERS = (
     ("config.terms",),
     ("family",),
     ("config",),
+    ("listing",),
     ("physics",),
     ("scene",),
     ("physics.tensors",),

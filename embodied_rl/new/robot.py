@@ -138,7 +138,8 @@ def _in_words_of(file: Path, work: Path) -> Iterator[None]:
         yield
     except UserError as error:
         told = str(error).replace(f"{work.resolve()}/", "").replace(f"{work}/", "")
-        raise UserError(f"{file}: cannot become a robot: {told}" if told != str(error) else told) from error
+        why = told.removeprefix(f"{file.name}: ")  # of its copy
+        raise UserError(f"{file}: cannot become a robot: {why}" if told != str(error) else told) from error
 
 
 def stand(robot: RobotSpec) -> tuple[float, float]:
@@ -167,7 +168,10 @@ def _with_what_touches(
     robot: RobotSpec, file: mujoco.MjModel, feet: dict[str, tuple[list[str], str]]
 ) -> dict[str, tuple[list[str], str]]:
     """Add to each foot the geoms of its link that touch the ground too while the robot stands, as where soft balls give way."""
-    scene = build_scene(robot, collisions="full", physics=PhysicsSettings())
+    try:
+        scene = build_scene(robot, collisions="full", physics=PhysicsSettings())
+    except UserError:  # whose other geoms are where they cannot be, as a tail in the ground: its feet alone collide
+        return feet
     model, touched = scene.model, set[int]()
 
     def fixed_to(body: int) -> int:  # in the file: toes that no actuator drives, and robot.yaml welds, are none of a foot's link

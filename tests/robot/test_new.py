@@ -428,14 +428,16 @@ def test_joints_that_follow_others_are_where_those_have_them(here: Path) -> None
     for side in ("left", "right"):
         assert pose[f"{side}_ankle_pitch"] == pytest.approx(0.0123 - 0.4567 * pose[f"{side}_knee"], abs=1e-5)
     (here / "named.xml").write_text(BIPED.replace('<geom size=".02" mass=".1"/>', '<geom name="ground" size=".02" mass=".1"/>'))
-    with pytest.raises(UserError, match=r"^named\.xml: a geom is named 'ground'"):
+    with pytest.raises(UserError, match=r"^named\.xml: cannot become a robot: a geom is named 'ground'"):
         new_robot(Path("named.xml"))
 
 
 def test_what_an_equality_asks_is_told_of_the_file_that_is_there(here: Path) -> None:
     tail = '<equality><weld body1="pelvis"/></equality></mujoco>'
     (here / "biped.xml").write_text(BIPED.replace("</mujoco>", tail))
-    with pytest.raises(UserError, match=r"^biped\.xml: of the robot\.yaml made of it: base: 'pelvis' floats, and an equality"):
+    with pytest.raises(
+        UserError, match=r"^biped\.xml: cannot become a robot: robot\.yaml:4: base: 'pelvis' floats, and an equality"
+    ):
         new_robot(Path("biped.xml"))
 
 
