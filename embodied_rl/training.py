@@ -139,7 +139,7 @@ def resume(
             config,
             few,
         )
-    made = [(one.robot, one.scene, one.terrain, startup_draws(one)) for one in (before, page)]
+    made = [(one.robot, startup_draws(one)) for one in (before, page)]
     trainer = _go_on(make_trainer(page, run, group), candidates, robots=made[0] == made[1])
     if page != before and group.rank == 0:
         try:

@@ -135,6 +135,7 @@ def moving(trainer: Trainer) -> list[torch.Tensor]:
 
 def test_curricula_move_between_rollouts_by_what_the_last_one_came_to(tmp_path: Path) -> None:
     trainer = training.start(growing(tmp_path), tmp_path / "run")
+    assert told(trainer).pop(0) == (0, {})  # when the page was checked
     seen, collect = [], trainer.collector.collect
 
     def collected(*arguments: Any) -> Rollout:
@@ -320,7 +321,7 @@ def test_evaluations_leave_no_trace_in_a_training_and_end_it(
         return
     # who goes on wants more, whatever learns
     caplog.clear()
-    resumed = training.resume(str(tmp_path / "evaluated"), "go2_flat")
+    resumed = training.resume(str(tmp_path / "evaluated"))
     said = "its policy has passed; the run goes on until two evaluations in a row pass again"
     assert caplog.messages == [f"{evaluated.run.checkpoint(2)}: {said}"]
     train(resumed, 9)
@@ -579,9 +580,15 @@ def test_another_robot_does_not_begin_as_the_one_before_stood(tmp_path: Path, ca
 
 @pytest.mark.parametrize("rnn_type", ["none", "gru"])
 def test_of_more_robots_the_new_ones_start_fresh(tmp_path: Path, caplog: pytest.LogCaptureFixture, rnn_type: str) -> None:
-    train(training.start(page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=4", "ppo.symmetry=none"), tmp_path / "run"), 1)
+    train(
+        training.start(
+            page(f"ppo.rnn_type={rnn_type}", *(["ppo.rnn_hidden_dim=4"] if rnn_type != "none" else []), "ppo.symmetry=none"),
+            tmp_path / "run",
+        ),
+        1,
+    )
     saved = robots(tmp_path / "run", 1)
-    trainer = training.resume(str(tmp_path / "run"), "go2_flat", num_envs=ENVS + 4)
+    trainer = training.resume(str(tmp_path / "run"), num_envs=ENVS + 4)
     assert caplog.messages == [f"{tmp_path}/run/checkpoints/model_000001.pt: holds no state of 4 of 20 robots; they start fresh"]
     state = trainer.collector.snapshot()
     assert all(torch.equal(value[:ENVS], saved[name]) for name, value in state.items())
@@ -594,7 +601,7 @@ def test_of_more_robots_the_new_ones_start_fresh(tmp_path: Path, caplog: pytest.
 
 def test_fewer_robots_are_the_first_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(training.start(page(), tmp_path / "run"), 1)
-    trainer = training.resume(str(tmp_path / "run"), "go2_flat", num_envs=8)
+    trainer = training.resume(str(tmp_path / "run"), num_envs=8)
     saved = robots(tmp_path / "run", 1)
     assert all(torch.equal(value, saved[name][:8]) for name, value in trainer.collector.snapshot().items())
     assert not caplog.messages
