@@ -33,8 +33,7 @@ def terms(section: str) -> Iterator[str]:
     for one in SECTIONS if section == "all" else (section,):
         yield f"{one}:"
         for name, term in sorted(found[SECTIONS[one]].items()):
-            parameters = (
-                key if given.default is REQUIRED else f"{key}={given.default}" for key, given in term.parameters.items()
-            )
-            yield f"  {name}({', '.join(parameters)})"
+            given = {key: parameter.default for key, parameter in term.parameters.items()}
+            written = (key if default is REQUIRED else f"{key}={default}" for key, default in given.items())
+            yield f"  {name}({', '.join(written)})"
             yield f"      {term.doc}"
