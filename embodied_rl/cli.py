@@ -202,16 +202,17 @@ def _train(options: argparse.Namespace) -> int:
 
             Run(Path(config).parent).check_version()
         raise
-    with importing():
-        from embodied_rl import make_env, training
-
-    where = _chosen(options)
     if options.resume not in (None, "auto") and options.run_dir:
         raise UserError("--run-dir: a resumed run goes on in its own directory; leave out one of --resume and --run-dir")
-    if options.resume:
-        trainer = training.resume(options.resume, config or None, options.overrides, path=options.run_dir, **where)
-    else:
-        trainer = training.start(make_env.resolve(config, options.overrides, **where), options.run_dir)
+    with Waiting(f"opening {config or options.resume}"):
+        with importing():
+            from embodied_rl import make_env, training
+
+        where = _chosen(options)
+        if options.resume:
+            trainer = training.resume(options.resume, config or None, options.overrides, path=options.run_dir, **where)
+        else:
+            trainer = training.start(make_env.resolve(config, options.overrides, **where), options.run_dir)
     return _run(trainer)
 
 
@@ -250,19 +251,20 @@ def _run(trainer: Trainer) -> int:
 
 
 def _play(options: argparse.Namespace) -> int:
-    from embodied_rl import make_env, runs
-    from embodied_rl.config import load, override
-    from embodied_rl.view.film import container_of
-    from embodied_rl.view.play import agent, play, playback_page
-    from embodied_rl.view.viewer import view_env
-
     seconds = options.seconds or 20.0
-    if options.video:
-        container_of(options.video)  # a wrong name shows before anything runs
-    loaded = None if options.agent else runs.load(options.run)
-    page = override(loaded.page, options.overrides) if loaded else load(options.run, options.overrides)
-    env = make_env.make(playback_page(page, num_envs=options.num_envs, seconds=seconds if options.video else 3600.0))
-    policy = loaded.policy if loaded else agent(env, options.agent)
+    with Waiting(f"opening {options.run}"):
+        from embodied_rl import make_env, runs
+        from embodied_rl.config import load, override
+        from embodied_rl.view.film import container_of
+        from embodied_rl.view.play import agent, play, playback_page
+        from embodied_rl.view.viewer import view_env
+
+        if options.video:
+            container_of(options.video)  # a wrong name shows before anything runs
+        loaded = None if options.agent else runs.load(options.run)
+        page = override(loaded.page, options.overrides) if loaded else load(options.run, options.overrides)
+        env = make_env.make(playback_page(page, num_envs=options.num_envs, seconds=seconds if options.video else 3600.0))
+        policy = loaded.policy if loaded else agent(env, options.agent)
     if options.video:
         play(env, policy, seconds=seconds, command=options.command, video=options.video)
     else:
@@ -271,11 +273,12 @@ def _play(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from embodied_rl import make_env, runs
-    from embodied_rl.learn.evaluate import SEEDS, evaluation_page
-    from embodied_rl.mdp.score import judged, score_of
+    with Waiting(f"opening {options.run}"):
+        from embodied_rl import make_env, runs
+        from embodied_rl.learn.evaluate import SEEDS, evaluation_page
+        from embodied_rl.mdp.score import judged, score_of
 
-    loaded = runs.load(options.run)
+        loaded = runs.load(options.run)
     page = make_env.resolve(loaded.page, engine=options.engine)
     score = score_of(page)
     seed = SEEDS[options.seed - 1]
@@ -300,9 +303,10 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from embodied_rl import runs
+    with Waiting(f"opening {options.run}"):
+        from embodied_rl import runs
 
-    folder = runs.export_run(options.run, options.output, checkpoint=options.checkpoint)
+        folder = runs.export_run(options.run, options.output, checkpoint=options.checkpoint)
     print(f"{folder}; next: embodied-rl sim2sim {folder}")
     return 0
 

@@ -5,15 +5,17 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embodied_rl import __version__, cli, config, runs
+from embodied_rl import __version__, cli, config, runs, waiting
 from embodied_rl.bench import learner
 from embodied_rl.config import Page, config_names, load, override
 from embodied_rl.deploy import rehearsal
+from embodied_rl.errors import UserError
 from embodied_rl.family import family_names
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn import evaluate as protocol
@@ -325,3 +327,18 @@ def test_the_page_of_a_benchmark_may_be_left_out(monkeypatch: pytest.MonkeyPatch
         assert cli.main(["bench", "learner", *arguments]) == 0
     assert [name for name, _ in measured] == ["go2_flat", "go2_flat", "go1_flat", "go1_flat"]
     assert measured[1][1] == measured[3][1] == 8 != measured[0][1]
+
+
+@pytest.mark.parametrize("verb", ["eval", "play", "export"])
+def test_opening_a_run_says_so_where_it_takes_long(
+    verb: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        time.sleep(0.3)
+        raise UserError("it is not there")
+
+    monkeypatch.setattr(waiting, "_FIRST_S", 0.1)
+    monkeypatch.setattr(runs, "load", load)
+    monkeypatch.setattr(runs, "export_run", load)
+    assert cli.main([verb, "my_run"]) == 2
+    assert caplog.messages[0].startswith("opening my_run, 0 s") and "it is not there" in capsys.readouterr().err
