@@ -138,7 +138,7 @@ def check_actions(actions: Tensor, shape: torch.Size) -> None:
     if actions.shape != shape:
         given = tuple(actions.shape)
         raise UserError(f"actions of shape {given} are given; a step takes (num_envs, num_actions) = {tuple(shape)}")
-    if actions.is_complex() or actions.layout != torch.strided or actions.device.type == "meta":
+    if actions.is_complex() or actions.layout != torch.strided:
         raise UserError(
             f"actions: {actions.dtype} {actions.layout} on {actions.device}; a dense tensor of real numbers is wanted"
         )

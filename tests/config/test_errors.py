@@ -408,7 +408,7 @@ def test_files(content: bytes, message: str, folder: Path) -> None:
     [
         ("gone.yaml", "gone.yaml: no such file"),
         ("sub/gone", "sub/gone: no such file"),
-        ("dog", "dog: a folder, not a file"),
+        ("dog", "dog: a folder, not a page"),
         ("go2_flt", "\"go2_flt\": no such config; did you mean 'go2_flat'? (shipped: "),
     ],
 )
