@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embodied_rl import __version__
+from embodied_rl.arguments import Parser, length_of_time, refuse_unwritable
 from embodied_rl.errors import UserError
 from embodied_rl.startup import importing
 from embodied_rl.waiting import Waiting
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     # overrides may stand after options, which argparse cannot say of a list
     unknown = [one for one in rest if one.startswith("-") or "overrides" not in options]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        getattr(options, "parser", parser).refuse(unknown)
     if rest:
         options.overrides = [*options.overrides, *rest]
     if not hasattr(options, "verb"):
@@ -45,11 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.verb is _train and options.config is None and options.resume in (None, "auto"):
         parser.error("the following arguments are required: CONFIG (a run that is resumed by its name knows its own)")
     try:
+        refuse_unwritable(options)
         code = options.verb(options) or 0
         sys.stdout.flush()
         return code
     except UserError as error:
         _tell(error)
+        return 2
+    except SystemExit as end:  # no verb ends so; the code of a person does, perhaps as if all were well
+        if end.code not in (None, 0):
+            raise
+        print("the process was ended from within, by sys.exit() in code of your own, before this was done", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -68,8 +75,8 @@ def _tell(error: UserError) -> None:
     print(error, file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="embodied-rl", description="Train legged robots from one YAML page.")
+def _parser() -> Parser:
+    parser = Parser(prog="embodied-rl", description="Train legged robots from one YAML page.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
 
@@ -85,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument("overrides", nargs="*", metavar="key=value")
     play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this .mp4, .mkv or .mov, without a window")
     play.add_argument("--command", type=float, nargs="+", metavar="X", help="hold this command, in the task's order and units")
-    play.add_argument("--seconds", type=float, help="how long; default 20, and a window until it is closed")
+    play.add_argument("--seconds", type=length_of_time, help="how long; default 20, and a window until it is closed")
     play.add_argument("--num-envs", type=int, default=1, metavar="N", help="robots, side by side")
     play.add_argument("--agent", choices=("zero", "random"), help="play a page with this agent, without a run")
 
@@ -154,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(verb=run)
+    parser.set_defaults(verb=run, parser=parser)
     return parser
 
 
@@ -195,16 +202,17 @@ def _train(options: argparse.Namespace) -> int:
 
             Run(Path(config).parent).check_version()
         raise
-    with importing():
-        from embodied_rl import make_env, training
-
-    where = _chosen(options)
     if options.resume not in (None, "auto") and options.run_dir:
         raise UserError("--run-dir: a resumed run goes on in its own directory; leave out one of --resume and --run-dir")
-    if options.resume:
-        trainer = training.resume(options.resume, config or None, options.overrides, path=options.run_dir, **where)
-    else:
-        trainer = training.start(make_env.resolve(config, options.overrides, **where), options.run_dir)
+    with Waiting(f"opening {config or options.resume}"):
+        with importing():
+            from embodied_rl import make_env, training
+
+        where = _chosen(options)
+        if options.resume:
+            trainer = training.resume(options.resume, config or None, options.overrides, path=options.run_dir, **where)
+        else:
+            trainer = training.start(make_env.resolve(config, options.overrides, **where), options.run_dir)
     return _run(trainer)
 
 
@@ -243,19 +251,20 @@ def _run(trainer: Trainer) -> int:
 
 
 def _play(options: argparse.Namespace) -> int:
-    from embodied_rl import make_env, runs
-    from embodied_rl.config import load, override
-    from embodied_rl.view.film import container_of
-    from embodied_rl.view.play import agent, play, playback_page
-    from embodied_rl.view.viewer import view_env
-
     seconds = options.seconds or 20.0
-    if options.video:
-        container_of(options.video)  # a wrong name shows before anything runs
-    loaded = None if options.agent else runs.load(options.run)
-    page = override(loaded.page, options.overrides) if loaded else load(options.run, options.overrides)
-    env = make_env.make(playback_page(page, num_envs=options.num_envs, seconds=seconds if options.video else 3600.0))
-    policy = loaded.policy if loaded else agent(env, options.agent)
+    with Waiting(f"opening {options.run}"):
+        from embodied_rl import make_env, runs
+        from embodied_rl.config import load, override
+        from embodied_rl.view.film import container_of
+        from embodied_rl.view.play import agent, play, playback_page
+        from embodied_rl.view.viewer import view_env
+
+        if options.video:
+            container_of(options.video)  # a wrong name shows before anything runs
+        loaded = None if options.agent else runs.load(options.run)
+        page = override(loaded.page, options.overrides) if loaded else load(options.run, options.overrides)
+        env = make_env.make(playback_page(page, num_envs=options.num_envs, seconds=seconds if options.video else 3600.0))
+        policy = loaded.policy if loaded else agent(env, options.agent)
     if options.video:
         play(env, policy, seconds=seconds, command=options.command, video=options.video)
     else:
@@ -264,11 +273,12 @@ def _play(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from embodied_rl import make_env, runs
-    from embodied_rl.learn.evaluate import SEEDS, evaluation_page
-    from embodied_rl.mdp.score import judged, score_of
+    with Waiting(f"opening {options.run}"):
+        from embodied_rl import make_env, runs
+        from embodied_rl.learn.evaluate import SEEDS, evaluation_page
+        from embodied_rl.mdp.score import judged, score_of
 
-    loaded = runs.load(options.run)
+        loaded = runs.load(options.run)
     page = make_env.resolve(loaded.page, engine=options.engine)
     score = score_of(page)
     seed = SEEDS[options.seed - 1]
@@ -293,9 +303,10 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from embodied_rl import runs
+    with Waiting(f"opening {options.run}"):
+        from embodied_rl import runs
 
-    folder = runs.export_run(options.run, options.output, checkpoint=options.checkpoint)
+        folder = runs.export_run(options.run, options.output, checkpoint=options.checkpoint)
     print(f"{folder}; next: embodied-rl sim2sim {folder}")
     return 0
 
@@ -325,27 +336,9 @@ def _sim2sim(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from embodied_rl.config import config_names
-    from embodied_rl.config.terms import REQUIRED, SECTIONS, find_terms
-    from embodied_rl.family import family_names
-    from embodied_rl.robot import robot_names
+    from embodied_rl import listing
 
-    if options.terms is None:
-        print("pages:  " + "  ".join(config_names()))
-        print("tasks:  " + "  ".join(family_names()))
-        print("robots: " + "  ".join(robot_names()))
-        print("terms:  embodied-rl list --terms [" + "|".join(SECTIONS) + "]")
-        return 0
-    sections = list(SECTIONS) if options.terms == "all" else [options.terms]
-    if options.terms not in (*SECTIONS, "all"):
-        print(f"--terms {options.terms}: no such section; there are {', '.join(SECTIONS)}", file=sys.stderr)
-        return 2
-    terms, _ = find_terms()
-    for section in sections:
-        print(f"{section}:")
-        for name, term in sorted(terms[SECTIONS[section]].items()):
-            parameters = (k if p.default is REQUIRED else f"{k}={p.default}" for k, p in term.parameters.items())
-            print(f"  {name}({', '.join(parameters)})\n      {term.doc}")
+    print(*(listing.names() if options.terms is None else listing.terms(options.terms)), sep="\n")
     return 0
 
 

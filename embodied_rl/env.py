@@ -20,10 +20,12 @@ from embodied_rl import random
 from embodied_rl.blocks import Rowwise
 from embodied_rl.config.page import Page
 from embodied_rl.cuda_graph import WARMUP, try_to_capture
-from embodied_rl.mdp.bind import Terms, naming_own
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.bind import Terms
 from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.fields import ModelFields
-from embodied_rl.mdp.moment import Draw, Episode, Moment
+from embodied_rl.mdp.finder import naming_own
+from embodied_rl.mdp.moment import Draw, Episode, Moment, counting
 from embodied_rl.mdp.part import PartState
 from embodied_rl.mdp.quarantine import Quarantine, names_of
 from embodied_rl.mdp.state import Memory, check_same_parts, where
@@ -32,9 +34,6 @@ from embodied_rl.physics.protocol import Physics, tensors_of
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import ActionSpace, Step, check_actions
 from embodied_rl.waiting import Waiting
-
-#: Random numbers that are there to be counted.
-_MOST_NUMBERS = 4096
 
 
 class Env:
@@ -224,13 +223,13 @@ class Env:
         fresh = self.fields.draft("reset", pose, torch.zeros_like(physics.qvel))
         lost = torch.zeros_like(done)
         for term in terms.events["reset"]:
-            term.function(moment, fresh, **term.params)
+            term.happen(moment, fresh)
             lost = lost | self.quarantine.look(f"events.{term.name}", self.fields.drawn_in("reset", fresh), done)
         fresh.stand_on(self.scene.terrain, self.robot)
         going = Draft(physics.qpos, physics.qvel, self.fields.values)
         touched = done
         for term in terms.events["interval"]:
-            changed = term.function(moment, going, **term.params)
+            changed = term.happen(moment, going)
             lost = lost | self.quarantine.look(f"events.{term.name}", self.fields.drawn_in("interval", going), changed & ~done)
             touched = touched | changed
         self._touched.copy_(touched)
@@ -328,7 +327,7 @@ class Env:
 
     def _errors(self, moment: Moment) -> Tensor:
         """Find how far the robots are from what they are asked for, (N, errors of all commands)."""
-        columns = [error for command in self.terms.commands.values() for error in command.errors(moment).values()]
+        columns = list(self.terms.errors(moment).values())
         return torch.stack(columns, dim=-1) if columns else self.episode.actions[:, :0]
 
     def _allocate(self) -> None:
@@ -347,7 +346,7 @@ class Env:
                 self.memory.add(term.path, term)
         self.obs = {group.name: self._zeros(group.size) for group in self.groups}
         self.final_obs = {name: self._zeros(self.obs[name].shape[1]) for name in self.page.env.final_obs_groups}
-        errors = [name for command in terms.commands.values() for name in command.errors(self.moment(Draw()))]
+        errors = list(terms.errors(self.moment(Draw())))
         drawn = {mode: self.fields.num_drawn(mode) for mode in terms.events}
         self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, errors, drawn))
         self._totals = Totals(total_names(terms, errors), self.num_envs, self.device)
@@ -356,7 +355,7 @@ class Env:
         """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""
         if not self.terms.events[mode]:
             return
-        counted = Draw(self._zeros(1).expand(-1, _MOST_NUMBERS))
+        counted = counting(self.num_envs, self.device)
         self._drafted(mode, counted)
         key = random.stream_key(self.page.env.seed, mode, self.device)
         self.fields.write_all(mode, self._drafted(mode, Draw(random.uniform(key, self.env_ids, step, counted.used))))
@@ -364,7 +363,9 @@ class Env:
     def _drafted(self, mode: str, draw: Draw) -> Draft:
         draft, moment = self.fields.draft(mode, self.physics.qpos, self.physics.qvel), self.moment(draw)
         for term in self.terms.events[mode]:
-            term.function(moment, draft, **term.params)
+            term.happen(moment, draft)
+            if draft.places:
+                raise UserError(f"events.{term.name}: mode {mode!r} draws numbers of the model; robots are placed at reset")
             self.quarantine.refuse(f"events.{term.name}", self.fields.drawn_in(mode, draft), self.env_ids)
         return draft
 
@@ -442,7 +443,7 @@ class Env:
 
     def _draw(self, half: str) -> Draw:
         if not self._block_sizes:
-            return Draw(self._zeros(1).expand(-1, _MOST_NUMBERS))
+            return counting(self.num_envs, self.device)
         size = self._block_sizes[half]
         return Draw(random.uniform(self._keys[half], self.env_ids, self.episode.age, size))
 

@@ -41,6 +41,8 @@ class Faults:
 
 def in_short(error: BaseException) -> str:
     """Write an error as its kind and the first line of what it says."""
+    if isinstance(error, SystemExit):
+        return f"ends the process (SystemExit {error.code})"
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 

@@ -11,16 +11,19 @@ from dataclasses import dataclass, replace
 import torch
 
 from embodied_rl.config import Page, load, override
+from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
 from embodied_rl.config.page import LEARNERS, PhysicsSettings, PPOSettings, SceneSettings
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.learner import learner_class
 from embodied_rl.machine import total_memory
 from embodied_rl.make_env import make, make_scene, make_vector
+from embodied_rl.mdp.curricula import Curricula
 from embodied_rl.robot import find_robot
 from embodied_rl.scene import build_scene
 from embodied_rl.scene.report import Report, report
 from embodied_rl.scene.table import rows
+from embodied_rl.trial import check_steps
 from embodied_rl.vector_env import VectorEnv
 
 #: Robots that are made to see whether a page's can be, and control steps that they take to be timed.
@@ -69,8 +72,10 @@ def inspect(page: Page) -> Inspection:
     if page.train.learner not in LEARNERS:  # ours are there, and take longer to import than all the rest
         learner_class(page)
     _check_minibatches(page)
+    if page.curriculum:
+        Curricula(page, LEARNER_NUMBERS if page.train.learner in LEARNERS else learner_class(page).numbers).advance({}, 0)
     if page.env.source:
-        env = make_vector(page, torch.arange(1))
+        env = make_vector(page, torch.arange(min(2, page.env.num_envs)))  # of two it is seen whether they are alike
         try:
             return _inspected(page, env, {}, (), None)
         finally:
@@ -83,6 +88,7 @@ def inspect(page: Page) -> Inspection:
             robots.step(torch.zeros(robots.num_envs, robots.num_actions))
             _check_first_step(page, robots)
             told = tuple(_of_first_step(robots))
+            check_steps(robots)
             rate = _rate(robots)
             found = _inspected(page, robots, _of_robots(page, robots), _described(page, robots), rate)
             return replace(found, robot=tuple(rows(robots.scene)), doubts=told)

@@ -46,6 +46,11 @@ def lacking(brought: object, names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith("_") and not hasattr(brought, name)]
 
 
+def article(noun: str) -> str:
+    """Write `an action`, `a reward`."""
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
 def quoted(names: Iterable[object]) -> str:
     """Write the allowed values as the page would: `'feet', 'full', true`."""
     return ", ".join(f"'{name}'" if isinstance(name, str) else shown(name) for name in names)

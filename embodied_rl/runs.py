@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def export_run(run: str | Path, output: Path | None = None, *, checkpoint: int |
             numbers = ", ".join(str(int(path.stem.removeprefix("model_"))) for path in reversed(found.newest_checkpoints()))
             raise RunError(f"{found.path}: no checkpoint of iteration {checkpoint}; there are {numbers}")
     loaded = load(run)
-    evaluated = {path.stem.partition(".")[2].replace("_", " "): json.loads(path.read_text()) for path in loaded.evaluations()}
+    evaluated = {path.stem.partition(".")[2].replace("_", " "): _figures(path) for path in loaded.evaluations()}
     with Waiting(f"{loaded.run.path}: exporting, and rehearsing {episodes} episodes"):
         return export(
             loaded.policy.policy,
@@ -132,6 +133,21 @@ def export_run(run: str | Path, output: Path | None = None, *, checkpoint: int |
             evaluated=evaluated,
             episodes=episodes,
         )
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    """Read what `eval` wrote.
+
+    Raises:
+        RunError: it has been written over.
+    """
+    try:
+        figures = json.loads(path.read_text())
+    except (OSError, ValueError):
+        figures = None
+    if not isinstance(figures, dict):
+        raise RunError(f"{path}: holds no figures of an evaluation; remove it, or evaluate again")
+    return figures
 
 
 def find_export(name: str | Path) -> Path:

@@ -117,17 +117,23 @@ def _explain(model: type[BaseModel], value: Mapping[str, Any], error: Any) -> tu
     if kind == "too_short" and context["field_type"] == "Tuple":
         return where, f"{given} is not allowed: at least {context['min_length']} value"
     if len(where) > 1 and kind in _TYPES:
-        return where, f"{given} is not {_SINGULAR[_TYPES[kind]]}{_meant(error['input'])}"
+        return where, f"{given} is not {_SINGULAR[_TYPES[kind]]}{_meant(error['input'], _TYPES[kind])}"
     given = "nothing" if value.get(where[0]) == {} else shown(value.get(where[0], info.default))
     near = did_you_mean(value.get(where[0]), _choices(info.annotation)) if kind == "literal_error" else ""
-    return where[:1], f"{given} is not {describe(info.annotation)}{near or _meant(value.get(where[0]))}"
+    return where[:1], f"{given} is not {describe(info.annotation)}{near or _meant(value.get(where[0]), info.annotation)}"
 
 
-def _meant(given: object) -> str:
-    """`"; leave out the quotes"` and the like, for a string that stands where none may."""
+def _meant(given: object, wanted: Any) -> str:
+    """`"; leave out the quotes"` and the like, for a string that stands where a value of the `wanted` type does."""
     if not isinstance(given, str):
         return ""
-    if (word := given.lower()) in _FLAGS:
+    if typing.get_origin(wanted) is Annotated:
+        return _meant(given, typing.get_args(wanted)[0])
+    if typing.get_origin(wanted) is tuple:
+        parts = given.strip("()[] ").split(",")
+        numbers = len(parts) > 1 and all(isinstance(scalar(part.strip()), int | float) for part in parts)
+        return f"; write [{', '.join(part.strip() for part in parts)}]" if numbers else ""
+    if (word := given.lower()) in _FLAGS and wanted not in (float, int, str):
         return f"; write {_FLAGS[word]}" if word != given or word not in ("true", "false") else "; leave out the quotes"
     if re.fullmatch(r"[-+]?\d+,\d+", given):
         return f"; a decimal has a point: {given.replace(',', '.')}"

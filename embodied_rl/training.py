@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,9 @@ log = logging.getLogger("embodied_rl")
 
 #: What must be there for environments of others, by the kind of `env.source`.
 _OF_SOURCES = {"gymnasium": ("gymnasium",), "dm_control": ("dm_control", "shimmy"), "envpool": ("envpool",)}
+
+#: Keys that are named where two pages differ in many.
+_FEW = 3
 
 #: What says how the processes of a job meet, which they do before rank 0 has found the run that goes on.
 _MEETING = ("physics.engine", "physics.device", "train.device", "pool.workers", "pool.address")
@@ -127,14 +131,32 @@ def resume(
     if found is None:
         return start(met, path)
     before, page, run, candidates = found
-    drawn = [startup_draws(one) for one in (before, page)]
-    trainer = _go_on(make_trainer(page, run, group), candidates, robots=drawn[0] == drawn[1])
+    if group.rank == 0 and (differing := list(_differing(page.to_mapping(), met.to_mapping()))):
+        few = ", ".join(differing[:_FEW]) + (", ..." if len(differing) > _FEW else "")
+        log.warning(
+            "%s goes on with its own page, and %s differs in %s; what is to change, write as key.path=value",
+            run.path,
+            config,
+            few,
+        )
+    made = [(one.robot, startup_draws(one)) for one in (before, page)]
+    trainer = _go_on(make_trainer(page, run, group), candidates, robots=made[0] == made[1])
     if page != before and group.rank == 0:
         try:
             run.change(page)
         except OSError as error:
             raise RunError(f"{run.path}/config.yaml: cannot be written ({error.strerror}); resume without the changes") from None
     return trainer
+
+
+def _differing(own: dict[str, Any], other: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Name the keys, by dotted path, of which two pages say different things."""
+    for key in {**own, **other}:
+        one, two = own.get(key), other.get(key)
+        if isinstance(one, dict) and isinstance(two, dict):
+            yield from _differing(one, two, f"{path}{key}.")
+        elif one != two:
+            yield f"{path}{key}"
 
 
 def _create(page: Page, path: Path | None, names: list[str]) -> tuple[Page, Run, list[Path]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -26,6 +28,11 @@ _SCHEME = re.compile(r"^(?:package|model)://(?P<package>[^/]*)/|^file://")
 #: What xacro would replace: its own elements, `$(find NAME)` and `${NUMBER}`.
 _XACRO = re.compile(r"<xacro:|\$\(\w+ |\$\{")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?\bencoding=["']([\w.-]+)""")
+#: Types of joints that have one position, which another joint may follow.
+_OF_ONE = ("revolute", "continuous", "prismatic")
+#: What MuJoCo passes over before a file's declaration.
+_BEFORE = re.compile(r"\A(\s*)<\?xml[^>]*\?>")
 
 
 def is_urdf(path: Path) -> bool:
@@ -50,30 +57,68 @@ def read_urdf(path: Path, base: str) -> mujoco.MjSpec:
 
     Visuals (group 2) and links behind fixed joints are kept. A URDF names neither sites nor geoms: each link gets a
     site with its name at its origin, its collision geoms (group 3, deaf to each other) are called `LINK`, `LINK_1`,
-    ..., and the first link gets a free joint. Links above `base` that only hold the next one (`base_footprint`) are left
-    out, and so are visuals that cannot be read, with one warning for the file.
+    ..., those names aside that another link has, and the first link gets a free joint. Links above `base` that only hold
+    the next one (`base_footprint`) are left out, and so are visuals that cannot be read, with one warning for the file.
 
     Raises:
         ValueError: the file is no URDF that MuJoCo can read, or xacro still.
     """
     text, root, files = _prepared(path, base, path.stat().st_mtime_ns)
     spec = _spec(text, files)
+    links, joints = {body.name for body in spec.bodies}, {joint.name for joint in spec.joints}
     for body in spec.bodies[1:]:
         body.add_site(name=body.name)
-        collisions = 0
+        names = _numbered(body.name, links - {body.name})
         for geom in body.geoms:
             if not body.explicitinertial:
                 geom.density = 0.0  # a link without <inertial> has no mass
             if not geom.contype:
                 geom.group = 2
                 continue
-            geom.name = f"{body.name}_{collisions}" if collisions else body.name
+            geom.name = next(names)
             geom.group, geom.contype, geom.conaffinity = 3, 0, 1
-            collisions += 1
     body = spec.body(root)
     if body is not None and root != "world" and not body.joints:
-        body.add_freejoint(name=root)
+        body.add_freejoint(name=next(_numbered(root, joints)))
     return spec
+
+
+def _numbered(name: str, taken: set[str]) -> Iterator[str]:
+    """Give `NAME`, `NAME_1`, ..., without those that are taken."""
+    return (one for one in chain((name,), (f"{name}_{n}" for n in count(1))) if one not in taken)
+
+
+def parse(path: Path) -> Element:
+    """Read the elements of a URDF, of whatever encoding; names in its default namespace are bare.
+
+    As MuJoCo does, it minds neither blank lines before the declaration nor what follows a zero byte.
+
+    Raises:
+        ValueError: it is no XML, or xacro still.
+    """
+    try:
+        text = _text(path)
+        refuse_xacro(path, text)
+        root = ElementTree.fromstring(_BEFORE.sub(r"\1", text.partition("\0")[0]))
+    except ElementTree.ParseError as error:
+        raise ValueError(str(error)) from error
+    if root.tag.startswith("{"):
+        space = root.tag[: root.tag.index("}") + 1]
+        for element in root.iter():
+            element.tag = element.tag.removeprefix(space)
+    return root
+
+
+def _text(path: Path) -> str:
+    """Decode a file as its first bytes say; what says nothing and is no UTF-8 is Latin-1."""
+    data = path.read_bytes()
+    declared = _ENCODING.match(data)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    try:
+        return data.decode(declared[1].decode() if declared else "utf-8-sig").removeprefix("\ufeff")
+    except (UnicodeDecodeError, LookupError):
+        return data.decode("latin-1")
 
 
 def refuse_xacro(path: Path, text: str) -> None:
@@ -116,12 +161,8 @@ def _prepared(path: Path, base: str, changed: int) -> tuple[str, str, dict[str, 
     Returns:
         The text, the name of the first link, and the files of meshes that stand in the text by another name.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        refuse_xacro(path, text)
-        robot = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise ValueError(str(error)) from error
+    robot = parse(path)
+    _check(robot)
     for element in [one for one in robot if one.tag not in _OWN]:
         robot.remove(element)
     root = _without_empty_roots(robot, base)
@@ -154,13 +195,48 @@ def _prepared(path: Path, base: str, changed: int) -> tuple[str, str, dict[str, 
     return ElementTree.tostring(robot, encoding="unicode"), root, aliases
 
 
+def _check(robot: Element) -> None:
+    """Refuse what MuJoCo reads as something else: a second root, a limit turned round, a joint that follows none."""
+    joints = robot.findall("joint")
+    for kind in ("link", "joint"):
+        names = [one.get("name", "") for one in robot.findall(kind)]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ValueError(f"{names.count(twice[0])} {kind}s are called {twice[0]!r}; give each a name of its own")
+    below = {_end(joint, "child") for joint in joints}
+    roots = [link.get("name", "") for link in robot.findall("link") if link.get("name") not in below]
+    if len(roots) > 1:
+        raise ValueError(f"{len(roots)} links are no joint's child ({', '.join(roots)}); a URDF has one root")
+    for link in robot.findall("link"):
+        mass = link.find("inertial/mass")
+        if mass is not None and _number(mass.get("value", "")) < 0.0:
+            raise ValueError(f"link {link.get('name')!r}: its mass is {mass.get('value')}; allowed: 0 or more")
+    for joint in joints:
+        limit = joint.find("limit")
+        ends = {} if limit is None else {key: limit.get(key, "0") for key in ("lower", "upper")}
+        if ends and joint.get("type") in _OF_ONE and _number(ends["lower"]) > _number(ends["upper"]):
+            raise ValueError(
+                f"joint {joint.get('name')!r}: its limit is from {ends['lower']} to {ends['upper']}; the lower first"
+            )
+    followed = [joint.get("name") for joint in joints if joint.get("type") in _OF_ONE]
+    for joint in joints:
+        mimic = joint.find("mimic")
+        if mimic is not None and mimic.get("joint") not in followed:
+            others = f"no {', '.join(_OF_ONE[:-1])} or {_OF_ONE[-1]} joint of the file is called so"
+            raise ValueError(f"joint {joint.get('name')!r}: it mimics {mimic.get('joint')!r}, and {others}")
+
+
+def _number(text: str) -> float:
+    """Read a number; of what is none MuJoCo says so."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _named(file: Path, files: dict[str, Path]) -> str:
     """Name a mesh's file by a stem of its own: MuJoCo takes files of one stem, in whichever folders, for one mesh."""
-    stem, count = file.stem, 0
-    while files.setdefault(stem, file) != file:
-        count += 1
-        stem = f"{file.stem}_{count}"
-    return str(file.with_stem(stem))
+    stems = (file.stem, *(f"{file.stem}_{n}" for n in range(1, len(files) + 1)))
+    return str(file.with_stem(next(stem for stem in stems if files.setdefault(stem, file) == file)))
 
 
 @lru_cache(maxsize=256)
@@ -181,17 +257,18 @@ def _fault(file: Path, changed: int) -> str:
 
 
 def _without_empty_roots(robot: Element, base: str) -> str:
-    """Take away links above the base that have nothing but one fixed joint; the name of the first link that is left."""
+    """Take away links above the base that only hold the next one, fixed or floating; the name of the first link that is left."""
     while True:
         joints = robot.findall("joint")
         below = {_end(joint, "child") for joint in joints}
         first = [link for link in robot.findall("link") if link.get("name") not in below]
-        if len(first) != 1:  # MuJoCo says what is wrong
+        if not first:  # MuJoCo says what is wrong
             return base
         name = first[0].get("name", "")
         held = [joint for joint in joints if _end(joint, "parent") == name]
-        more = any(first[0].find(part) is not None for part in _PARTS) or len(held) != 1 or held[0].get("type") != "fixed"
-        if name in (base, "world") or more:
+        kind = held[0].get("type") if len(held) == 1 else None
+        more = any(first[0].find(part) is not None for part in _PARTS) or kind != "fixed"
+        if kind != "floating" and (name in (base, "world") or more):
             return name
         robot.remove(first[0])
         robot.remove(held[0])
@@ -221,7 +298,7 @@ def as_mujoco_reads(path: Path, base: str, *, whole: bool) -> mujoco.MjSpec:
     text, _, files = _prepared(path, base, path.stat().st_mtime_ns)
     spec = _spec(text, files)
     if not whole:
-        given = ElementTree.parse(path).getroot().find("mujoco/compiler")
+        given = parse(path).find("mujoco/compiler")
         told = {} if given is None else given.attrib
         spec.compiler.discardvisual = told.get("discardvisual", "true") == "true"
         spec.compiler.fusestatic = told.get("fusestatic", "true") == "true"

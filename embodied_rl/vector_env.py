@@ -128,11 +128,17 @@ class VectorEnv(Protocol):
 
 
 def check_actions(actions: Tensor, shape: torch.Size) -> None:
-    """Refuse actions of another shape than (num_envs, num_actions), which would be spread over the robots.
+    """Refuse what is no tensor of real numbers, (num_envs, num_actions): another shape would be spread over the robots.
 
     Raises:
         UserError: they are; one line.
     """
+    if not isinstance(actions, Tensor):
+        raise UserError(f"actions: {type(actions).__name__} is given, and a torch.Tensor is wanted")
     if actions.shape != shape:
         given = tuple(actions.shape)
         raise UserError(f"actions of shape {given} are given; a step takes (num_envs, num_actions) = {tuple(shape)}")
+    if actions.is_complex() or actions.layout != torch.strided:
+        raise UserError(
+            f"actions: {actions.dtype} {actions.layout} on {actions.device}; a dense tensor of real numbers is wanted"
+        )

@@ -5,15 +5,17 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embodied_rl import __version__, cli, config, runs
+from embodied_rl import __version__, cli, config, runs, waiting
 from embodied_rl.bench import learner
 from embodied_rl.config import Page, config_names, load, override
 from embodied_rl.deploy import rehearsal
+from embodied_rl.errors import UserError
 from embodied_rl.family import family_names
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn import evaluate as protocol
@@ -139,27 +141,41 @@ def test_what_needs_no_torch_imports_none() -> None:
         (["train", "go2_flat", "--resume", "latest", "--run-dir", "x"], "leave out one of --resume and --run-dir"),
         (["eval"], "latest: no run under "),
         (["eval", "runs/x"], "runs/x: no run here"),
+        (["play", "go2_stand"], "latest: no run of go2_stand under"),
+        (["train", "folder"], "folder: a folder, not a page; in it: page.yaml"),
+        (["train", "dog.urdf"], "dog.urdf: a robot's file, not a page; make one of it: embodied-rl new robot dog.urdf"),
         (["export", "runs/x"], "runs/x: no run here"),
         (["play", "runs/x"], "runs/x: no run here"),
         (["check", "go2_flat", "rewards.pose.weight=.nan"], "rewards.pose.weight"),
-        (["list", "--terms", "reward"], "--terms reward: no such section; there are"),
+        (["list", "--terms", "reward"], "curriculum; did you mean 'rewards'?"),
+        (["eval", "--json", "dog.urdf/e.json"], "--json dog.urdf/e.json: cannot be written (File exists)"),
+        (["play", "--video", "folder"], "--video folder: cannot be written (Is a directory)"),
+        (["new", "robot", "dog.urdf", "--output", "dog.urdf/o"], "--output dog.urdf/o: cannot be written (Not a directory)"),
+        (["new", "robot", "dog.urdf", "--png", "new/dog.txt"], "--png new/dog.txt: a picture is a .png"),
+        (["new", "robot", "folder"], "folder: a folder; name an MJCF (.xml) or a URDF (.urdf)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_gets_a_line(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    Path("folder").mkdir()
+    for name in ("folder/page.yaml", "folder/robot.yaml", "dog.urdf"):
+        Path(name).write_text("<robot/>")
     assert cli.main(arguments) == 2
     out, line = capsys.readouterr()
     assert out == "" and said in line and line.count("\n") == 1
-    assert not (here / "runs").exists()
+    assert sorted(path.name for path in here.iterdir()) == ["dog.urdf", "folder"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "'bench'); did you mean 'train'?"),
+        (["play", "--seconds", "0"], "argument --seconds: 0: a number of seconds, more than 0"),
+        (["play", "--seconds", "nan"], "argument --seconds: nan: a number of seconds, more than 0"),
+        (["schema", "robt"], "did you mean 'robot'?"),
         (["train"], "the following arguments are required: CONFIG"),
         (["train", "--resume", "auto"], "the following arguments are required: CONFIG"),
-        (["train", "go2_flat", "--itterations", "3"], "unrecognized arguments: --itterations"),
+        (["train", "go2_flat", "--itterations", "3"], "unrecognized arguments: --itterations; did you mean '--iterations'?"),
         (["train", "go2_flat", "--iterations", "many"], "invalid int value: 'many'"),
         (["eval", "latest", "env.num_envs=3"], "unrecognized arguments: env.num_envs=3"),
         (["eval", "--seed", "9"], "argument --seed: invalid choice: 9"),
@@ -234,7 +250,7 @@ def test_training_until_it_walks(
     from embodied_rl import training
 
     figures = {"fall_rate": falls, "lin_vel_error": 0.1, "ang_vel_error": 0.1}
-    monkeypatch.setattr(training, "Evaluations", lambda page: lambda policy, moved, *, seed, reference: dict(figures))
+    monkeypatch.setattr(training, "Evaluations", lambda page, skip: lambda policy, moved, *, seed, reference: dict(figures))
     arguments = ["train", "go2_flat", *SMALL, "train.stop_when=passed", "train.evaluate_every=2", "--iterations", "6"]
     assert cli.main([*arguments, "--run-dir", "run"]) == 0
     *_, last, _ = capsys.readouterr().out.splitlines()
@@ -311,3 +327,18 @@ def test_the_page_of_a_benchmark_may_be_left_out(monkeypatch: pytest.MonkeyPatch
         assert cli.main(["bench", "learner", *arguments]) == 0
     assert [name for name, _ in measured] == ["go2_flat", "go2_flat", "go1_flat", "go1_flat"]
     assert measured[1][1] == measured[3][1] == 8 != measured[0][1]
+
+
+@pytest.mark.parametrize("verb", ["eval", "play", "export"])
+def test_opening_a_run_says_so_where_it_takes_long(
+    verb: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        time.sleep(0.3)
+        raise UserError("it is not there")
+
+    monkeypatch.setattr(waiting, "_FIRST_S", 0.1)
+    monkeypatch.setattr(runs, "load", load)
+    monkeypatch.setattr(runs, "export_run", load)
+    assert cli.main([verb, "my_run"]) == 2
+    assert caplog.messages[0].startswith("opening my_run, 0 s") and "it is not there" in capsys.readouterr().err

@@ -124,6 +124,16 @@ def test_mistakes_of_all_terms_are_told_at_once(tmp_path: Path) -> None:
         inspect(load("go2_flat", [own, "rewards.wrong={weight: 1.0}", "rewards.elbows={weight: 1.0}"]))
 
 
+@pytest.mark.parametrize("where", ["reward", "curriculum"])
+def test_code_that_ends_the_process_is_no_success(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = {"reward": "env", "curriculum": "params, statistics, iteration"}[where]
+    source = f"import sys\nfrom embodied_rl.mdp.term import {where}\n@{where}()\ndef mine({taken}): sys.exit(0)\n"
+    (tmp_path / "own.py").write_text(source)
+    entry = {"reward": "rewards.mine={weight: 1.0}", "curriculum": "curriculum.mine={}"}[where]
+    assert main(["check", "go2_flat", f"terms=[{tmp_path / 'own.py'}]", entry]) == 2
+    assert "own.py:4: ends the process (SystemExit 0)" in capsys.readouterr().err
+
+
 LATE = """
 import torch
 from embodied_rl.mdp.term import observation, reward, termination
@@ -232,8 +242,8 @@ def test_what_a_term_does_wrong_later_is_named_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("import sys; sys.exit(3)", r"ends the process while it is imported \(SystemExit 3\)"),
-        ("raise SystemExit", r"ends the process while it is imported \(SystemExit None\)"),
+        ("import sys; sys.exit(3)", r"own\.py:1: ends the process \(SystemExit 3\)"),
+        ("raise SystemExit", r"own\.py:1: ends the process \(SystemExit None\)"),
         ("import no_such_package", r"own\.py:1: ModuleNotFoundError: No module named 'no_such_package'"),
     ],
 )

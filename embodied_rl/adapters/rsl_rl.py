@@ -17,6 +17,7 @@ from torch import Tensor
 
 from embodied_rl.config import Page
 from embodied_rl.env import Env
+from embodied_rl.errors import UserError
 from embodied_rl.learn.metrics import episode_metrics, step_metrics
 from embodied_rl.learn.rsl_rl_ppo import MEMORY_SETTINGS, algorithm_config
 
@@ -29,9 +30,15 @@ class RslRlEnv(VecEnv):
 
     Args:
         env: the environment.
+
+    Raises:
+        UserError: it is none of ours; from `step`, actions of another shape or kind; from `episode_length_buf`, what counts no
+            steps.
     """
 
     def __init__(self, env: Env) -> None:
+        if not isinstance(env, Env):
+            raise UserError(f"env: {type(env).__name__} is given, and what embodied_rl.make gives is wanted")
         self.env = env
         self.num_envs, self.num_actions = env.num_envs, env.num_actions
         self.max_episode_length, self.device = env.max_episode_length, env.device
@@ -50,6 +57,12 @@ class RslRlEnv(VecEnv):
 
     @episode_length_buf.setter
     def episode_length_buf(self, value: Tensor) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        whole = (
+            isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+        )
+        if not whole or value.shape != (self.num_envs,) or bool((value < 0).any()):
+            given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"episode_length_buf: {given} is given; whole numbers ({self.num_envs},) from 0 up are wanted")
         self.env.buffers["episode_length"].copy_(value)
 
     def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:

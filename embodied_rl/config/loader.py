@@ -81,6 +81,12 @@ def _find(text: str, folder: Path) -> Path:
         return path
     if name in config_names():
         return paths.shipped("configs") / f"{name}.yaml"
+    if path.is_dir():
+        pages = sorted(page.name for page in path.glob("*.yaml") if page.name != "robot.yaml")
+        raise ConfigError([Problem(display(path), "", f"a folder, not a page{'; in it: ' * bool(pages)}{', '.join(pages)}")])
+    if path.suffix.lower() in (".xml", ".urdf", ".xacro", ".mjcf") and path.exists():
+        made = f"a robot's file, not a page; make one of it: embodied-rl new robot {display(path)}"
+        raise ConfigError([Problem(display(path), "", made)])
     if path.exists():
         return path
     if name != text or os.sep in text or "/" in text:

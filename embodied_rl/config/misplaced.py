@@ -27,6 +27,16 @@ def meant(key: str, section: str = "") -> str:
     return f"; did you mean {' or '.join(map(repr, paths))}?" if paths else ""
 
 
+def nested(key: str) -> str:
+    """`"; write env: {num_envs: ...}"` for a path that stands where a key does, and for `extends` on the command line."""
+    if key == "extends":
+        return "; a page extends another in its own file, and no override does"
+    *sections, name = key.split(".")
+    if not sections or sections[0] not in Page.model_fields:
+        return ""
+    return f"; a page nests: write {': {'.join(sections)}: {{{name}: ...{'}' * len(sections)}"
+
+
 def misplaced(section: str, written: Iterable[str]) -> dict[str, str]:
     """Say of the keys written in a section which ones are another's: `"; did you mean ..."` of each."""
     known = PLAIN.get(section, ())

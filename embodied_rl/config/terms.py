@@ -19,7 +19,7 @@ from pydantic_core import SchemaError
 
 from embodied_rl import paths
 from embodied_rl.config import types as config_types
-from embodied_rl.problems import Problem
+from embodied_rl.problems import Problem, article
 from embodied_rl.strict_yaml import display
 
 #: The sections of a page that hold terms, and the kind of their terms.
@@ -56,6 +56,7 @@ _NAMESPACE = {
     **_NAMES,
 }  # fmt: skip
 _BOUNDS = ("Ge", "Gt", "Le", "Lt")
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LEAVES = (ast.Name, ast.Load, ast.Constant, ast.BitOr, ast.USub)
 _NODES = (*_LEAVES, ast.Subscript, ast.Tuple, ast.BinOp, ast.UnaryOp, ast.Call)
 
@@ -115,6 +116,21 @@ def find_terms(own: Sequence[Path] = (), family: Sequence[tuple[Path, str]] = ()
     return found, problems
 
 
+def undeclared(name: str, own: Sequence[Path]) -> str:
+    """Find what bears a term's name in a page's own files and is declared by none: `file:line`; empty where nothing does."""
+    for path in own:
+        try:
+            with _PARSING:
+                tree = ast.parse(path.read_bytes(), str(path))
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        for node in ast.walk(tree):
+            targets = node.targets if isinstance(node, ast.Assign) else ()
+            if getattr(node, "name", None) == name or any(getattr(one, "id", None) == name for one in targets):
+                return f"{display(path)}:{getattr(node, 'lineno', 1)}"
+    return ""
+
+
 def shipped_modules() -> list[tuple[Path, str]]:
     """File and module name of every shipped module that may hold terms."""
     generic = [(paths.PACKAGE / "mdp" / f"{name}.py", f"embodied_rl.mdp.{name}") for name in _MODULES]
@@ -140,17 +156,19 @@ def _declared(source: bytes, path: Path, place: str, module_name: str) -> tuple[
     try:
         with _PARSING:
             body = ast.parse(source, str(path)).body
+    except (RecursionError, MemoryError):
+        return (Problem(place, "", "not valid Python: nested too deeply"),)
     except (SyntaxError, ValueError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         return (Problem(place + line, "", f"not valid Python: {error.args[0]}"),)
-    nodes = [node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    nodes = [node for node in body if isinstance(node, _DEFINITIONS)]
     kinds = [(node, kind, one) for node in nodes for one in node.decorator_list if (kind := _kind(one))]
     return tuple(
         found
         for node, kind, decorator in kinds
         for found in (
             *(Problem(f"{place}:{line}", node.name, message) for line, message in _misdeclared(node, kind, decorator)),
-            *_read_term(node, kind, path, place, module_name),
+            *(() if isinstance(node, ast.AsyncFunctionDef) else _read_term(node, kind, path, place, module_name)),
         )
     )
 
@@ -162,7 +180,9 @@ def _kind(decorator: ast.expr) -> str | None:
     return name if name in _KINDS else None
 
 
-def _misdeclared(node: ast.FunctionDef | ast.ClassDef, kind: str, decorator: ast.expr) -> Iterator[tuple[int, str]]:
+def _misdeclared(
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, kind: str, decorator: ast.expr
+) -> Iterator[tuple[int, str]]:
     """Find what is wrong with a term beside its parameters: the line, and what to write."""
     if not isinstance(decorator, ast.Call):
         yield decorator.lineno, f"write @{ast.unparse(decorator)}()"
@@ -171,11 +191,17 @@ def _misdeclared(node: ast.FunctionDef | ast.ClassDef, kind: str, decorator: ast
         if word.arg in ("needs", "fields") and isinstance(word.value, ast.Constant):
             text = repr(word.value.value)
             yield decorator.lineno, f"{word.arg}={text} is no tuple; write {word.arg}=({text},)"
+    if isinstance(node, ast.AsyncFunctionDef):
+        yield node.lineno, "nobody awaits a term; write def, not async def"
+        return
     if isinstance(node, ast.FunctionDef):
         if (wanted := CALLED_WITH.get(kind)) is None:
-            yield node.lineno, f"{'an' if kind == 'action' else 'a'} {kind} is a class (docs/terms.md)"
+            yield node.lineno, f"{article(kind)} is a class (docs/terms.md)"
         elif not _takes(node.args, wanted):
             yield node.lineno, f"is called with ({', '.join(wanted)}); write def {node.name}({_written(node.args, wanted)})"
+        return
+    if kind == "curriculum":
+        yield node.lineno, "a curriculum is a function, and what it remembers a float parameter of its own (docs/terms.md)"
         return
     methods = {one.name: one for one in node.body if isinstance(one, ast.FunctionDef)}
     for name, wanted in (("__init__", ("robot",)), ("__call__", CALLED_WITH.get(kind))):

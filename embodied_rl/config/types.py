@@ -25,6 +25,7 @@ __all__ = [
     "Le",
     "Lt",
     "NonNegative",
+    "NonNegativeRange",
     "PerGroup",
     "Positive",
     "Range",
@@ -81,6 +82,7 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Range = Annotated[tuple[float, float], Ordered()]
 NaturalNumber = Annotated[int, Ge(0)]
+NonNegativeRange = Annotated[tuple[NonNegative, NonNegative], Ordered()]
 IntRange = Annotated[tuple[NaturalNumber, NaturalNumber], Ordered()]
 BodyGroup = Annotated[str, RobotName("bodies")]
 JointGroup = Annotated[str, RobotName("groups")]

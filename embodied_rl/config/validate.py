@@ -12,12 +12,20 @@ from typing import Annotated, Any
 from pydantic import create_model, field_validator
 
 from embodied_rl import family
-from embodied_rl.config.learner_numbers import why_not
-from embodied_rl.config.misplaced import meant, misplaced
-from embodied_rl.config.page import ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, EnvSettings, Model, Page, PPOSettings
-from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms
+from embodied_rl.config.learning import check_learning
+from embodied_rl.config.misplaced import meant, misplaced, nested
+from embodied_rl.config.page import (
+    LEARNERS,
+    ROBOT_SECTIONS,
+    SOURCE_PHYSICS,
+    Entry,
+    EnvSettings,
+    Model,
+    Page,
+)
+from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms, undeclared
 from embodied_rl.config.types import refuse
-from embodied_rl.problems import ConfigError, did_you_mean, quoted, shown
+from embodied_rl.problems import ConfigError, Problem, did_you_mean, quoted, shown
 from embodied_rl.robot import RobotError, RobotSpec, load_robot
 from embodied_rl.sections import M, check_section
 from embodied_rl.strict_yaml import Document, Keys, display, problem_at
@@ -95,6 +103,7 @@ class _Checker:
         self.context: dict[str, list[str]] = {}
         self.robot: RobotSpec | None = None
         self.family: family.Family | None = None
+        self.own_files: list[Path] = []
 
     def problem(self, path: Keys, message: str) -> None:
         self.problems.append(problem_at(self.places, path, message))
@@ -102,7 +111,7 @@ class _Checker:
     def page(self) -> Page:
         for key in self.value:
             if key not in Page.model_fields:
-                near = meant(key) or did_you_mean(key, Page.model_fields)
+                near = meant(key) or nested(key) or did_you_mean(key, Page.model_fields)
                 self.problem((key,), f"no such key{near or f'; allowed are {quoted(Page.model_fields)}'}")
         if self.has_source():
             return self.source_page()
@@ -139,16 +148,22 @@ class _Checker:
         env = parts["env"]
         if env and env.groups and "actor" not in env.groups:
             self.problem(("env", "groups"), "the group 'actor' is missing: it is what the policy sees")
+        for group, keys in env.groups.items() if env else ():
+            if not keys or len(set(keys)) < len(keys):
+                self.problem(("env", "groups", group), "a key stands twice" if keys else "a group needs at least one key")
+            # a learner of one's own may read any
+            elif parts["train"] and parts["train"].learner in LEARNERS and group not in ("actor", "critic"):
+                self.problem(
+                    ("env", "groups", group), f"nothing reads it{did_you_mean(group, ('actor', 'critic'))} (there are both)"
+                )
         for group in (one for one in (env.final_obs_groups if env else ()) if one not in (env.groups or ("actor",))):
             self.problem(("env", "final_obs_groups"), f"{shown(group)} is not a group of observations")
         if env:
             self.left_out(env, ("episode_s", "reward_floor", "reward_scale_dt", "random_episode_phase"), why)
         if parts["ppo"] and parts["ppo"].symmetry != "none":
             self.problem(("ppo", "symmetry"), f"{shown(parts['ppo'].symmetry)} needs a robot with a mirror; take symmetry: none")
-        self.check_overlap(parts)
-        self.check_pool(parts)
+        check_learning(parts, self.problem)
         self.check_evaluation(parts)
-        self.check_schedules(parts["ppo"])
         if self.problems or head is None:
             raise ConfigError(self.problems)
         return Page(**head.model_dump(), **parts)
@@ -163,80 +178,6 @@ class _Checker:
             if value != type(parts["train"]).model_fields[key].default:
                 self.problem(("train", key), f"{shown(value)} needs a task family, by whose score the policy is judged; {advice}")
 
-    def check_overlap(self, parts: Mapping[str, Any]) -> None:
-        """Check what collecting during the update needs of the rest of the page."""
-        train, pool = parts["train"], parts["pool"]
-        if not (train and train.overlap):
-            return
-        if pool and pool.has_processes:
-            return self.problem(("train", "overlap"), "true: of a pool it is pool.mode: overlap; leave the key out")
-        self.check_stale(parts, ("train", "overlap"), "true", "overlap: false")
-
-    def check_stale(self, parts: Mapping[str, Any], path: Keys, given: str, other: str) -> None:
-        """Check what learning from an older policy needs, which `given` at `path` asks for and `other` does without."""
-        train, ppo = parts["train"], parts["ppo"]
-        if train and train.learner != "ppo":
-            self.problem(path, f"{given} needs train.learner: ppo, which weighs stale actions; take {other}")
-        if ppo and ppo.rnn_type != "none":
-            self.problem(path, f"{given} is not there for recurrent policies; take {other}")
-        if ppo and ppo.normalize_advantage_per_mini_batch:
-            self.problem(path, f"{given} needs ppo.normalize_advantage_per_mini_batch: false; set it, or take {other}")
-
-    def check_schedules(self, ppo: PPOSettings | None) -> None:
-        """Check that what a schedule needs is there, and that nothing is which none reads."""
-        if ppo is None:
-            return
-        if ppo.final_learning_rate is not None and ppo.schedule not in ("linear", "hold"):
-            message = f"{ppo.final_learning_rate:g} is never come to with schedule: {ppo.schedule}; take linear or hold"
-            self.problem(("ppo", "final_learning_rate"), f"{message}, or leave it out")
-        if ppo.final_entropy_coef is not None and ppo.entropy_schedule == "constant":
-            message = f"{ppo.final_entropy_coef:g} is never come to with entropy_schedule: constant; take linear or hold"
-            self.problem(("ppo", "final_entropy_coef"), f"{message}, or leave it out")
-        if ppo.entropy_schedule == "hold" and ppo.final_entropy_coef is None:
-            self.problem(("ppo", "entropy_schedule"), '"hold" needs final_entropy_coef, where it ends; add it, or take constant')
-        if "hold" not in (ppo.schedule, ppo.entropy_schedule) and ppo.hold != PPOSettings.model_fields["hold"].default:
-            self.problem(("ppo", "hold"), "only read with schedule: hold or entropy_schedule: hold; leave it out")
-
-    def check_curricula(self, parts: Mapping[str, Any]) -> None:
-        """Check curricula whose `parameter` is a number of the learner's."""
-        entries, ppo, distributed = parts["curriculum"], parts["ppo"], parts["distributed"]
-        for name, entry in entries.items() if entries and ppo and distributed else ():
-            path = entry.params.get("parameter")
-            if not isinstance(path, str) or not path.startswith("ppo."):
-                continue
-            if why := why_not(path, ppo, distributed):
-                self.problem(("curriculum", name, "parameter"), f"{shown(path)} {why}")
-            for key in (key for key in ("start", "end") if key in entry.params):
-                if any(number < 0 for number in entry.params[key]):
-                    self.problem(("curriculum", name, key), f"{shown(entry.params[key])} is negative, which {path} cannot be")
-
-    def check_pool(self, parts: Mapping[str, Any]) -> None:
-        """Check what the pool's mode needs of the rest of the page."""
-        pool, env, physics = (parts[name] for name in ("pool", "env", "physics"))
-        if not (pool and env and physics) or pool.workers is None:
-            return
-        if physics.engine != "native":
-            self.problem(
-                ("physics", "engine"), f"{shown(physics.engine)} runs where the learner does; a pool needs engine: native"
-            )
-        if pool.mode != "sync" and not pool.has_processes:
-            other = ", or train.overlap: true with it" if pool.mode == "overlap" else ""
-            message = (
-                f"{shown(pool.mode)} needs simulators in processes of their own, and address: none has none; take mode: sync"
-            )
-            self.problem(("pool", "mode"), message + other)
-        elif pool.mode != "sync":
-            self.check_stale(parts, ("pool", "mode"), shown(pool.mode), "mode: sync")
-            if pool.inference == "central":
-                self.problem(
-                    ("pool", "inference"), f"'central' is strictly on-policy; with mode: {pool.mode} take inference: local"
-                )
-        if pool.inference == "central" and pool.on_crash == "mask":
-            self.problem(("pool", "on_crash"), "'mask' is not there with inference: central; take replay or raise")
-        if env.source and env.source.startswith("envpool:") and pool.on_crash == "replay":
-            why = "'replay' needs environments that can be brought back to where they were, and EnvPool's cannot"
-            self.problem(("pool", "on_crash"), f"{why}; take mask or raise")
-
     def find_terms(self, own: Any) -> None:
         """Read the shipped terms, and those of the page's own files and family."""
         own = own if isinstance(own, list | tuple) else [own]
@@ -244,7 +185,9 @@ class _Checker:
         for position, path in enumerate(files):
             if not path.is_file():
                 self.problem(("terms", position), f"no such file: {display(path)}")
-        found = [path for path in files if path.is_file()]
+            elif path.suffix != ".py":
+                self.problem(("terms", position), f"a file of terms is named NAME.py, not {display(path)}")
+        found = self.own_files = [path for path in files if path.is_file() and path.suffix == ".py"]
         self.terms, broken = find_terms(found, self.family.term_files if self.family else ())
         self.problems += broken
         whole = self.family is not None or self.value.get("task") is None
@@ -319,7 +262,9 @@ class _Checker:
         if (signature := self.terms[kind].get(term)) is None:
             return self.unknown_term(kind, term, (*path, "term") if "term" in value else path)
         model = entry_model(signature)
-        parsed = self.model(model, {key: one for key, one in value.items() if key != "term"}, path)
+        if (given := self.without_wrong_defaults(model, signature, value)) is None:
+            return None
+        parsed = self.model(model, given, path)
         if parsed is None:
             return None
         values = {key: getattr(parsed, key) for key in model.model_fields}
@@ -327,6 +272,18 @@ class _Checker:
             return None
         extras = {key: values.pop(key) for key in EXTRAS.get(kind, ())}
         return Entry(term=signature.name, params=values, **extras)
+
+    def without_wrong_defaults(
+        self, model: type[Model], signature: TermSignature, value: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Give the entry's parameters; None where a default of the term, which the entry leaves as it is, cannot be."""
+        given = {key: one for key, one in value.items() if key != "term"}
+        _, told = check_section(model, given, self.context)
+        ours = {key for key, one in signature.parameters.items() if one.default is not REQUIRED} - set(given)
+        place = f"{display(signature.module_path)}:{signature.lineno}"
+        wrong = {where[0]: f"the default {said}" for where, said in told.items() if where[0] in ours}
+        self.problems += [Problem(place, f"{signature.name}.{key}", said) for key, said in wrong.items()]
+        return None if wrong else given
 
     def joints_have_numbers(self, values: dict[str, Any], path: Keys) -> bool:
         """Say whether every mapping from joint groups to numbers names each joint once."""
@@ -348,6 +305,9 @@ class _Checker:
         elsewhere = next((section for section, one in SECTIONS.items() if term in self.terms[one]), None)
         if elsewhere:
             self.problem(path, f"no such term here: it belongs to {elsewhere}")
+        elif self.terms_are_known and (there := undeclared(term, self.own_files)):
+            decorated = f"def or class at the top of the file, under @{kind}()"
+            self.problem(path, f"no such term: {there} has one of this name that is not declared; a term is a {decorated}")
         elif near or self.terms_are_known:  # else it may stand in the file that cannot be read
             section = next(section for section, one in SECTIONS.items() if one == kind)
             self.problem(path, f"no such term{near} (`embodied-rl list --terms {section}` shows all)")
@@ -369,6 +329,10 @@ class _Checker:
             if latency[1] > physics.decimation:
                 within = f"at most {physics.decimation}, physics.decimation: targets hold for one control step"
                 self.problem(("actions", name, "latency"), f"{shown(latency)} is not allowed: {within}")
+        for name, entry in (parts["events"] or {}).items():
+            when, every = entry.params.get("when"), self.terms["event"][entry.term].parameters.get("interval_s")
+            if when not in (None, "interval") and every and entry.params["interval_s"] != every.default:
+                self.problem(("events", name, "interval_s"), f"only read with when: interval, and it is {when}; leave it out")
         if parts["observations"] is not None:
             self.check_groups(parts["observations"], env.final_obs_groups if env else ())
         if env and physics and env.episode_s < (control_dt := physics.dt * physics.decimation):
@@ -383,11 +347,8 @@ class _Checker:
         if env and not env.source:
             self.left_out(env, ("source_options", "groups", "reward_scale"), "only allowed with env.source; leave it out")
         self.check_terrain(parts)
-        self.check_overlap(parts)
-        self.check_pool(parts)
+        check_learning(parts, self.problem)
         self.check_evaluation(parts)
-        self.check_schedules(ppo)
-        self.check_curricula(parts)
 
     def check_terrain(self, parts: Mapping[str, Any]) -> None:
         """Refuse settings of the grid of patches where there are none."""

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from embodied_rl.config import Page
 from embodied_rl.deploy.place import base_state
-from embodied_rl.mdp.bind import Finder, bind, numbers
+from embodied_rl.mdp.bind import bind, numbers
+from embodied_rl.mdp.finder import Finder
 from embodied_rl.mdp.moment import Draw, Moment
 from embodied_rl.mdp.part import PartState
+from embodied_rl.mdp.trackers import Trackers
 from embodied_rl.physics.kinematics import free_body
 from embodied_rl.scene.terrain import FlatTerrain
 
@@ -88,7 +90,7 @@ class Stage:
             scene=self.scene,
             episode=self._episode,
             commands=self.terms.commands,
-            trackers={},
+            trackers=Trackers(),
             model={},
             step_dt=self.step_dt,
             decimation=self.page.physics.decimation,

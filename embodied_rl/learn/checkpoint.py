@@ -39,6 +39,7 @@ log = logging.getLogger("embodied_rl")
 FORMAT = 3
 #: Most parts of a file, and bytes of the list of what is in them: of thousands of layers and ranks, and quickly gone through.
 _MAX_PARTS, _MAX_LIST = 20_000, 2 << 20
+_AGES = ("age", "episode_length", "episode_begin")
 
 
 class CheckpointError(UserError):
@@ -415,14 +416,13 @@ def _robots(file: Path, content: Any, count: int) -> dict[str, Tensor]:
             raise damaged(file, f"envs.{name}: {rows} robots, and its checkpoint says {count}")
         if is_stretched(value):
             raise damaged(file, f"envs.{name}: shape {tuple(value.shape)}, and the file holds less")
+        if name in _AGES and bool((value < 0).any()):
+            raise damaged(file, f"envs.{name}: below 0, and it counts steps")
     return envs
 
 
 def _sound(file: Path, first: int, envs: dict[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Leave out robots with a state that is not finite: they start fresh, as one that blows up does.
-
-    Only what is simulated and seen is looked at: a timer that never ends is another matter.
-    """
+    """Leave out robots with a state that is not finite, of what is simulated and seen; they start fresh."""
     good = torch.ones(len(next(iter(envs.values()))), dtype=torch.bool)
     for name, value in envs.items():
         if name.startswith(("physics.", "obs.", "policy.")) and value.is_floating_point():
@@ -439,8 +439,7 @@ def _sound(file: Path, first: int, envs: dict[str, Tensor]) -> Iterator[tuple[in
         yield first + begin, {name: value[begin:end].clone() for name, value in envs.items()}
 
 
-def _remove(leftover: Path) -> None:
-    """Remove a file; a folder is a person's, and stays."""
+def _remove(leftover: Path) -> None:  # a folder is a person's, and stays
     if leftover.is_symlink() or not leftover.is_dir():
         leftover.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ are.  `find_misfit` compares it with the networks that are to take it up.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import OrderedDict
@@ -33,6 +34,8 @@ _NOT_NEGATIVE = re.compile(r"(^|\.)(?!([^.]*_)?log_)([^.]*_)?(var|std|count|num_
 _POSITIVE = re.compile(r"(^|\.)std_param$")
 #: A weight beyond this is a lost one: float32 has no square of it.
 LARGEST_WEIGHT = 1e18
+#: A count beyond this is none: the steps of a thousand machines in a thousand years.
+_MOST = 2**53
 #: What a module remembers, and no optimizer moves.
 _BUFFER = re.compile(r"(^|\.)_?(running_)?(mean|var|std|count|num_batches_tracked)$")
 #: Numbers of the optimizer, from 0 up.
@@ -182,9 +185,17 @@ def _network_faults(place: str, weights: dict) -> Iterator[str]:
             kinds.setdefault(value.dtype, name)
             if value.numel() and (largest := float(value.abs().max())) > LARGEST_WEIGHT:
                 yield f"{place}.{name}: {largest:.3g}, and nothing beyond {LARGEST_WEIGHT:.0e} is possible"
+    for name, variance in weights.items():
+        deviation = weights.get(name.removesuffix("var") + "std") if name.endswith("_var") else None
+        if deviation is not None and deviation.shape == variance.shape and not _agree(deviation, variance):
+            yield f"{place}.{name.removesuffix('var')}std: not the root of {name}"
     if len(kinds) > 1:
         (first, one), (second, another) = list(kinds.items())[:2]
         yield f"{place}.{another}: {_kind(second)}, and {one} is {_kind(first)}"
+
+
+def _agree(deviation: Tensor, variance: Tensor) -> bool:
+    return torch.allclose(deviation.double(), variance.double().sqrt(), rtol=1e-2, atol=1e-6)
 
 
 def _optimizer_faults(where: str, optimizer: dict) -> Iterator[str]:
@@ -211,6 +222,14 @@ def _optimizer_faults(where: str, optimizer: dict) -> Iterator[str]:
                 yield f"{place}.{name}: {_shown(value)}, and only numbers from 0 and below {most:g} are possible"
         if not isinstance(group.get("params", []), list):
             yield f"{place}.params: {_shown(group['params'])}, and no list"
+            return
+    # torch counts parameters through; in another order each would get the moments of another
+    counted = [index for group in groups for index in group.get("params", [])]
+    if counted != list(range(len(counted))):
+        yield f"{where}.param_groups: parameters {_shown(counted)}, and torch counts them from 0 on"
+    for index in state:
+        if groups and (isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(counted)):
+            yield f"{where}.state.{index}: moments of no parameter"
     for index, moments in state.items():
         place = f"{where}.state.{index}"
         if "step" in moments and ((step := _number(moments["step"])) is None or step < 0):
@@ -261,15 +280,20 @@ def _moments(optimizer: dict) -> dict[int, torch.Size]:
 def _counter_faults(state: dict) -> Iterator[str]:
     if isinstance(state["iter"], bool) or state["iter"] < 0:
         yield f"iter: {_shown(state['iter'])}, and no number below 0 is possible"
+    elif state["iter"] > _MOST:
+        yield f"iter: {_shown(state['iter'])}, and no number beyond {_MOST} is possible"
     infos = state.get("infos")
     if infos is None:  # as rsl_rl's runner saves it
         return
     if not isinstance(infos, dict):
         yield f"infos: {type(infos).__name__}, and no names with values"
         return
-    for name in _COUNTERS:
-        if name in infos and ((number := _number(infos[name])) is None or number < 0):
+    for name in (name for name in _COUNTERS if name in infos):
+        number = _number(infos[name])
+        if number is None or number < 0:
             yield f"infos.{name}: {_shown(infos[name])}, and only a number from 0 up is possible"
+        elif number > _MOST:
+            yield f"infos.{name}: {_shown(infos[name])}, and no number beyond {_MOST} is possible"
     if "mean_reward" in infos:
         reward = infos["mean_reward"]
         if _number(reward) is None and not (isinstance(reward, float) and math.isnan(reward)):
@@ -320,6 +344,11 @@ def _shard_faults(shards: Any) -> Iterator[str]:
         if odd:
             given = shard.get(odd[0]) if isinstance(shard, dict) else shard
             yield f"shards.{index}.{odd[0]}: {_shown(given)}, and {'text' if _SHARD[odd[0]] is str else 'a count'} is needed"
+            return
+    parts = sorted((shard["first"], shard["count"]) for shard in shards)
+    for (first, count), (following, _) in itertools.pairwise(parts):
+        if first + count > following:
+            yield f"shards: robot {following} is in two of them"
 
 
 def _curriculum_faults(curricula: Any) -> Iterator[str]:

@@ -137,11 +137,21 @@ class GradientSteps:
         return state | {"param_groups": groups}
 
     def load_state_dict(self, state: dict, rate: float | None) -> None:
-        """Take up what `state_dict` gave, or the state of an Adam that was not fused; `rate` stands for the one in it."""
+        """Take up what `state_dict` gave, or the state of an Adam that was not fused; `rate` stands for the one in it.
+
+        Raises:
+            ValueError: its moments are not of these parameters; the fused step would write beyond them.
+        """
         (group,) = state["param_groups"]
-        # said beforehand: a fused optimizer's counts of steps lie on the device, where those of others do not
-        own = {"fused": True, "foreach": None, "capturable": self.captures}
-        self.optimizer.load_state_dict(state | {"param_groups": [group | own]})
+        if moments := state["state"]:
+            for index, parameter in zip(group["params"], self.parameters, strict=True):
+                shapes = {name: tuple(moments.get(index, {})[name].shape) for name in ("exp_avg", "exp_avg_sq", "step")}
+                if shapes != {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": ()}:
+                    raise ValueError(f"moments {index} have the shapes {shapes}, and their parameter {tuple(parameter.shape)}")
+        # its rate alone is the file's; and said beforehand: a fused optimizer's counts of steps lie on the device
+        (own,) = self.optimizer.state_dict()["param_groups"]
+        own |= {"lr": group["lr"], "params": group["params"], "fused": True, "foreach": None, "capturable": self.captures}
+        self.optimizer.load_state_dict(state | {"param_groups": [own]})
         (group,) = self.optimizer.param_groups
         self.rate.fill_(float(group["lr"]) if rate is None else rate)
         group["lr"] = self.rate

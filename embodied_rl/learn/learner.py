@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from embodied_rl.errors import UserError, in_short, last_in
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.rollout import Collector, Rollout
+from embodied_rl.own import find_own
 from embodied_rl.problems import lacking
 
 
@@ -92,11 +92,9 @@ def learner_class(page: Page) -> type[Learner]:
         UserError: there is none of that name, or it lacks methods of a learner.
     """
     given = page.train.learner
-    module, _, attribute = LEARNERS.get(given, given).partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"train.learner: {given}: {error}; write ppo, or module:Class, like rsl_rl.algorithms:PPO") from None
+    found: Any = find_own(
+        f"train.learner: {given}", LEARNERS.get(given, given), "write ppo, or module:Class, like rsl_rl.algorithms:PPO"
+    )
     if missing := lacking(found, vars(Learner)):
         from embodied_rl.learn.rsl_rl_ppo import adapted
 

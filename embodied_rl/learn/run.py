@@ -17,7 +17,8 @@ from typing import IO
 
 import torch
 
-from embodied_rl.config import Page, load
+from embodied_rl.config import Page, config_names, load
+from embodied_rl.config.page import ROBOT_SECTIONS
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 
@@ -80,13 +81,21 @@ class Run:
         return load(str(self.path / "config.yaml"))
 
     def check_version(self) -> None:
-        """Refuse a run whose page is of an earlier version.
+        """Refuse a run whose page is of an earlier version, or was cut off.
 
         Raises:
             RunError: it is; the message names the commit that reads it, where that is known.
         """
         path = self.path / "config.yaml"
         text = _text(path) if path.is_file() else ""
+        if "\ufffd" in text or "\0" in text:
+            return  # no text: who reads it says so
+        written = re.findall(r"^(\w+):", text, re.MULTILINE)
+        known = [section for section in Page.model_fields if "robot" in written or section not in ROBOT_SECTIONS]
+        if len(written) > 2 and written == known[: len(written)] != known:
+            raise RunError(
+                f"{path}: cut off in or after `{written[-1]}:`, `{known[len(written)]}:` is missing; put it back whole"
+            )
         wanted = {"train": r"^train:"}
         if re.search(r"^robot: ", text, re.MULTILINE):
             # shipped robots have their dry friction since pages can leave it out: an earlier page trained without
@@ -207,10 +216,10 @@ def runs_of(page_name: str) -> list[Run]:
 
 
 def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) -> tuple[Run, Path | None]:
-    """Find a run directory, a checkpoint in one, `latest`, or RUN/best; and the checkpoint where one was named.
+    """Find a run directory, a checkpoint in one, `latest`, a page's last, or RUN/best; and the checkpoint where one was named.
 
     Args:
-        name: a path, or `latest`: the run begun last that has a checkpoint.
+        name: a path, `latest`: the run begun last that has a checkpoint, or the name of a page: the last of its runs.
         page_name: the page whose `latest` is meant; by default any.
         trained: whether `latest` passes over runs that failed, were stopped or are still before their first checkpoint.
 
@@ -234,11 +243,24 @@ def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) ->
     if path.is_file():
         run = Run(path.parent.parent)
         if not (run.path / "config.yaml").is_file():
-            raise RunError(f"{path}: no config.yaml in {run.path}; a checkpoint lies in RUN/checkpoints/")
+            raise RunError(f"{path}: {_near(path) or f'no config.yaml in {run.path}; a checkpoint lies in RUN/checkpoints/'}")
         return run, path
     if not (path / "config.yaml").is_file():
-        raise RunError(f"{path}: no run here (no config.yaml); give a run directory, a checkpoint, or `latest`")
+        if re.fullmatch(r"\w+", str(name)) and (runs_of(str(name)) or str(name) in config_names()):
+            return find_run("latest", str(name), trained=trained)
+        near = _near(path) or "no run here (no config.yaml); give a run directory, a checkpoint, or `latest`"
+        raise RunError(f"{path}: {near}")
     return Run(path), None
+
+
+def _near(path: Path) -> str:
+    """Say what is meant by a path in a run's folder that is no run and no checkpoint; empty where it is in none."""
+    for folder in list(path.absolute().parents)[:2]:
+        if (folder / "config.yaml").is_file():
+            there = ", ".join(one.name for one in Run(folder).newest_checkpoints()[:5]) or "none yet"
+            what = "no run and no checkpoint" if path.exists() else "no such file"
+            return f"{what}; give {folder}, {folder}/best or one of {folder}/checkpoints/ ({there})"
+    return ""
 
 
 def _text(path: Path) -> str:

@@ -257,7 +257,10 @@ class Trainer:
         self._resume_examiner(path, state)
         missing = self.num_envs - int(self.group.table([float(found)]).sum())
         if not robots and self.group.rank == 0:
-            log.warning("%s: the page's events draw otherwise at startup now; the robots start fresh, and it is drawn anew", path)
+            log.warning(
+                "%s: the robot, or what is drawn of it at startup, is another now; the robots start fresh, and it is drawn anew",
+                path,
+            )
         elif missing and self.group.rank == 0:
             log.warning("%s: holds no state of %d of %d robots; they start fresh", path, missing, self.num_envs)
 
@@ -280,8 +283,8 @@ class Trainer:
         envs, some = self.collector.snapshot(), parts[0][1]
         # what a policy remembers: nothing, of an episode that begins
         envs |= {n: v.new_zeros(len(self.env_ids), *v.shape[1:]) for n, v in some.items() if n.startswith("policy.memory.")}
-        sizes = [{name: value.shape[1:] for name, value in state.items()} for state in (envs, some)]
-        odd = sorted(name for name in {*envs, *some} if sizes[0].get(name) != sizes[1].get(name))
+        kinds = [{name: (value.shape[1:], value.dtype) for name, value in state.items()} for state in (envs, some)]
+        odd = sorted(name for name in {*envs, *some} if kinds[0].get(name) != kinds[1].get(name))
         try:
             if odd:
                 raise ValueError(f"{', '.join(odd[:3])} differ")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embodied_rl.config.types import IntRange, JointGroup, NonNegative, PerGroup, Positive
+from embodied_rl.config.types import IntRange, JointGroup, PerGroup, Positive
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.mirrors import Reflection
 from embodied_rl.mdp.moment import Moment
@@ -91,7 +91,7 @@ class joint_position(_Targets):  # noqa: N801  named as its entry on the page
         *,
         joints: JointGroup = "all",
         scale: PerGroup[Positive] = 0.5,
-        clip: NonNegative = 10.0,
+        clip: Positive = 10.0,
         latency: IntRange = (0, 0),
     ) -> None:
         super().__init__(robot, joints, scale, clip, latency)
@@ -114,7 +114,7 @@ class joint_velocity(_Targets):  # noqa: N801
         *,
         joints: JointGroup = "all",
         scale: PerGroup[Positive] = 5.0,
-        clip: NonNegative = 10.0,
+        clip: Positive = 10.0,
         latency: IntRange = (0, 0),
     ) -> None:
         super().__init__(robot, joints, scale, clip, latency)

@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from embodied_rl.config.page import Entry, Page
-from embodied_rl.config.terms import SECTIONS, TermSignature, find_terms
-from embodied_rl.errors import Faults, UserError, in_short, last_in
-from embodied_rl.family import imported_terms
+from embodied_rl.config.terms import SECTIONS
+from embodied_rl.errors import Faults, UserError
+from embodied_rl.mdp.declared import check_event, check_made
+from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.fields import drawn_by, model_field_names
+from embodied_rl.mdp.finder import Finder, naming_own
 from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
 from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.term import Action, check_answer
-from embodied_rl.mdp.trackers import TRACKERS
+from embodied_rl.mdp.trackers import TRACKERS, Trackers
 from embodied_rl.physics.protocol import Physics, tensors_of
 from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import RobotSpec, load_robot
 from embodied_rl.scene import NEEDS, Scene
-from embodied_rl.strict_yaml import display
 
 #: Needs that positions and velocities of the feet serve, and what begins the name of a model field.
 _FRAMES = {"foot_frames", "foot_orientation"}
 _MODEL = "model:"
-_IMPORTING = threading.RLock()
-#: Files of people, by the name that a traceback has for them.
-_OWN_FILES: set[str] = set()
-#: How a message begins that is about the term that is called, or declared, now: whoever says so does not know which.
-_TERM = "a term"
 
 
 @dataclass(frozen=True)
@@ -66,6 +54,18 @@ class BoundTerm:
         check_answer(f"{section}.{self.name}", value, moment.num_envs, dtype)
         return value
 
+    def happen(self, moment: Moment, draft: Draft) -> Any:
+        """Let an event change a draft; what it returns.
+
+        Raises:
+            UserError: it leaves a draft that is none, or, of an interval, does not say which rows changed; one line.
+        """
+        changed, path = self.function(moment, draft, **self.params), f"events.{self.name}"
+        draft.check(path)
+        if self.function.mode == "interval":
+            check_answer(path, changed, moment.num_envs, torch.bool)
+        return changed
+
 
 class Terms:
     """All terms of a page.
@@ -86,7 +86,7 @@ class Terms:
         self._device, self._page, self._faults = device, page, Faults()
         find = Finder(page)
         asked = _asked(page, find)
-        self.trackers = {name: kind(self.robot) for name, kind in TRACKERS.items() if name in asked}
+        self.trackers = Trackers((name, kind(self.robot)) for name, kind in TRACKERS.items() if name in asked)
         actions = self._bound("actions", page.actions, find)
         self.actions = ActionGroup([(term.name, cast("Action", term.function)) for term in actions], self.robot)
         self.commands = {term.name: term.function for term in self._bound("commands", page.commands, find)}
@@ -95,7 +95,9 @@ class Terms:
         self.events: dict[str, list[BoundTerm]] = {mode: [] for mode in ("startup", "reset", "interval", "iteration")}
         events = self._bound("events", page.events, find)
         for term in events:
-            self.events[term.function.mode].append(term)
+            with self._faults.noted():
+                check_event(f"events.{term.name}", term.function)
+                self.events[term.function.mode].append(term)
         self._observations = {
             group: self._bound(f"observations.{group}", entries, find) for group, entries in page.observations.items()
         }
@@ -158,6 +160,24 @@ class Terms:
                     _called(f"{section}.{term.name}", term, wanted, moment, tensors)
         self._faults.tell()
 
+    def errors(self, moment: Moment) -> dict[str, Tensor]:
+        """How far the robots are from what all commands ask for, by name, each (N,).
+
+        Raises:
+            UserError: a command gives something else, or a name that another has; one line.
+        """
+        found: dict[str, Tensor] = {}
+        for name, command in self.commands.items():
+            given = command.errors(moment)
+            if not isinstance(given, dict):
+                raise UserError(f"commands.{name}: errors returns a {type(given).__name__}, no dict of (N,) by name")
+            for error, value in given.items():
+                check_answer(f"commands.{name}.errors[{error!r}]", value, moment.num_envs, torch.float32)
+                if error in found:
+                    raise UserError(f"commands.{name}: another command has an error {error!r} already; rename one of them")
+                found[error] = value
+        return found
+
     def set_numbers(self, numbers: dict[str, Tensor]) -> None:
         """Set numbers of the page, by dotted path, in place.
 
@@ -194,6 +214,9 @@ class Terms:
         with naming_own(path):
             value = term.function(moment, **term.params)
         check_answer(path, value, moment.num_envs, torch.float32, -1)
+        if not value.shape[1]:
+            raise UserError(f"{path}: has no numbers, {tuple(value.shape)}; take the entry off the page")
+        _check_place(path, value, self._device)
         if isinstance(entry.noise, dict) and term.function.mirror != "joints":
             raise UserError(f"{path}.noise: numbers by joint are for values with one number a joint; write one number")
         return ObservationTerm(
@@ -220,9 +243,12 @@ class Terms:
                     try:
                         with naming_own(f"{path}.{term.name}"):
                             made = make(**term.params)
-                    except UserError as error:
-                        raise UserError(f"{self._page.name}: {path}.{term.name}.{error}") from None
+                    except UserError as error:  # of a parameter, or with its own place
+                        own = f"{path}.{term.name}"
+                        said = str(error) if str(error).startswith(own) else f"{own}.{error}"
+                        raise UserError(f"{self._page.name}: {said}") from None
                     bound.append(BoundTerm(term.name, cast("Callable", made), {}))
+                    check_made(f"{path}.{term.name}", path.partition(".")[0], made, len(self.robot.joint_names))
             else:
                 bound.append(term)
         return bound
@@ -243,27 +269,18 @@ def _called(own: str, term: BoundTerm, wanted: torch.dtype | None, moment: Momen
             raise UserError(f"{own}: the term writes into {name}; what it is given is not its own: change a clone()")
     if wanted is not None:
         check_answer(own, value, moment.num_envs, wanted)
+        _check_place(own, value, moment.episode.age.device)
 
 
-@contextmanager
-def naming_own(where: str) -> Iterator[None]:
-    """Say in which line of a person's own file something went wrong that is called within.
-
-    Args:
-        where: the term, by its path; or the page.
+def _check_place(own: str, value: Tensor, device: torch.device) -> None:
+    """Check that an answer lies where the robots do, as other tensors lie there.
 
     Raises:
-        UserError: it has; one line.  What goes wrong in the shipped code alone goes through, and so does what says its place.
+        UserError: it does not; one line.
     """
-    try:
-        yield
-    except Exception as error:  # whatever the code of a term may raise
-        own, said = last_in(error, _OWN_FILES), str(error)
-        known = isinstance(error, UserError)
-        if not said.startswith(_TERM) if known else own is None:
-            raise
-        place = f"{display(Path(own[0]))}:{own[1]}: " if own else ""
-        raise UserError(f"{where}: {place}{said.removeprefix(f'{_TERM} ') if known else in_short(error)}") from error
+    if value.device.type != device.type or value.layout != torch.strided:
+        given = f"{value.device.type}, {str(value.layout).removeprefix('torch.')}"
+        raise UserError(f"{own}: its value is on {given}; the robots' is on {device.type}, strided: make it on env.done.device")
 
 
 def bind(path: str, entries: dict[str, Entry], find: Finder, params: dict[str, Tensor]) -> list[BoundTerm]:
@@ -392,45 +409,3 @@ def _entries(page: Page) -> Iterator[tuple[str, str, Entry]]:
         for path, entries in parts.items():
             for name, entry in entries.items():
                 yield section, f"{path}.{name}", entry
-
-
-class Finder:
-    """Finds the callable of a term; a page's own modules are imported from their files, once."""
-
-    def __init__(self, page: Page) -> None:
-        self._terms, _ = find_terms([Path(path) for path in page.terms], imported_terms(page.task))
-
-    def __call__(self, section: str, name: str) -> Any:
-        """Find the callable of a section's term by the term's name."""
-        signature = self._terms[SECTIONS[section]][name]
-        return getattr(_module(signature), name)
-
-
-def _module(signature: TermSignature) -> ModuleType:
-    if signature.module_name.startswith("embodied_rl."):
-        return importlib.import_module(signature.module_name)
-    path = signature.module_path.resolve()
-    # one name for each file: two pages may have a my_terms.py each
-    name = f"embodied_rl_terms_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    with _IMPORTING:  # another thread must not find a module that is half there
-        if name not in sys.modules:
-            _load(name, path)
-    return sys.modules[name]
-
-
-def _load(name: str, path: Path) -> None:
-    """Import a file as a module of this name; it leaves none behind where it fails."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    # torch.compile looks a function's module up there, and so do dataclasses and pickle
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    _OWN_FILES.add(str(path))
-    try:
-        with naming_own("terms"):
-            spec.loader.exec_module(module)
-    except SystemExit as end:
-        del sys.modules[name]
-        raise UserError(f"terms: {display(path)}: ends the process while it is imported (SystemExit {end.code})") from None
-    except BaseException:
-        del sys.modules[name]
-        raise

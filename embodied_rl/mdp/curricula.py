@@ -12,10 +12,24 @@ from torch import Tensor
 
 from embodied_rl.config import Page, override
 from embodied_rl.config.learner_numbers import LEARNER_NUMBERS, why_not
+from embodied_rl.config.types import IntRange
+from embodied_rl.config.validate import entry_model
 from embodied_rl.errors import UserError
-from embodied_rl.mdp.bind import BoundTerm, Finder, bind, numbers
+from embodied_rl.mdp.bind import BoundTerm, bind, numbers
+from embodied_rl.mdp.finder import Finder, naming_own
 from embodied_rl.mdp.term import curriculum
+from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import load_robot
+from embodied_rl.sections import check_section
+
+
+class _Statistics(dict[str, float]):
+    """An iteration's sums by name; one that is not there is said to be."""
+
+    def __missing__(self, name: str) -> float:
+        there = did_you_mean(name, self) if self else "; there are none before the first iteration: ask statistics.get(NAME, ...)"
+        raise UserError(f"a term reads the statistic {name!r}, which there is not{there}")
+
 
 Moved = dict[str, dict[str, Tensor]]
 """Numbers that have moved, by the curriculum that moved them last and their dotted path."""
@@ -30,7 +44,7 @@ def linear(
     parameter: str,
     start: tuple[float, ...],
     end: tuple[float, ...],
-    iterations: tuple[int, int],
+    iterations: IntRange,
 ) -> None:
     """parameter = start + (end - start) (iteration - a) / (b - a), held before a and after b, with (a, b) = iterations.
 
@@ -62,7 +76,8 @@ class Curricula:
         self._page, self._followed = page, tuple(followed)
         self.params = self._numbers()
         """Every number of the page that may change, by dotted path, float32 on the CPU."""
-        self._terms = bind("curriculum", page.curriculum, Finder(page), self.params)
+        self._find = Finder(page)
+        self._terms = bind("curriculum", page.curriculum, self._find, self.params)
         # the curriculum that moved a number last, by the number's path
         self._mover: dict[str, str] = {}
         self._check_parameters()
@@ -126,13 +141,17 @@ class Curricula:
         """Call a curriculum, and note what it has moved."""
         before = {path: number.clone() for path, number in self.params.items()}
         given = dict(self.params)
-        term.function(given, statistics, iteration, **term.params)
         place = f"{self._page.name}: curriculum.{term.name}"
+        with naming_own(place):
+            term.function(given, _Statistics(statistics), iteration, **term.params)
         for path, value in given.items():
             if path not in before:
                 raise UserError(f"{place} sets {path!r}, which {self._why_not(path)}")
             # one that was put in a number's place is as good as one that was changed
-            value = torch.as_tensor(value, dtype=torch.float32)
+            try:
+                value = torch.as_tensor(value, dtype=torch.float32)
+            except (TypeError, ValueError, RuntimeError):
+                raise UserError(f"{place} sets {path} to {value!r}, which is no number") from None
             if value.shape != before[path].shape:
                 shapes = [str(tuple(number.shape)) for number in (value, before[path])]
                 raise UserError(f"{place} sets {path} to a value of shape {shapes[0]}, and the page's has {shapes[1]}")
@@ -142,21 +161,47 @@ class Curricula:
                 raise UserError(f"{place} sets {path} to {value.tolist()} in iteration {iteration}, which is not finite")
             if path in LEARNER_NUMBERS and value < 0:
                 raise UserError(f"{place} sets {path} to {value.item():g} in iteration {iteration}, which is negative")
+            self._check_allowed(f"{place} sets {path} in iteration {iteration}", path, value)
             self.params[path].copy_(value)
             self._mover[path] = term.name
 
+    def _check_allowed(self, said: str, path: str, value: Tensor) -> None:
+        """Check that the page itself may have this value: else what was trained with it could not be loaded.
+
+        Raises:
+            UserError: it may not; one line.
+        """
+        if path in LEARNER_NUMBERS:
+            return
+        section, *keys, name, key = path.split(".")
+        entries = getattr(self._page, section)
+        entry = entries[keys[0]][name] if keys else entries[name]
+        given: Any = value.tolist()
+        if isinstance(entry.params.get(key, getattr(entry, key, None)), dict):  # by joint
+            given = {str(joint): number for joint, number in enumerate(given)}
+        weight = {"weight": entry.weight} if section == "rewards" else {}
+        model = entry_model(self._find.signature(section, entry.term))
+        if told := check_section(model, {**entry.params, **weight, key: given})[1]:
+            raise UserError(f"{said}: {next(iter(told.values()))}")
+
     def _check_parameters(self) -> None:
         """Whether every number that a curriculum's `parameter` names is there and has the length of its values."""
+        movers: dict[str, str] = {}
         for term in self._terms:
             path = term.params.get("parameter")
             if path is None:
                 continue
             place = f"{self._page.name}: curriculum.{term.name}.parameter: {path!r}"
+            if other := movers.setdefault(path, term.name) != term.name and movers[path]:
+                raise UserError(f"{place} is moved by curriculum.{other} already, which would move nothing; take one of them off")
             if path not in self.params:
                 raise UserError(f"{place} {self._why_not(path)}")
             count = self.params[path].numel()
             if any(term.params[end].numel() != count for end in ("start", "end") if end in term.params):
                 raise UserError(f"{place} has {count} numbers, start and end need as many")
+            for end in (end for end in ("start", "end") if end in term.params):  # what lies between two that may be may be, too
+                value = torch.as_tensor(term.params[end])
+                self._check_allowed(f"{self._page.name}: curriculum.{term.name}.{end}", path, value.view(self.params[path].shape))
 
     def _numbers(self) -> dict[str, Tensor]:
         """Collect what may move: the environments' numbers, and those that the learner follows and nothing else moves."""
@@ -171,6 +216,8 @@ class Curricula:
             return f"is not followed by train.learner: {self._page.train.learner} (its `numbers`: {known})"
         if path.startswith("ppo.") and (why := why_not(path, self._page.ppo, self._page.distributed)):
             return why
+        if path.endswith(".noise") and f"{path.removesuffix('noise')}scale" in self.params:
+            return "is no number of the page, which has no noise there; give it one, however small"
         near = difflib.get_close_matches(path, self.params, n=1)
         return "is no number of the page" + (f"; did you mean {near[0]!r}?" if near else "")
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl import rotations
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import Part, PartState
 from embodied_rl.scene.terrain import FlatTerrain, Terrain
 
@@ -24,7 +25,29 @@ class Draft:
     def __init__(self, qpos: Tensor, qvel: Tensor, model: dict[str, Tensor]) -> None:
         self.qpos = qpos.clone()
         self.qvel = qvel.clone()
+        self._given = self.qpos.shape, self.qvel.shape
+        self._own = self.qpos, self.qvel
         self.model = dict(model)
+
+    @property
+    def places(self) -> bool:
+        """Whether an event has placed or moved the robots in it."""
+        counts = lambda one: not one.is_inference() and one._version > 0  # noqa: E731  torch counts what is written into each
+        return self.qpos is not self._own[0] or self.qvel is not self._own[1] or counts(self.qpos) or counts(self.qvel)
+
+    def check(self, own: str) -> None:
+        """Check that an event left tensors as they were given to it, whatever is in them; nothing is read from the device.
+
+        Args:
+            own: the event, by its path.
+
+        Raises:
+            UserError: it left something else; one line.
+        """
+        for name, value, given in (("qpos", self.qpos, self._given[0]), ("qvel", self.qvel, self._given[1])):
+            if not isinstance(value, Tensor) or value.shape != given:
+                left = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise UserError(f"{own}: the draft's {name} is {tuple(given)}, and the event leaves {left}; change it in place")
 
     def columns(self, field: str, columns: Tensor) -> Tensor:
         """Numbers of a model field, at places in it flattened, int64 (C,); (N, C)."""

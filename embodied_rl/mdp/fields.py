@@ -15,6 +15,7 @@ from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import where
 from embodied_rl.physics.protocol import Physics
+from embodied_rl.problems import did_you_mean
 
 #: What the events of one mode draw: by model field the columns, int64 (C,), and the model's own numbers there, (C,).
 Drawn = dict[str, tuple[Tensor, Tensor]]
@@ -84,6 +85,8 @@ class Values(dict[str, Tensor]):
 
     def __missing__(self, name: str) -> Tensor:
         """Say how it is asked for."""
+        if name not in (known := model_field_names()):
+            raise UserError(f"a term reads the model field {name!r}, which MuJoCo's model has not{did_you_mean(name, known)}")
         raise UserError(f"a term reads the model field {name!r} without saying so: give its decorator needs=('model:{name}',)")
 
 

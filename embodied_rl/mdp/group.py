@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.mirrors import Reflection, reflection
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import State
-from embodied_rl.mdp.term import Action, check_answer
+from embodied_rl.mdp.term import Action, check_answer, described
 
 
 @dataclass(eq=False)
@@ -154,6 +155,8 @@ class ActionGroup:
             term.controls(env, now, then)
             for (_, term), now, then in zip(self.terms, self._split(env.actions), before, strict=True)
         ]
+        for (name, term), part in zip(self.terms, parts, strict=True):
+            _check_controls(name, part, (len(env.actions), len(term.joints)), env.decimation)
         if any(part.dim() == 3 for part in parts):
             parts = [part if part.dim() == 3 else part[:, None].expand(-1, env.decimation, -1) for part in parts]
         driven = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
@@ -180,3 +183,14 @@ class ActionGroup:
         if len(self.terms) == 1:
             return [actions]
         return actions.split([len(term.joints) for _, term in self.terms], dim=-1)
+
+
+def _check_controls(name: str, given: Any, size: tuple[int, int], decimation: int) -> None:
+    """Check what an action term makes of its outputs; nothing is read from the device.
+
+    Raises:
+        UserError: it is neither (N, joints) nor (N, decimation, joints); one line.
+    """
+    of_steps = (size[0], decimation, size[1])
+    if not isinstance(given, Tensor) or given.dtype != torch.float32 or tuple(given.shape) not in (size, of_steps):
+        raise UserError(f"actions.{name}.controls: returns float32 {size} or {of_steps}, got {described(given)}")

@@ -18,6 +18,9 @@ from embodied_rl.mdp.state import State
 from embodied_rl.problems import did_you_mean
 from embodied_rl.scene import Scene
 
+#: Random numbers of a robot that are there to be counted.
+_MOST_NUMBERS = 4096
+
 
 class Draw:
     """Hands out slices of a step's block of random numbers, in the order of the calls."""
@@ -27,10 +30,19 @@ class Draw:
         self.used = 0
 
     def __call__(self, size: int) -> Tensor:
-        """Hand out the next `size` uniform numbers in [0, 1) of each env, (N, size)."""
-        assert self._block is not None, "nothing may be drawn here"
+        """Hand out the next `size` uniform numbers in [0, 1) of each env, (N, size).
+
+        Raises:
+            UserError: nothing may be drawn here, or not so much.
+        """
+        if self._block is None:
+            raise UserError("a term draws where nothing may be drawn; draw in an event, or in the method resample(env, done)")
         start, self.used = self.used, self.used + size
-        assert self.used <= self._block.shape[1], "more random numbers are drawn than the first pass counted"
+        if self.used > self._block.shape[1]:
+            raise UserError(
+                "a term draws more random numbers than at first; draw in an event, or in resample(env, done), each time as many, "
+                "and choose among them with torch.where"
+            )
         return self._block[:, start : self.used]
 
     def between(self, low: Tensor | float, high: Tensor | float, size: int) -> Tensor:
@@ -47,6 +59,11 @@ class Draw:
         """Uniform whole numbers from low to high, both included, as float32 (N,)."""
         # the largest uniform number rounds up to high + 1
         return torch.floor(self.between(float(low), high + 1.0, 1)[:, 0]).clamp(max=float(high))
+
+
+def counting(num_envs: int, device: torch.device) -> Draw:
+    """Hand out zeros, so that what is drawn can be counted."""
+    return Draw(torch.zeros(num_envs, 1, device=device).expand(-1, _MOST_NUMBERS))
 
 
 class Episode:
@@ -181,8 +198,6 @@ class Moment:
         Raises:
             UserError: no term of the page says that it needs it.
         """
-        if name not in self.trackers:
-            raise UserError(f"a term reads the tracker {name!r} without saying so: give its decorator needs=({name!r},)")
         return self.trackers[name]
 
 

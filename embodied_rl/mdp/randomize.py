@@ -25,6 +25,7 @@ from embodied_rl.mdp.fields import model_field, model_numbers
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.term import event
+from embodied_rl.robot import RobotError
 
 #: A normal distribution keeps within so many of its standard deviations, where the range ends.
 _DEVIATIONS = 2.0
@@ -198,7 +199,10 @@ class randomize:  # noqa: N801  named as its entries' term
             )
         if operation not in kind.operations:
             raise UserError(f"operation: {operation}: of {quantity} only {' or '.join(kind.operations)}")
-        elements = kind.elements(robot, of)
+        try:
+            elements = kind.elements(robot, of)
+        except RobotError as error:  # robot.yaml has no such group of joints
+            raise UserError(f"of: {str(error).split(': ', 1)[-1]}") from None
         if not elements:
             raise UserError(f"of: {of!r} holds nothing that has {quantity} in this scene")
         own = _numbers(robot.model, [element.columns[0] for element in elements])

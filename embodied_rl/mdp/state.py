@@ -38,6 +38,7 @@ class Memory:
         """Every part by name, `section.term.part`, each (N, ...); they keep their addresses."""
         self._num_envs, self._device = num_envs, device
         self._zeroed: list[Tensor] = []
+        self._held: list[tuple[str, Any, str]] = []
 
     def add(self, path: str, owner: Any) -> None:
         """Allocate what an owner declares as `state: dict[str, State]`; nothing where it declares none.
@@ -55,9 +56,17 @@ class Memory:
                 raise UserError(f"{path}: its state {part!r} has the name of another attribute; rename one of them")
             tensor = torch.zeros(self._num_envs, *state.shape, dtype=state.dtype, device=self._device)
             self.tensors[name] = tensor
-            setattr(owner, part, tensor)
+            try:
+                setattr(owner, part, tensor)
+            except AttributeError:
+                raise UserError(f"{path}: its state {part!r} cannot be an attribute of it; leave out __slots__") from None
+            self._held.append((name, owner, part))
             if state.fresh == "zero":
                 self._zeroed.append(tensor)
+
+    def rebound(self) -> str | None:
+        """Find the first part whose owner holds another tensor by now, which is in no snapshot; None where all is well."""
+        return next((name for name, owner, part in self._held if getattr(owner, part) is not self.tensors[name]), None)
 
     def begin(self, done: Tensor) -> None:
         """Set to zero what begins anew with an episode, where one does, done (N,) bool."""

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.state import State
-from embodied_rl.problems import did_you_mean
+from embodied_rl.problems import article, did_you_mean
 
 T = TypeVar("T", bound=Callable)
 
@@ -52,6 +52,9 @@ Need = str
 
 #: How a value transforms under reflection through the robot's xz plane, by name.
 MIRRORS = ("scalar", "vector", "pseudovector", "joints", "feet", "actions")
+
+#: When an event happens.
+EventMode = Literal["startup", "reset", "interval", "iteration"]
 
 #: One of `MIRRORS`, or a function `(robot, **params) -> (index, sign)`: mirrored = value[index] * sign.
 Mirror = str | Callable[..., tuple[Sequence[int], Sequence[float]]]
@@ -129,14 +132,16 @@ def check_answer(own: str, value: Any, num_envs: int, dtype: torch.dtype, size: 
     if fits and (size in (None, -1) or value.shape[1] == size):
         return
     wanted = f"({num_envs},)" if size is None else f"({num_envs}, {'size' if size == -1 else size})"
-    raise UserError(f"{own}: a term returns {str(dtype).removeprefix('torch.')} {wanted}, got {_shape(value)}")
+    raise UserError(f"{own}: a term returns {str(dtype).removeprefix('torch.')} {wanted}, got {described(value)}")
 
 
-def _shape(value: Any) -> str:
-    """Say what a term returned."""
+def described(value: Any) -> str:
+    """Say what a term returned, in a line."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return "None" if value is None else f"{value!r}, a {type(value).__name__}"
+    if isinstance(value, bool | int | float | str):
+        return f"{value!r}, {article(type(value).__name__)}"
+    return "None" if value is None else article(type(value).__name__)
 
 
 def _declare(kind: str, **facts: object) -> Callable[[T], T]:
@@ -152,7 +157,7 @@ def _declare(kind: str, **facts: object) -> Callable[[T], T]:
 
 
 def _known(mirror: Mirror) -> Mirror:
-    if isinstance(mirror, str) and mirror not in MIRRORS:
+    if mirror not in MIRRORS and not callable(mirror):
         near = did_you_mean(mirror, MIRRORS) or f"; allowed: {', '.join(MIRRORS)}, or a function"
         raise UserError(f"a term's mirror: no {mirror!r}{near}")
     return mirror
@@ -195,7 +200,7 @@ def termination(*, time_out: bool = False, needs: tuple[Need, ...] = ()) -> Call
 
 def event(
     *,
-    mode: Literal["startup", "reset", "interval", "iteration"] | None = None,
+    mode: EventMode | None = None,
     fields: tuple[str, ...] = (),
     needs: tuple[Need, ...] = (),
 ) -> Callable[[T], T]:

@@ -5,13 +5,15 @@ Legend: N envs, F feet, J joints.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import State
+from embodied_rl.problems import did_you_mean
 
 
 class air_time:  # noqa: N801  named as terms need it
@@ -51,3 +53,14 @@ class previous_joint_vel:  # noqa: N801
 
 TRACKERS: dict[str, type] = {one.__name__: one for one in (air_time, previous_joint_vel)}
 """Every tracker, by the name that terms need it by."""
+
+
+class Trackers(dict[str, Any]):
+    """Trackers by name; one that is not there is one that nobody asked for."""
+
+    def __missing__(self, name: str) -> Any:
+        """Say how it is asked for."""
+        if name not in TRACKERS:
+            there = did_you_mean(name, TRACKERS) or f"; there are {', '.join(TRACKERS)}"
+            raise UserError(f"a term reads the tracker {name!r}, which there is not{there}")
+        raise UserError(f"a term reads the tracker {name!r} without saying so: give its decorator needs=({name!r},)")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mujoco
@@ -22,6 +24,10 @@ _SIDES = (
 )
 #: As shares of the robot's height: what lies as low as the feet, and what of a last link touches the ground.
 _LOW, _SOLE = 0.15, 0.02
+#: How wide what touches the ground is at least, as a share of that height, for it to lie flat.
+_FLAT = 0.08
+#: How near its last joint a limb touches the ground, as a share of its last link, for it to be on its knee.
+_KNEE = 0.25
 #: Height of the base in the file's pose, as a share of the legs' length, below which its legs are folded.
 _FOLDED = 0.3
 
@@ -91,11 +97,16 @@ def study(source: Source) -> Anatomy:
         raise UserError(
             f"{source.path.name}: no feet found: no link that moves has a collision geom{missing}; give the last ones some"
         )
+    last = {group: _chain(model, group)[-1] for group in groups}
+    across, _ = _partners(model, base, source, max(_length(model, base, group) for group in groups))
+    if any(across.get(name, name) != name for name in last.values()):  # where limbs have a left and a right, a tail is no leg
+        groups = {group: geoms for group, geoms in groups.items() if across.get(last[group]) != last[group]}
     ends = [group for group in groups if not any(group in _ancestors(model, other) for other in groups)]
     unfolded: dict[str, float] = {}
     _upright(source, [data.geom_xpos[groups[group]].mean(axis=0) - data.xpos[base] for group in ends])
     ground = min(low[geom] for geoms in groups.values() for geom in geoms)
-    if float(data.xpos[base, 2]) - ground < _FOLDED * max(_length(model, base, group) for group in ends):
+    folded = float(data.xpos[base, 2]) - ground < _FOLDED * max(_length(model, base, group) for group in ends)
+    if folded or any(_kneels(model, data, groups[group], last[group], ground, float(data.xpos[base, 2])) for group in ends):
         unfolded = _unfold(model, data, {group: groups[group] for group in ends})
         low = {geom: lowest(model, data, geom) for geom in low}
         ground = min(low[geom] for geoms in groups.values() for geom in geoms)
@@ -109,7 +120,11 @@ def study(source: Source) -> Anatomy:
             f"{source.path.name}: no feet found: the collision mesh of {name!r}, the lowest body, is missing; bring it"
         )
     near = {group for group, geoms in groups.items() if min(low[geom] for geom in geoms) < ground + _LOW * height}
+    # the file may pose one side a little higher
+    near |= {group for group in ends for foot in near if across.get(last[foot], last[foot]) == last[group] != last[foot]}
     feet = [group for group in near if not any(group in _ancestors(model, other) for other in near)]
+    soles = {group for group in near if min(low[geom] for geom in groups[group]) < ground + _SOLE * height}
+    feet = list(dict.fromkeys(_heel(model, foot, soles, ends) for foot in feet))
     chains = {foot: _chain(model, foot) for foot in feet}
     legs = []
     for foot, chain in chains.items():
@@ -118,7 +133,7 @@ def study(source: Source) -> Anatomy:
         geoms = [geom for geom in groups[foot] if low[geom] < bottom + _SOLE * height]
         own = [name for name in chain if name not in others]
         lowest_geom = min(geoms, key=lambda geom: low[geom])
-        flat = _spread(model, data, geoms, bottom + _SOLE * height) > 0.08 * height
+        flat = _spread(model, data, geoms, bottom + _SOLE * height) > _FLAT * height
         place = model.geom_pos[lowest_geom]
         if not flat and model.geom_type[lowest_geom] != mujoco.mjtGeom.mjGEOM_SPHERE:
             place = _touched(model, data, lowest_geom, bottom + _SOLE * height)
@@ -127,9 +142,14 @@ def study(source: Source) -> Anatomy:
         raise UserError(f"{source.path.name}: no feet found: what lies lowest hangs on no joint of its own")
     partners, signs = _partners(model, base, source, height)
     names = [name for name in _joints(model) if name in source.driven]
+    alone = [one for one, other in partners.items() if one in source.driven and other not in source.driven]
     mirror, why = {}, ""
     if missing := [name for name in _joints(model) if name not in partners]:
         partners, signs, why = {}, {}, f"{missing[0]!r} has no partner on the other side"
+    elif alone:
+        partners, signs, why = {}, {}, f"an actuator drives {alone[0]!r}, and none its partner {partners[alone[0]]!r}"
+    elif apart := [name for name, (low, high) in limits(model, partners, signs).items() if low > high]:
+        partners, signs, why = {}, {}, f"the ranges of {apart[0]!r} and its partner share no position"
     else:
         mirror = _mirror(partners, {name: float(data.joint(name).xanchor[1]) for name in partners})
     legs = _ordered(model, data, legs, partners, height)
@@ -159,6 +179,24 @@ def touching(model: mujoco.MjModel, data: mujoco.MjData, geom: int, below: float
     ]
     everything = np.concatenate((down, np.reshape(rims, (-1, 3))))
     return everything[everything[:, 2] < below]
+
+
+def limits(model: mujoco.MjModel, partners: Mapping[str, str], signs: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Give each joint's range as far as its mirror partner can follow [rad; m of a slide]."""
+    own = {name: _range(model, name) for name in _joints(model)}
+    both = {}
+    for name, (low, high) in own.items():
+        ends = sorted(signs[name] * end for end in own[partners[name]]) if name in partners else (low, high)
+        both[name] = (max(low, ends[0]), min(high, ends[1]))
+    return both
+
+
+def _range(model: mujoco.MjModel, name: str) -> tuple[float, float]:
+    """Give a joint's range, or what a joint without one can be asked for."""
+    joint = model.joint(name)
+    if model.jnt_limited[joint.id]:
+        return float(joint.range[0]), float(joint.range[1])
+    return -math.pi, math.pi
 
 
 def role(name: str) -> str:
@@ -192,6 +230,23 @@ def _upright(source: Source, ends: list[np.ndarray]) -> None:
             f"{source.path.name}: no feet found: its legs point along {'-' if aside < 0.0 else '+'}y; z must point up and x "
             f"forward: hang {source.base!r} on a root that is turned so"
         )
+
+
+def _kneels(model: mujoco.MjModel, data: mujoco.MjData, geoms: list[int], joint: str, ground: float, base: float) -> bool:
+    """Say whether what a limb's last link touches the ground with is its knee: next to its joint, and its far end is not."""
+    below = ground + _SOLE * (base - ground)
+    points, every = (np.concatenate([touching(model, data, geom, limit) for geom in geoms]) for limit in (below, np.inf))
+    if not len(points):
+        return False
+    anchor = data.joint(joint).xanchor
+    near = _KNEE * float(np.linalg.norm(every - anchor, axis=1).max())
+    return float(np.linalg.norm(points.mean(axis=0) - anchor)) < near and float(np.ptp(points[:, :2], axis=0).max()) < near
+
+
+def _heel(model: mujoco.MjModel, toe: int, soles: set[int], ends: list[int]) -> int:
+    """Give the link of a limb that touches the ground before the last one does, as a foot with toes; the last where none does."""
+    above = [one for one in _ancestors(model, toe) if one in soles and sum(one in _ancestors(model, end) for end in ends) == 1]
+    return above[-1] if above else toe
 
 
 def _length(model: mujoco.MjModel, base: int, body: int) -> float:

@@ -62,6 +62,9 @@ def choose(source: Source, anatomy: Anatomy, stance: Stance, stiffer: float) -> 
     flat = {name for one in anatomy.legs if one.flat for name in one.joints}
     one_each: dict[str, Motor] = {}
     for name in anatomy.joints:
+        if name in source.passive:
+            one_each[name] = Motor(0.0, 0.0, 1.0, None, None)
+            continue
         dof = int(model.joint(name).dofadr[0])
         carries = name in anatomy.moving
         swings = float(own_armature[name] if carries else inertia[dof, dof]) * (_FREQUENCY / time) ** 2

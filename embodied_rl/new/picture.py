@@ -50,6 +50,7 @@ def draw(robot: RobotSpec, file: Path) -> None:
         _mark(renderer.scene, robot, data, size)
         picture = renderer.render()
     file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(file)
 
 

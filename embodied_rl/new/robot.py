@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import mujoco
@@ -18,18 +19,21 @@ from embodied_rl.errors import UserError
 from embodied_rl.new import motors, write
 from embodied_rl.new.anatomy import Anatomy, study
 from embodied_rl.new.motors import Motor
-from embodied_rl.new.source import Source, read_source
+from embodied_rl.new.source import Source, read_source, refuse_no_file
 from embodied_rl.new.stance import Poser, Stance
 from embodied_rl.robot import RobotSpec, load_robot, robot_names
 from embodied_rl.scene import Scene, build_scene
 from embodied_rl.scene.contacts import collides
 from embodied_rl.strict_yaml import display
 from embodied_rl.view.film import use_gl
+from embodied_rl.waiting import Waiting
 
 #: How long it has to stand [s], how far it may lean [rad] and which share of its height it may lose.
 _SECONDS, _LEAN, _SINK = 2.0, 0.2, 0.15
 #: How far from its frame a link may touch the ground, as a share of the robot's height, for the frame to mark a foot.
 _AT_THE_END = 0.1
+#: How far beside the feet the centre of mass of a robot may be that does not stand, as a share of its legs.
+_BESIDE = 0.5
 
 
 def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -> list[str]:
@@ -46,24 +50,43 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
     Raises:
         UserError: the folder is there already, or the file cannot become a robot that walks; one line.
     """
+    refuse_no_file(file)
     folder = output or Path(file.name.partition(".")[0])
     if folder.exists():
         raise UserError(f"{folder}: is there already; name another --output, or remove it")
+    if png is not None and png.suffix.lower() != ".png":
+        raise UserError(f"--png {png}: a picture is a .png, and this ends in {png.suffix or 'nothing'}; name another")
     if png is not None:
         use_gl()  # what cannot draw says so before anything is written
-    with tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch) / "robot"
+    with ExitStack() as stack:
+        waiting = stack.enter_context(Waiting(f"a robot of {file.name}"))
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "robot"
+        stack.enter_context(_in_words_of(file, work))
         work.mkdir()
+        waiting.far = "reading it"
         source = read_source(file, work)
         anatomy = study(source)
         feet = _mark_feet(source, anatomy)
         source.save()
+        waiting.far = "finding its pose"
         poser = Poser(anatomy)
+        if (short := min(poser.reach)) <= 0.0:
+            leg = anatomy.legs[poser.reach.index(short)]
+            raise UserError(
+                f"{file}: no feet found: {anatomy.model.body(leg.body).name!r} lies lowest, and comes not below "
+                f"{leg.joints[0]!r} wherever its joints are; a robot that walks has legs under it (z up, x forward)"
+            )
+        if wheels := poser.wheels():
+            raise UserError(
+                f"{file}: no feet found: {', '.join(map(repr, wheels))} lift nothing off the ground, as wheels do; a robot that "
+                "walks has legs under it (z up, x forward), and a collision geom at the end of each"
+            )
         tried = []
         for (origin, stance), stiffer in itertools.product(_stances(source, poser), motors.STIFFER):
             chosen = motors.choose(source, anatomy, stance, stiffer)
             page = write.robot_page(source, anatomy, stance, chosen, feet)
             (work / "robot.yaml").write_text(page, encoding="utf-8")
+            waiting.far = f"standing, attempt {len(tried) + 1}"
             robot = load_robot(str(work))
             if anatomy.mirror:
                 robot.joint_mirror()  # as the page has it
@@ -71,9 +94,20 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
             tried.append((lean > _LEAN or height < 1.0 - _SINK, lean, origin, stance, chosen, height, stiffer))
             if not tried[-1][0]:
                 break
+        if not tried:
+            raise UserError(
+                f"{file}: no feet found: what lies lowest is under the hips in no pose; z must point up, and x forward"
+            )
         falls, lean, origin, stance, chosen, height, stiffer = min(tried, key=lambda one: one[:2])
+        if falls and stance.offset > _BESIDE * stance.reach:
+            names = ", ".join(repr(anatomy.model.body(leg.body).name) for leg in anatomy.legs)
+            raise UserError(
+                f"{file}: no feet found: {names} lie lowest, and the centre of mass is {stance.offset:.2g} m beside them; pose "
+                "the robot so that it stands (z up, x forward), in the file or in its keyframe `home`"
+            )
         (work / "robot.yaml").write_text(write.robot_page(source, anatomy, stance, chosen, feet), encoding="utf-8")
-        feet = _with_what_touches(load_robot(str(work)), feet)
+        if lean <= _LEAN:  # not what it lies on
+            feet = _with_what_touches(load_robot(str(work)), anatomy.model, feet)
         page = write.robot_page(source, anatomy, stance, chosen, feet)
         (work / "robot.yaml").write_text(page, encoding="utf-8")
         (work / f"{source.name}_flat.yaml").write_text(write.flat_page(source, anatomy, stance), encoding="utf-8")
@@ -88,10 +122,24 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
         stood = (
             f"DOES NOT STAND on its motors for {_SECONDS:g} s: leans {lean:.2f} rad, keeps {100 * height:.0f} % of its height; "
         )
-        stood += f"mend the defaults in {display(folder / 'robot.yaml')}"
+        if len(anatomy.legs) < 3 and not any(leg.flat for leg in anatomy.legs):
+            stood += "no pose does, on so few points: it has to balance"
+        else:
+            stood += f"mend the defaults in {display(folder / 'robot.yaml')}"
     if stiffer > 1.0:
         stood += f"; all stiffness is {stiffer:g} times the rule's for that"
     return [*_told(source, anatomy, stance, origin, chosen), stood, *_next(folder, source, png)]
+
+
+@contextmanager
+def _in_words_of(file: Path, work: Path) -> Iterator[None]:
+    """Say what is refused of the folder in the making, which will not be there, of the file that it is made from."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error).replace(f"{work.resolve()}/", "").replace(f"{work}/", "")
+        why = told.removeprefix(f"{file.name}: ")  # of its copy
+        raise UserError(f"{file}: cannot become a robot: {why}" if told != str(error) else told) from error
 
 
 def stand(robot: RobotSpec) -> tuple[float, float]:
@@ -116,27 +164,38 @@ def _standing(robot: RobotSpec, scene: Scene) -> Iterator[mujoco.MjData]:
         yield data
 
 
-def _with_what_touches(robot: RobotSpec, feet: dict[str, tuple[list[str], str]]) -> dict[str, tuple[list[str], str]]:
+def _with_what_touches(
+    robot: RobotSpec, file: mujoco.MjModel, feet: dict[str, tuple[list[str], str]]
+) -> dict[str, tuple[list[str], str]]:
     """Add to each foot the geoms of its link that touch the ground too while the robot stands, as where soft balls give way."""
-    scene = build_scene(robot, collisions="full", physics=PhysicsSettings())
+    try:
+        scene = build_scene(robot, collisions="full", physics=PhysicsSettings())
+    except UserError:  # whose other geoms are where they cannot be, as a tail in the ground: its feet alone collide
+        return feet
     model, touched = scene.model, set[int]()
+
+    def fixed_to(body: int) -> int:  # in the file: toes that no actuator drives, and robot.yaml welds, are none of a foot's link
+        return int(file.body_weldid[file.body(model.body(body).name).id])
+
     for data in _standing(robot, scene):
         touched |= {int(geom) for pair in data.contact.geom if model.geom("ground").id in pair for geom in pair}
     grown = {}
     for name, (geoms, site) in feet.items():
-        link = model.body_weldid[model.geom(geoms[0]).bodyid[0]]
-        also = [model.geom(geom).name for geom in sorted(touched) if model.body_weldid[model.geom_bodyid[geom]] == link]
+        link = fixed_to(model.geom(geoms[0]).bodyid[0])
+        also = [model.geom(geom).name for geom in sorted(touched) if fixed_to(model.geom_bodyid[geom]) == link]
         grown[name] = ([*geoms, *(geom for geom in also if geom not in geoms)], site)
     return grown
 
 
 def _stances(source: Source, poser: Poser) -> Iterator[tuple[str, Stance]]:
-    """Go through the poses that may stand, the best first."""
-    for name, pose in source.poses.items():
-        if re.search("home|stand|default", name.lower()):
-            yield f"the file's keyframe {name!r}", poser.describe(pose)
-    yield "feet level, the centre of mass over them", poser.solve()
-    yield "the pose of the file", poser.describe({})
+    """Go through the poses that may stand, with the feet under the hips, the best first."""
+    named = {name: pose for name, pose in source.poses.items() if re.search("home|stand|default", name.lower())}
+    found = itertools.chain(
+        ((f"the file's keyframe {name!r}", poser.describe(pose)) for name, pose in named.items()),
+        (("feet level, the centre of mass over them", poser.solve()) for _ in range(1)),  # not before it is asked for
+        (("the pose of the file", poser.describe({})) for _ in range(1)),
+    )
+    yield from ((origin, stance) for origin, stance in found if stance.reach > 0.0)
 
 
 def _mark_feet(source: Source, anatomy: Anatomy) -> dict[str, tuple[list[str], str]]:
@@ -192,8 +251,10 @@ def _told(
         "middle of the feet",
         f"mirror: {mirror}, from places and axes" if mirror else f"mirror: none: {anatomy.no_mirror or 'no names to swap'}",
     ]
-    if welded := [name for name in anatomy.joints if name not in source.driven]:
+    if welded := source.welded(anatomy.joints):
         lines.append(f"welded: {', '.join(welded)}: no actuator drives them")
+    if source.passive:
+        lines.append(f"passive: {', '.join(source.passive)}: no actuator drives them, and constraints or tendons of the file do")
     for name, motor in classes.items():
         joints = [joint for joint, its in of.items() if its == name]
         known = joints[0] in source.effort

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +14,8 @@ import numpy as np
 
 from embodied_rl.errors import UserError
 from embodied_rl.physics.actuators import torque_range
-from embodied_rl.urdf import MESHES, find_mesh, read_urdf, refuse_xacro
+from embodied_rl.robot.weld import obstacles
+from embodied_rl.urdf import MESHES, find_mesh, first_link, parse, read_urdf
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Source:
     """Largest speed, likewise [rad/s]."""
     driven: set[str] = field(default_factory=set)
     """Joints that the file's actuators drive; all of them where it has no actuators."""
+    passive: list[str] = field(default_factory=list)
+    """Joints that no actuator drives, and that constraints or tendons of the file move."""
     poses: dict[str, dict[str, float]] = field(default_factory=dict)
     """The file's keyframes: positions by joint [rad]."""
     lost: set[str] = field(default_factory=set)
@@ -39,11 +43,16 @@ class Source:
     notes: list[str] = field(default_factory=list)
     """What was left out, a line each."""
 
+    def welded(self, joints: Iterable[str]) -> list[str]:
+        """Choose those joints that nothing drives and nothing else needs."""
+        return [name for name in joints if name not in self.driven and name not in self.passive]
+
     def save(self) -> None:
         """Write the MJCF as it is now; a URDF is kept as it was copied."""
         if not self.urdf:
             self.spec.compile()
-            self.path.write_text(self.spec.to_xml(), encoding="utf-8")
+            meshes = str(self.path.parent / "meshes") + "/"
+            self.path.write_text(self.spec.to_xml().replace(f'file="{meshes}', 'file="'), encoding="utf-8")
 
     def mark(self, link: str, place: np.ndarray) -> str:
         """Write a link of no mass into the copied URDF at a place of another, which marks it by a site; its name."""
@@ -59,28 +68,35 @@ class Source:
         return name
 
 
+def refuse_no_file(file: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        UserError: a folder, or nothing; one line.
+    """
+    if file.is_dir():
+        found = sorted(one.name for one in file.iterdir() if one.suffix.lower() in (".xml", ".urdf"))
+        raise UserError(f"{file}: a folder; name an MJCF (.xml) or a URDF (.urdf)" + (f": {', '.join(found)}" if found else ""))
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; allowed: an MJCF (.xml) or a URDF (.urdf)")
+
+
 def read_source(file: Path, folder: Path) -> Source:
     """Read a model file and copy it into a folder.
 
     Raises:
         UserError: it is no robot that could work; one line.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; allowed: an MJCF (.xml) or a URDF (.urdf)")
-    text = file.read_text(encoding="utf-8", errors="replace")
     try:
-        refuse_xacro(file, text)
+        root = parse(file)
     except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise UserError(f"{file}: is no XML ({error}); allowed: an MJCF or a URDF") from None
+        xml = isinstance(error.__cause__, ElementTree.ParseError)
+        raise UserError(f"{file}: {f'is no XML ({error}); allowed: an MJCF or a URDF' if xml else error}") from None
     name = re.sub(r"\W+", "_", file.stem).strip("_")
     if root.tag not in ("robot", "mujoco"):
         raise UserError(f"{file}: its root is <{root.tag}>; allowed: <mujoco> of an MJCF and <robot> of a URDF")
     try:
-        source = _urdf(file, root, folder, name) if root.tag == "robot" else _mjcf(file, folder, name)
+        source = _urdf(file, root, folder, name) if root.tag == "robot" else _mjcf(file, root, folder, name)
         model = source.spec.compile()
     except UserError:
         raise
@@ -93,6 +109,8 @@ def read_source(file: Path, folder: Path) -> Source:
     if not moving or not source.driven:
         why = "no joint moves" if not moving else "no actuator drives a joint"
         raise UserError(f"{file}: no actuated joints: {why}; a robot needs one that a motor can turn")
+    free = [name for name in moving if name not in source.driven]
+    source.passive = list(dict.fromkeys(name for name, _ in obstacles(source.spec, free)))
     return source
 
 
@@ -104,13 +122,14 @@ def _urdf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Sou
         raise UserError(f"{file}: {len(bases)} links are no joint's child ({', '.join(bases) or 'none'}); a URDF has one root")
     path = folder / f"{name}.urdf"
     notes, lost = _copy_urdf_meshes(file, root, folder)
+    notes += _loosen(file, root, bases[0])
     if empty := _drop_empty_shapes(root):
         notes.append(f"left out: shapes of no size of {', '.join(empty)}")
     if mended := _mend_inertias(root):
         notes.append(f"mended: the inertias of {', '.join(mended)}, which no body can have, are spheres'")
     path.write_text(ElementTree.tostring(root, encoding="unicode"), encoding="utf-8")
-    spec = read_urdf(path, bases[0])
-    source = Source(name, path, spec, bases[0], True, notes=notes, lost=lost)
+    base = first_link(path, "")
+    source = Source(name, path, read_urdf(path, base), base, True, notes=notes, lost=lost)
     for joint in root.findall("joint"):
         if joint.get("type") not in ("revolute", "continuous", "prismatic"):
             continue
@@ -120,6 +139,21 @@ def _urdf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Sou
             if limit is not None and (value := float(limit.get(key, 0.0))) > 0.0:
                 known[joint_name] = value
     return source
+
+
+def _loosen(file: Path, root: ElementTree.Element, first: str) -> list[str]:
+    """Take the link `world` away that holds a robot fast, as if it were mounted; what to say of it."""
+    held = [
+        joint for joint in root.findall("joint") if (parent := joint.find("parent")) is not None and parent.get("link") == first
+    ]
+    if first != "world" or not held or held[0].get("type") == "floating":
+        return []
+    if len(held) != 1 or held[0].get("type") != "fixed":
+        names = ", ".join(repr(joint.get("name")) for joint in held)
+        raise UserError(f"{file}: 'world' holds {names}; a robot that walks is one link, fixed to it or free of it")
+    for element in [held[0], *(link for link in root.findall("link") if link.get("name") == first)]:
+        root.remove(element)
+    return ["base: free to move; the file holds it to its world"]
 
 
 def _drop_empty_shapes(root: ElementTree.Element) -> list[str]:
@@ -143,7 +177,7 @@ def _drop_empty_shapes(root: ElementTree.Element) -> list[str]:
 def _mend_inertias(root: ElementTree.Element) -> list[str]:
     """Replace inertias that MuJoCo refuses, with no positive eigenvalues or A + B < C, by those of spheres; the links.
 
-    A sphere of their mean, or of the link's mass and as dense as water where they are zero.
+    A sphere of their mean, or of the link's mass and as dense as water where that is none.
     """
     mended = []
     for link in root.iter("link"):
@@ -154,7 +188,7 @@ def _mend_inertias(root: ElementTree.Element) -> list[str]:
         mass = link.find("inertial/mass")
         heavy = float(mass.get("value", 0.0)) if mass is not None else 0.0
         mean = (xx + yy + zz) / 3.0
-        if mean == 0.0:
+        if mean <= 1e-9 * heavy:  # what is left of rounding
             mean = 0.4 * heavy * (3.0 * heavy / (4.0 * np.pi * 1000.0)) ** (2.0 / 3.0)
         if (small <= 0.0 or small + middle < large) and mean > 0.0:
             inertia.attrib.update({key: f"{mean if key[1] == key[2] else 0.0:.9g}" for key in inertia.attrib})
@@ -202,7 +236,7 @@ def _copy_mesh(found: Path, folder: Path, copied: dict[Path, str]) -> str:
     return copied[found]
 
 
-def _mjcf(file: Path, folder: Path, name: str) -> Source:
+def _mjcf(file: Path, root: ElementTree.Element, folder: Path, name: str) -> Source:
     spec = mujoco.MjSpec.from_file(str(file))
     roots = {body: sum(len(one.joints) for one in (body, *body.find_all("body"))) for body in spec.worldbody.bodies}
     if not roots:
@@ -213,13 +247,20 @@ def _mjcf(file: Path, folder: Path, name: str) -> Source:
     if own and free != [True]:
         names = ", ".join(map(repr, own))
         raise UserError(f"{file}: {base.name!r} is held to the world by {names}; a robot that walks has a free joint alone there")
+    if not base.name:
+        taken = {body.name for body in spec.bodies}
+        base.name = next(one for one in ("base", *(f"base_{n}" for n in range(len(taken)))) if one not in taken)
     notes = _only_robot(spec, base)
     if not own:
         base.add_freejoint(name="root")
         notes.append(f"base: a free joint was added to {base.name!r}")
-    told, lost = _copy_mjcf_meshes(spec, file, folder)
+    # a base's own axes point ahead and up, whichever way the file has turned it
+    here = spec.compile().body(base.name).pos
+    base.set_frame(spec.worldbody.add_frame())
+    base.pos, base.quat, base.alt.type = here, (1.0, 0.0, 0.0, 0.0), mujoco.mjtOrientation.mjORIENTATION_QUAT
+    parts = [file.parent / model.get("file", "") for model in root.iter("model")]
+    told, lost = _copy_mjcf_meshes(spec, [file, *parts], folder)
     notes += told
-    base.name = base.name or "base"
     base.joints[0].name = base.joints[0].name or "root"
     for number, body in enumerate(base.find_all("body")):
         body.name = body.name or f"body_{number}"
@@ -242,7 +283,7 @@ def _mjcf(file: Path, folder: Path, name: str) -> Source:
 
 def _only_robot(spec: mujoco.MjSpec, base: mujoco.MjsBody) -> list[str]:
     """Take the world of the file away: its ground, its lights, and other bodies."""
-    others = [body.name for body in spec.worldbody.bodies if body.name != base.name]
+    others = [body.name or "a body without a name" for body in spec.worldbody.bodies if body.name != base.name]
     for element in [body for body in spec.worldbody.bodies if body.name != base.name]:
         spec.delete(element)
     world = spec.worldbody
@@ -253,8 +294,13 @@ def _only_robot(spec: mujoco.MjSpec, base: mujoco.MjsBody) -> list[str]:
     return [f"left out: {', '.join(others)}, which {'is' if len(others) == 1 else 'are'} not the robot"] if others else []
 
 
-def _copy_mjcf_meshes(spec: mujoco.MjSpec, file: Path, folder: Path) -> tuple[list[str], set[str]]:
+def _copy_mjcf_meshes(spec: mujoco.MjSpec, files: list[Path], folder: Path) -> tuple[list[str], set[str]]:
     """Copy what is there; take what is missing out of the bodies, and pictures out of materials.
+
+    Args:
+        spec: the robot.
+        files: its own, and those of the models that it attaches, beside which their meshes lie.
+        folder: where the meshes go.
 
     Returns:
         What was left out, a line each, and the bodies that lost a collision mesh.
@@ -267,20 +313,23 @@ def _copy_mjcf_meshes(spec: mujoco.MjSpec, file: Path, folder: Path) -> tuple[li
     copied: dict[Path, str] = {}
     deaf: set[str] = set()
     for mesh in [mesh for mesh in spec.meshes if mesh.file]:
-        found = (file.parent / (spec.meshdir or "") / mesh.file).resolve()
+        given = Path(mesh.file).name if spec.strippath else mesh.file
+        places = [(file.parent / mesh.compiler.meshdir / given).resolve() for file in files]
+        found = next((place for place in places if place.is_file()), None)
         name = mesh.name or Path(mesh.file).stem
-        if found.is_file():
-            mesh.name, mesh.file = name, Path(_copy_mesh(found, folder, copied)).name
+        if found is not None:
+            # in whole: MuJoCo seeks those of a model that is attached beside that one
+            mesh.name, mesh.file = name, str(folder / _copy_mesh(found, folder, copied))
             continue
         for geom in [geom for geom in spec.geoms if geom.meshname == name]:
             if not geom.parent.explicitinertial:
                 where = f"{geom.parent.name!r} gets its mass from it"
-                raise UserError(f"{file}: the mesh {found} is missing, and {where}; bring it, or write <inertial>")
+                raise UserError(f"{files[0]}: the mesh {places[0]} is missing, and {where}; bring it, or write <inertial>")
             deaf |= {geom.parent.name} if geom.contype or geom.conaffinity else set()
             spec.delete(geom)
         spec.delete(mesh)
         lost.append(name)
-    spec.meshdir, spec.modelfiledir = "meshes", str(folder)
+    spec.meshdir, spec.modelfiledir, spec.strippath = "meshes", str(folder), False
     return [f"left out: {len(lost)} meshes that are missing"] if lost else [], deaf
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from embodied_rl.new.anatomy import Anatomy, Leg, lowest, touching
+from embodied_rl.new.anatomy import Anatomy, Leg, limits, lowest, touching
 
 #: How far the feet are under the hips, as a share of the legs' reach: a Go2's 0.3235 m of 0.411 m; two legs are straighter.
 _BENT, _BENT_ON_TWO = 0.78, 0.93
@@ -19,6 +19,8 @@ _MARGIN = 0.05
 _SPREAD = 0.5
 #: Cosine within which a joint pitches.
 _PITCHES = 0.7
+#: How far the rim of a wheel goes up and down as it turns, at most, as a share of the robot's height: a mesh has corners.
+_ROUND = 0.02
 
 
 @dataclass
@@ -45,27 +47,45 @@ class Poser:
         self.anatomy, self.model = anatomy, anatomy.model
         self.data = mujoco.MjData(self.model)
         self.address = {name: int(self.model.joint(name).qposadr[0]) for name in anatomy.joints}
-        self.limits = {name: _range(self.model, name) for name in anatomy.joints}
+        self.limits = limits(self.model, anatomy.partners, anatomy.signs)
         self.neutral = {name: float(np.clip(self.model.qpos0[self.address[name]], *self.limits[name])) for name in anatomy.joints}
+        #: with limbs that the file's pose folds up stretched down
+        self.straight = self.neutral | anatomy.unfolded
         self.bent = _BENT if len(anatomy.legs) > 2 else _BENT_ON_TWO
         self._set(self.neutral)
         self.hips = [self._hip(leg) for leg in anatomy.legs]
         self.soles = [self._axis_up(leg) for leg in anatomy.legs]
         self.pitching = {name for name in anatomy.joints if abs(self.data.joint(name).xaxis[1]) > _PITCHES}
-        self._set(self.neutral | anatomy.unfolded)
+        self._set(self.straight)
         self.under = [self._middle(leg) for leg in anatomy.legs]
         self._set(self.neutral)
         self.reach = [self._reach(leg, hip) for leg, hip in zip(anatomy.legs, self.hips, strict=True)]
         self.levels = [self._level(*one) for one in zip(anatomy.legs, self.hips, self.under, self.reach, strict=True)]
 
+    def wheels(self) -> list[str]:
+        """Name the last joints of legs whose lowest point stays as high as it is wherever their joints are."""
+        draw, still = np.random.default_rng(0), []
+        for leg in self.anatomy.legs:
+            heights = []
+            for _ in range(20):
+                turned = {
+                    name: low + draw.random() * (high - low) for name, (low, high) in self.limits.items() if name in leg.joints
+                }
+                self._set(self.neutral | turned)
+                heights.append(self._low(leg))
+            if np.ptp(heights) < _ROUND * self.anatomy.height:
+                still.append(leg.joints[-1])
+        return still
+
     def describe(self, joints: dict[str, float]) -> Stance:
         """Measure a pose, rounded and made its own mirror image."""
-        pose = {name: round(joints.get(name, self.neutral[name]), 3) + 0.0 for name in self.anatomy.joints}
+        pose = {name: self._rounded(name, joints.get(name, self.neutral[name])) for name in self.anatomy.joints}
         for name, partner in self.anatomy.partners.items():
             if name == partner:
                 pose[name] = pose[name] if self.anatomy.signs[name] > 0.0 else 0.0
             elif self.anatomy.joints.index(name) < self.anatomy.joints.index(partner):
                 pose[partner] = self.anatomy.signs[name] * pose[name] + 0.0
+        pose |= self._following(pose)
         self._set(pose)
         base = float(self.data.xpos[self.anatomy.base, 2])
         ground = min(self._low(leg) for leg in self.anatomy.legs)
@@ -76,11 +96,17 @@ class Poser:
             pose, round(base - ground, 4), reach, offset, float(np.mean([self._lift(leg) for leg in self.anatomy.legs]))
         )
 
+    def _rounded(self, name: str, position: float) -> float:
+        """Give a position to three figures after the point, or more where the joint's range asks for them."""
+        low, high = self.limits[name]
+        position = float(np.clip(position, low, high))
+        return next((near for digits in range(3, 16) if low <= (near := round(position, digits) + 0.0) <= high), position)
+
     def solve(self) -> Stance:
         """Bend the legs until the base is low enough, feet level under the hips and all of it over the feet."""
         level = float(np.mean(self.levels))  # one for all feet, whatever height their hips have
         pose, shift = dict(self.neutral), np.zeros(2)
-        for _ in range(6):
+        for again in range(6):
             for index, leg in enumerate(self.anatomy.legs):
                 partner = self.anatomy.partners.get(leg.joints[-1])
                 if partner in [name for done in self.anatomy.legs[:index] for name in done.joints]:
@@ -88,7 +114,8 @@ class Poser:
                         other = self.anatomy.partners[name]
                         pose[name] = self.anatomy.signs[other] * pose[other]
                     continue
-                pose |= self._bend(leg, np.array([*(self.under[index] + shift), level]), pose, self.soles[index])
+                starts = [np.array([pose[name] for name in leg.joints])] if again else self._starts(leg)
+                pose |= self._bend(leg, np.array([*(self.under[index] + shift), level]), pose, self.soles[index], starts)
             self._set(pose)
             off = self._off_centre()
             shift += off * (1.0, 0.0 if self.anatomy.partners else 1.0)
@@ -96,11 +123,13 @@ class Poser:
                 break
         return self.describe(pose)
 
-    def _bend(self, leg: Leg, target: np.ndarray, pose: dict[str, float], up: np.ndarray) -> dict[str, float]:
-        """Bring a leg's sole to a place [m, the file's world], level if it can; its joints."""
+    def _bend(
+        self, leg: Leg, target: np.ndarray, pose: dict[str, float], up: np.ndarray, starts: list[np.ndarray]
+    ) -> dict[str, float]:
+        """Bring a leg's sole to a place [m, the file's world], level if it can, from the best of these poses; its joints."""
         names = leg.joints
         bounds = np.array([_inner(*self.limits[name]) for name in names])
-        neutral = np.clip([self.neutral[name] for name in names], *bounds.T)
+        neutral = np.clip([self.straight[name] for name in names], *bounds.T)
         scale = float(np.mean(self.reach))
         # what does not pitch has no part in bending a leg
         pull = np.array([0.03 if name in self.pitching else 0.3 for name in names])
@@ -118,7 +147,7 @@ class Poser:
             return np.concatenate(parts)
 
         best, least = neutral, math.inf
-        for start in self._starts(leg):
+        for start in starts:
             values, cost = _least_squares(residual, np.clip(start, *bounds.T), bounds)
             if cost < 0.95 * least - 1e-9:  # the first of equals
                 best, least = values, cost
@@ -134,9 +163,9 @@ class Poser:
             start, turns = [], iter((way * bend, -2.0 * way * bend, way * bend))
             for name in leg.joints:
                 turn = next(turns, 0.0) * np.sign(self.data.joint(name).xaxis[1]) if name in self.pitching else self.neutral[name]
-                start.append(float(turn))
+                start.append(float(turn + self.anatomy.unfolded.get(name, 0.0) * (name in self.pitching)))
             starts.append(np.array(start))
-        return [*starts, np.array([self.neutral[name] for name in leg.joints])]
+        return [*starts, np.array([self.straight[name] for name in leg.joints])]
 
     def _reach(self, leg: Leg, hip: np.ndarray) -> float:
         """Give how far under the hip the sole can be [m]: a search that narrows on the best."""
@@ -174,6 +203,19 @@ class Poser:
     def _low(self, leg: Leg) -> float:
         return min(lowest(self.model, self.data, geom) for geom in leg.geoms)
 
+    def _following(self, pose: dict[str, float]) -> dict[str, float]:
+        """Give the positions of joints that an equality constraint ties to another's, as a URDF's mimic does, or to a number."""
+        model, found = self.model, {}
+        for index in range(model.neq):
+            if int(model.eq_type[index]) == int(mujoco.mjtEq.mjEQ_JOINT) and model.eq_active0[index]:
+                name, other = model.joint(int(model.eq_obj1id[index])).name, int(model.eq_obj2id[index])
+                moved = 0.0
+                if other >= 0:
+                    moved = (pose | found)[model.joint(other).name] - model.qpos0[model.jnt_qposadr[other]]
+                tied = model.qpos0[self.address[name]] + np.polynomial.polynomial.polyval(moved, model.eq_data[index, :5])
+                found[name] = round(float(tied), 5) + 0.0
+        return found
+
     def _lift(self, leg: Leg) -> float:
         """Give how far a foot goes up or down when each joint of its leg turns [m/rad]."""
         turn, jacobian = self.data.xmat[leg.body].reshape(3, 3), np.zeros((3, self.model.nv))
@@ -199,14 +241,6 @@ class Poser:
         for name, position in pose.items():
             self.data.qpos[self.address[name]] = position
         mujoco.mj_kinematics(self.model, self.data)
-
-
-def _range(model: mujoco.MjModel, name: str) -> tuple[float, float]:
-    """Give a joint's range, or what a joint without one can be asked for."""
-    joint = model.joint(name)
-    if model.jnt_limited[joint.id]:
-        return float(joint.range[0]), float(joint.range[1])
-    return -math.pi, math.pi
 
 
 def _inner(low: float, high: float) -> tuple[float, float]:

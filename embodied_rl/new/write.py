@@ -52,8 +52,8 @@ def robot_page(
         lines.append(f"  {text(name)}: {flow({key: number(value) for key, value in values if value is not None})}")
     lines += ["", "joints:  # default [rad]"]
     for name in anatomy.joints:
-        lines.append(f"  {text(name)}: {flow({'default': number(stance.joints[name]), 'motor': text(of[name])})}")
-    if welded := [name for name in anatomy.joints if name not in source.driven]:
+        lines.append(f"  {text(name)}: {flow({'default': number(stance.joints[name], 6), 'motor': text(of[name])})}")
+    if welded := source.welded(anatomy.joints):
         lines += ["", f"weld: {listed(welded)}  # no actuator drives them"]
     lines += ["", "groups:  # of joints, for numbers per joint"]
     lines += [f"  {text(name)}: {listed(joints)}" for name, joints in _groups(anatomy).items()]
@@ -86,7 +86,7 @@ def flat_page(source: Source, anatomy: Anatomy, stance: Stance) -> str:
     reference = {"reference_lin_vel_error": number(0.2 * speed)}
     # joints far from their feet move these far: at the start deep into the ground, which throws the robot up, and in training
     # wherever the first actions' noise is
-    turned = min(0.2, _SUNK * stance.reach / stance.lift)
+    turned = min(0.2, _SUNK * stance.reach / max(stance.lift, 1e-9))  # straight legs lift nothing at first
     starts = {"start_joint_pos": number(turned), "start_lin_vel": number(0.3 * speed), "start_ang_vel": number(0.3 / time)}
     score = [f"  {key}: {value}" for key, value in (ranges | starts | limits | reference).items()]
     lines = [
@@ -137,9 +137,9 @@ def text(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z_][\w.-]*|\.", name) and name.lower() not in _RESERVED else json.dumps(name)
 
 
-def number(value: float) -> str:
-    """Write a number with four figures, and with a point."""
-    written = f"{value:.4g}"
+def number(value: float, figures: int = 4) -> str:
+    """Write a number with so many figures, and with a point."""
+    written = f"{value:.{figures}g}"
     written = f"{value:.9f}".rstrip("0") if "e" in written else written
     return written if "." in written else f"{written}.0"
 

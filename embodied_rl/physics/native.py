@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -16,6 +17,7 @@ from mujoco import batch as mujoco_batch
 from torch import Tensor
 
 from embodied_rl.blocks import Rowwise
+from embodied_rl.errors import UserError
 from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
 from embodied_rl.physics.tensors import touches, track
@@ -25,6 +27,13 @@ from embodied_rl.vector_env import LARGEST
 #: Steps kept before a blow-up, and blow-ups kept between two drains.
 _HISTORY, _DUMPS = 4, 8
 _STATE_FIELDS = ("qpos", "qvel", "mocap_pos", "mocap_quat", "xfrc_applied")
+
+
+class _Closed:
+    """Stands where the engine was."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UserError("the environment is closed; make another one")
 
 
 class NativePhysics:
@@ -46,7 +55,7 @@ class NativePhysics:
         self.num_envs, self.device, self.model = num_envs, torch.device("cpu"), scene.model
         # MuJoCo prints each blow-up to the terminal and a log file; they are counted and dumped here instead.
         mujoco.set_mju_user_warning(lambda message: None)
-        self._batch = mujoco_batch.Batch(scene.model, num_envs, num_threads)
+        self._batch: Any = mujoco_batch.Batch(scene.model, num_envs, num_threads)
         self._decimation = decimation
         self._rows = self._batch.state
         self._clean = self._rows[:1].copy()  # a row as mj_resetData leaves it
@@ -173,7 +182,7 @@ class NativePhysics:
         raise NotImplementedError("C steps on the CPU: there is nothing to capture")
 
     def close(self) -> None:
-        del self._batch
+        self._batch = _Closed()
 
     def _advance(self, substeps: int) -> dict[int, str]:
         """Step all rows; the errors of those that raised one, the others having stepped all the same."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from embodied_rl.errors import UserError
 from embodied_rl.learn.copies import pack
 from embodied_rl.learn.policy import Policy
 from embodied_rl.pools.assembly import Fragment
@@ -26,6 +27,8 @@ log = logging.getLogger("embodied_rl")
 
 #: Seconds between two looks at who is late.
 _TICK_S = 0.05
+#: Seconds without an answer that are told of, where the last one took less than a third of that.
+_SILENT_S = 30.0
 #: Counts of a rollout that a pool adds to its totals, under `pool/`.
 _COUNTS: tuple[str, ...] = ("restarts", "masked_steps", "cut_steps", "late_fragments", "replayed_fragments")
 
@@ -163,6 +166,11 @@ class Dispatcher:
             if not (requests := self.requests[worker.index]):
                 continue
             request = requests[0]
+            silent = now - request.sent
+            if not request.told and silent > max(_SILENT_S, 3.0 * worker.busy_s):
+                request.told = True
+                where, left = self.crew.where(worker), request.patience - silent
+                log.warning("pool: %s: no answer for %.0f s; it is %s; lost in %.0f s", worker.name, silent, where, left)
             grace = now - request.hurried if request.hurried is not None else 0.0
             if now - request.sent > request.patience or grace > self.crew.settings.grace_s:
                 waited = f"no answer for {now - request.sent:.1f} s" + (f", {grace:.1f} s after it was hurried" if grace else "")
@@ -180,7 +188,8 @@ class Dispatcher:
         """
         if error is not None and self.crew.is_its_own(error):
             # it would raise again: the code is the same
-            log.error("%s", error)
+            if not isinstance(getattr(error, "cause", None), UserError):  # which says in a line all that there is to say
+                log.error("%s", error)
             raise PoolError(f"pool: {why}; iteration {self.iteration}, env.seed {self.crew.page.env.seed}") from None
         if self.crew.settings.on_crash == "raise":
             raise PoolError(f"pool: {why}; iteration {self.iteration}; pool.on_crash: raise") from None

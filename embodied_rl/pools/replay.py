@@ -24,6 +24,8 @@ class Request:
     sent: float
     patience: float
     """Seconds without an answer that make the worker a lost one."""
+    told: bool = False
+    """Whether it was told that it takes long."""
     hurried: float | None = None
     """When it was told to stop."""
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: How far partners may be from each other's reflection, as a share of the robot's size: no robot is made to the micrometre.
 _ASIDE = 0.2
+#: How far a default may be beyond a limit, or off what another joint asks of it: rounding [rad, or m].
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,11 @@ class RobotSpec:
             if joint_damping is not None:
                 joint.damping = (joint_damping, 0.0, 0.0)  # linear: MuJoCo's has terms of higher order
         if self.welded:
-            try:
-                weld(spec, self.welded)
-            except ValueError as error:
-                raise self._refused(error, "cannot be read") from error
+            model = self.compile(spec)
+            wrong = [(("joints", name, "default"), self.beyond(model, name, at)) for name, at in self.welded.items()]
+            if problems := [problem_at(self._places(), keys, message) for keys, message in wrong if message]:
+                raise RobotError(problems)
+            weld(spec, self.welded)
         return spec
 
     def compile(self, spec: mujoco.MjSpec) -> mujoco.MjModel:
@@ -175,6 +178,14 @@ class RobotSpec:
         problems = [problem_at(self._places(), keys, message) for keys, message in self._mistakes(spec)]
         if problems:
             raise RobotError(problems)
+
+    def beyond(self, model: mujoco.MjModel, name: str, position: float) -> str:
+        """Say that a joint cannot be at this position; nothing if it can."""
+        joint = model.joint(name)
+        low, high = joint.range
+        if not joint.limited[0] or low - ROUNDING <= position <= high + ROUNDING:
+            return ""
+        return f"{position:g} is outside the joint's range in {self.model_path.name}, [{low:g}, {high:g}]"
 
     def mirrored_name(self, name: str) -> str:
         """Give the name on the other side: `FL_hip_joint` -> `FR_hip_joint`; a name without a side stays as it is."""
@@ -207,6 +218,7 @@ class RobotSpec:
         pose = dict(zip(self.joint_names, self.default_joint_pos, strict=True)) | self.welded
         places = {name: to_base @ (data.joint(name).xanchor - data.body(self.base).xpos) for name in pose}
         size = max(float(np.linalg.norm(place)) for place in places.values())
+        feet = {foot.name: to_base @ (data.site(foot.site).xpos - data.body(self.base).xpos) for foot in self.feet}
         signs: dict[str, float] = {}
         wrong = []
         for name, position in pose.items():
@@ -224,6 +236,12 @@ class RobotSpec:
                 message = f"the default pose is not symmetric: {name!r} at {position:g} wants {sign * position + 0.0:g} here"
                 wrong.append((("joints", partner, "default"), message))
             signs[name] = sign
+        for name, place in feet.items():  # where the last joints turn them
+            partner = self.mirrored_name(name)
+            off = float(np.linalg.norm(place * (1.0, -1.0, 1.0) - feet[partner]))
+            if off > _ASIDE * size and name <= partner and not wrong:
+                apart = f"are {off:.2g} m from being reflections of each other with all joints at 0"
+                wrong.append((("mirror",), f"the sites of the feet {name!r} and {partner!r} {apart}"))
         if wrong:
             raise RobotError([problem_at(self._places(), *one) for one in wrong])
         permutation = tuple(self.joint_names.index(self.mirrored_name(name)) for name in self.joint_names)
@@ -241,6 +259,7 @@ class RobotSpec:
         try:
             urdf = is_urdf(self.model_path)
             spec = read_urdf(self.model_path, self.base) if urdf else mujoco.MjSpec.from_file(str(self.model_path))
+            [one.name for kind in (spec.bodies, spec.joints, spec.geoms, spec.sites) for one in kind]  # they may be no text
         except ValueError as error:
             raise self._refused(error, "cannot be read") from error
         _keep_rotors(spec)
@@ -248,20 +267,30 @@ class RobotSpec:
         for kind in ("tuples", "sensors", "actuators", "keys"):
             for element in list(getattr(spec, kind)):
                 spec.delete(element)
-        # what a page names has to be there still once the model is compiled
+        # what a page names has to be there still once the model is compiled, and where the file has it
         spec.compiler.fusestatic = spec.compiler.discardvisual = False
+        for joint in spec.joints:
+            joint.align = mujoco.mjtAlignFree.mjALIGNFREE_FALSE
+        # sizes are of the file's own world, without what is added
+        spec.nkey, spec.memory, spec.njmax, spec.nconmax, spec.nstack = 0, -1, -1, -1, -1
         self.check(spec)
         return spec
 
     def _refused(self, error: Exception, what: str) -> RobotError:
-        return RobotError([Problem(str(self.model_path), "", f"{what}: {' '.join(str(error).split())}")])
+        words = " ".join(str(error).split())
+        try:
+            self.model_path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            words += "; the file is not UTF-8, in which MuJoCo reads an MJCF: save it so"
+        return RobotError([Problem(str(self.model_path), "", f"{what}: {words}")])
 
     def _mistakes(self, spec: mujoco.MjSpec) -> Iterator[tuple[Keys, str]]:
         """Find the names that page and model do not share."""
         import mujoco
 
         file = self.model_path.name
-        kinds = {joint.name: joint.type for joint in spec.joints if joint.type != mujoco.mjtJoint.mjJNT_FREE}
+        moving = [joint for joint in spec.joints if joint.type != mujoco.mjtJoint.mjJNT_FREE]
+        kinds = {joint.name: joint.type for joint in moving if joint.name}
         bodies = [body.name for body in spec.bodies if body.name != "world"]
         if not bodies:
             yield ("model",), f"{file} has no bodies"
@@ -288,6 +317,14 @@ class RobotSpec:
                 yield ("joints",), f"{name!r} of {file} is a ball joint, allowed are hinge and slide"
             elif name not in listed:
                 yield ("joints",), f"{name!r} of {file} is not listed; list every joint"
+        if nameless := [joint.parent.name for joint in moving if not joint.name]:
+            first = f", the first of body {nameless[0]!r}" if nameless[0] else ""
+            many = f"{len(nameless)} joints of {file} have" if len(nameless) > 1 else f"a joint of {file} has"
+            yield ("joints",), f"{many} no name{first}; name and list every joint, or take out what is not the robot's"
+        for joint in moving:
+            if joint.limited != mujoco.mjtLimited.mjLIMITED_FALSE and joint.range[0] > joint.range[1]:  # no limit to MuJoCo
+                ends = f"[{joint.range[0]:g}, {joint.range[1]:g}]"
+                yield ("joints", joint.name), f"its range in {file} is {ends}; the lower end stands first"
         yield from absent(("base",), self.base, bodies)
         for group, names in self.bodies.items():
             for index, name in enumerate(names):
@@ -318,15 +355,16 @@ class RobotSpec:
 
 
 def _keep_rotors(spec: mujoco.MjSpec) -> None:
-    """Write the armature and passive damping that actuators lend their joints at the joints, through gear^2 as they act."""
+    """Write the armature and passive damping that actuators lend joints and tendons there, through gear^2 as they act."""
     import mujoco
 
+    joints = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
     for actuator in spec.actuators:
-        if actuator.trntype in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT):
-            joint, square = spec.joint(actuator.target), actuator.gear[0] ** 2
-            if joint is not None:
-                joint.armature += square * actuator.armature
-                joint.damping = joint.damping + square * actuator.damping
+        driven = spec.joint(actuator.target) if actuator.trntype in joints else None
+        driven = spec.tendon(actuator.target) if actuator.trntype == mujoco.mjtTrn.mjTRN_TENDON else driven
+        if driven is not None:
+            driven.armature += actuator.gear[0] ** 2 * actuator.armature
+            driven.damping = driven.damping + actuator.gear[0] ** 2 * actuator.damping
 
 
 def mirrored_name(mirror: Mapping[str, str], name: str) -> str:

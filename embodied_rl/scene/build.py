@@ -39,6 +39,13 @@ ENABLED = (
     mujoco.mjtDisableBit.mjDSBL_ACTUATION,
     mujoco.mjtDisableBit.mjDSBL_SENSOR,
 )
+#: What a file may have switched on that does not hold here.
+NOT_KEPT = (
+    mujoco.mjtEnableBit.mjENBL_OVERRIDE,  # of each contact its geoms' own numbers hold
+    # what they remember is no part of a robot's state
+    mujoco.mjtEnableBit.mjENBL_SLEEP,
+    mujoco.mjtEnableBit.mjENBL_IPC,
+)
 
 
 class SceneError(UserError):
@@ -240,12 +247,13 @@ def _fix_inertias(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
     Raises:
         RobotError: MuJoCo cannot compile the robot; one line.
     """
-    model, inference = robot.compile(spec), mujoco.mjtInertiaFromGeom
+    twin = spec.copy()  # MuJoCo takes geoms out of what it has compiled twenty times slower
+    model, inference = robot.compile(twin), mujoco.mjtInertiaFromGeom
     scaled = spec.compiler.settotalmass > 0.0
-    for body in spec.bodies:
+    for body, its in zip(spec.bodies, twin.bodies, strict=True):
         inferred = not body.explicitinertial or spec.compiler.inertiafromgeom == inference.mjINERTIAFROMGEOM_TRUE
-        if (inferred or scaled) and body.id != 0:
-            known = model.body(body.id)
+        if (inferred or scaled) and its.id != 0:
+            known = model.body(its.id)
             body.mass, body.ipos, body.iquat, body.inertia = known.mass[0], known.ipos, known.iquat, known.inertia
             body.fullinertia, body.explicitinertial = np.full(6, np.nan), True
     spec.compiler.inertiafromgeom, spec.compiler.settotalmass = inference.mjINERTIAFROMGEOM_FALSE, -1.0
@@ -282,7 +290,8 @@ def _robot_on_terrain(
         option.disableflags |= int(bit)
     for bit in ENABLED:
         option.disableflags &= ~int(bit)
-    option.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_OVERRIDE)  # one friction for every contact
+    for bit in NOT_KEPT:
+        option.enableflags &= ~int(bit)
     option.disableactuator = 0
     return spec
 

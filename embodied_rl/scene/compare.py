@@ -251,7 +251,8 @@ class Pairing:
             yield one, index
         for index in rest:
             for one in left:
-                nameless = not _name(theirs, kind, one) or not _name(ours, kind, index)
+                # a URDF's geoms have names of ours
+                nameless = kind == "geom" or not _name(theirs, kind, one) or not _name(ours, kind, index)
                 if nameless and kind != "body" and self._alike(kind, one, index):
                     left.remove(one)
                     yield one, index

@@ -17,6 +17,8 @@ WRAPPED = (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER)
 _BITS = 31
 #: A contact has friction from three dimensions on.
 _FRICTIONAL = 3
+#: How far a floor may be from z = 0 and be there [m].
+_ROUNDING = 1e-4
 
 
 def clear(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
@@ -28,6 +30,10 @@ def clear(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
         UserError: a pair has what a geom cannot have, a geom is called `ground`, or no bit of the masks is free; one line.
     """
     own = [geom for geom in spec.geoms if geom.type in GROUNDS]
+    for name in [geom.name for geom in own if geom.name in robot.foot_geoms]:
+        kind = spec.geom(name).type.name.removeprefix("mjGEOM_").lower()
+        raise UserError(f"{robot.model_path}: geom {name!r} is of a foot, and no {kind} moves; make it a box")
+    _check_mount(spec, own, robot)
     grounds = {geom.name for geom in own if geom.name}
     paired = {name for pair in spec.pairs for name in (pair.geomname1, pair.geomname2)} - grounds
     with_ground = [pair for pair in spec.pairs if grounds & {pair.geomname1, pair.geomname2}]
@@ -48,7 +54,28 @@ def clear(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
         for geom in deaf:
             geom.conaffinity = 1 << free[0]  # nobody's but the ground's contype
     if any(geom.name == "ground" for geom in spec.geoms):
-        raise UserError(f"{robot.model_path}: a geom is named 'ground', as ours is; give it another name")
+        raise UserError(f"{robot.model_path}: a geom is named 'ground', as ours is; give it another name (in a URDF, its link)")
+
+
+def _check_mount(spec: mujoco.MjSpec, own: list[mujoco.MjsGeom], robot: RobotSpec) -> None:
+    """Refuse a robot that is mounted over a floor elsewhere than ours, which would come nearer or go away."""
+    body = spec.body(robot.base)
+    while body is not None:
+        if any(joint.type == mujoco.mjtJoint.mjJNT_FREE for joint in body.joints):
+            return
+        body = body.parent
+    planes = [geom for geom in own if geom.type == mujoco.mjtGeom.mjGEOM_PLANE]
+    if not planes:
+        return
+    model = robot.compile(spec)
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    heights = [float(data.geom_xpos[geom.id, 2]) for geom in planes if data.geom_xmat[geom.id, 8] > 1.0 - _ROUNDING]
+    if not any(abs(height) < _ROUNDING for height in heights):
+        where = f"at z = {heights[0]:g}" if heights else "not level"
+        raise UserError(
+            f"{robot.model_path}: the robot is mounted over a plane that is {where}, and our ground is at z = 0; move both there"
+        )
 
 
 def collides(geom: Any) -> bool:
@@ -59,7 +86,8 @@ def collides(geom: Any) -> bool:
 def meet(spec: mujoco.MjSpec) -> None:
     """Let the ground touch all that collides, and the friction of each contact with it be that of the other geom.
 
-    What the robot's geoms are to each other stays as it is.
+    So it is with what else of the file's stands in the world, as a floor made of a box. What the robot's geoms are to each
+    other stays as it is.
     """
     ground = spec.geom("ground")
     others = [geom for geom in spec.geoms if geom.name != "ground" and collides(geom)]
@@ -68,7 +96,18 @@ def meet(spec: mujoco.MjSpec) -> None:
         ground.conaffinity |= geom.contype
         geom.condim = max(geom.condim, _FRICTIONAL)
     # of two geoms of one priority the larger friction holds, which is not the one that is drawn and observed
-    ground.priority = min([0, *(geom.priority for geom in others)]) - 1
+    around = [geom for geom in others if _stands(geom)]
+    ground.priority = min([0, *(geom.priority for geom in others if geom not in around)]) - 1
+    for geom in around:
+        geom.priority = min(geom.priority, ground.priority)
+
+
+def _stands(geom: mujoco.MjsGeom) -> bool:
+    """Say whether a geom is of something in which nothing moves."""
+    body = geom.parent
+    while body.name != "world" and body.parent.name != "world":
+        body = body.parent
+    return body.name == "world" or not any(one.joints or one.mocap for one in (body, *body.find_all("body")))
 
 
 def leave(spec: mujoco.MjSpec, names: tuple[str, ...]) -> None:
@@ -80,9 +119,11 @@ def leave(spec: mujoco.MjSpec, names: tuple[str, ...]) -> None:
 
 
 def strip(spec: mujoco.MjSpec) -> None:
-    """Take away the geoms that collide with nothing, those that a tendon runs over aside."""
+    """Take away the geoms that do nothing: they touch nothing, no tendon runs over them, and no fluid flows around them."""
     wrapped = {wrap.target.name for tendon in spec.tendons for wrap in tendon.path if wrap.type in WRAPPED}
-    _delete(spec, [geom for geom in spec.geoms if not collides(geom) and geom.name != "ground" and geom.name not in wrapped])
+    fluid = spec.option.density > 0.0 or spec.option.viscosity > 0.0
+    kept = [geom for geom in spec.geoms if geom.name in {"ground", *wrapped} or (fluid and geom.fluid_ellipsoid > 0.0)]
+    _delete(spec, [geom for geom in spec.geoms if not collides(geom) and geom not in kept])
 
 
 def _take_over(spec: mujoco.MjSpec, pairs: list[mujoco.MjsPair], grounds: set[str], robot: RobotSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from copy import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import combinations
@@ -12,7 +13,8 @@ import mujoco
 import numpy as np
 
 from embodied_rl.config.page import PhysicsSettings, SceneSettings
-from embodied_rl.scene.build import ENABLED, Scene
+from embodied_rl.errors import UserError
+from embodied_rl.scene.build import ENABLED, NOT_KEPT, Scene
 from embodied_rl.scene.compare import Difference, same
 from embodied_rl.scene.contacts import GROUNDS, WRAPPED, collides
 from embodied_rl.urdf import as_mujoco_reads, first_link, is_urdf
@@ -53,23 +55,36 @@ class Case:
                 self.stock = as_mujoco_reads(robot.model_path, robot.base, whole=False).compile()
             self.file = as_mujoco_reads(robot.model_path, robot.base, whole=True).compile()
         else:
-            self.stock = self.file = mujoco.MjModel.from_xml_path(path)
+            try:
+                self.stock = self.file = mujoco.MjModel.from_xml_path(path)
+            except ValueError as error:  # of what is left out here, or the scene would not be
+                raise UserError(f"{path}: MuJoCo alone cannot read it: {' '.join(str(error).split())}") from None
             spec = mujoco.MjSpec.from_file(path)
             self.sprung = {joint.name for joint in spec.joints if np.any(joint.springdamper)}
-            if spec.compiler.fusestatic or spec.compiler.discardvisual:
+            aligned = [joint for joint in spec.joints if joint.type == mujoco.mjtJoint.mjJNT_FREE]
+            if spec.compiler.fusestatic or spec.compiler.discardvisual or aligned:
                 spec.compiler.fusestatic = spec.compiler.discardvisual = False
+                for joint in aligned:  # to the inertia, which is the same motion
+                    joint.align = mujoco.mjtAlignFree.mjALIGNFREE_FALSE
                 self.file = spec.compile()
         self.feet = robot.foot_geoms
         self.welded = self._poses() if robot.welded else set()
 
-    def same_inertia(self) -> bool:
-        """Say whether the joints, which have one order, feel the same inertia in both readings of the file."""
-        felt = []
-        for model in (self.stock, self.file):
+    def same_inertia(self, massless: bool = True) -> bool:
+        """Say whether the joints, which have one order, feel the same inertia in both readings of the file.
+
+        Args:
+            massless: with that of links that have no mass, which MuJoCo does not fuse.
+        """
+        felt, whole = [], copy(self.file)
+        if not massless:
+            whole.body_inertia[whole.body_mass == 0.0] = 0.0
+        for model in (self.stock, whole):
             data, matrix = mujoco.MjData(model), np.zeros((model.nv, model.nv))
             mujoco.mj_forward(model, data)
             mujoco.mj_fullM(model, data, matrix)
-            felt.append(matrix)
+            turning = np.flatnonzero(model.jnt_type[model.dof_jntid] != mujoco.mjtJoint.mjJNT_FREE)
+            felt.append(matrix[np.ix_(turning, turning)])
         return same(*felt)
 
     def _poses(self) -> set[str]:
@@ -125,12 +140,13 @@ def _of_page(values: str) -> Callable[[Case, Difference], bool]:
 
 
 def _rotor(of: str) -> Callable[[Case, Difference], bool]:
-    """Make the test whether a joint's number has grown by what the file's actuators lend it, through gear^2."""
+    """Make the test whether a joint's or tendon's number has grown by what the file's actuators lend it, through gear^2."""
 
     def holds(case: Case, one: Difference) -> bool:
         file, lent = case.file, np.zeros_like(one.theirs)
+        driven = _OF_TENDONS if one.field.startswith("tendon") else _OF_JOINTS
         for index in range(len(file.actuator_trntype)):
-            if file.actuator_trntype[index] in _OF_JOINTS and file.actuator_trnid[index, 0] == one.ids[0]:
+            if file.actuator_trntype[index] in driven and file.actuator_trnid[index, 0] == one.ids[0]:
                 lent = lent + file.actuator_gear[index, 0] ** 2 * getattr(file, f"actuator_{of}")[index]
         return bool(np.any(lent)) and np.allclose(one.ours, one.theirs + lent)
 
@@ -148,6 +164,10 @@ def _run_over(case: Case, one: Difference) -> bool:
     )
 
 
+def _in_fluid(case: Case, one: Difference) -> bool:
+    return not one.ours and bool(np.any(case.file.geom_fluid[one.ids[0]]))
+
+
 def _no_dry_friction(case: Case, one: Difference) -> bool:
     return not case.world.dry_friction and one.element in case.scene.robot.joint_names and not np.any(one.ours)
 
@@ -163,8 +183,8 @@ def _flags(_: Case, one: Difference) -> bool:
     return int(one.ours) == (int(one.theirs) | int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)) & kept
 
 
-def _no_override(_: Case, one: Difference) -> bool:
-    return int(one.ours) == int(one.theirs) & ~int(mujoco.mjtEnableBit.mjENBL_OVERRIDE)
+def _not_kept(_: Case, one: Difference) -> bool:
+    return int(one.ours) == int(one.theirs) & ~sum(int(bit) for bit in NOT_KEPT)
 
 
 def _in_urdf(case: Case, one: Difference) -> bool:
@@ -199,7 +219,21 @@ def _of_the_met(case: Case, one: Difference) -> bool:
 
 
 def _below_all(case: Case, one: Difference) -> bool:
-    return all(case.scene.model.geom_priority[geom] > one.ours for geom in range(case.scene.model.ngeom) if geom != one.ids[1])
+    """Whether what is not fixed to the world outranks our ground, where it collides with anything."""
+    model = case.scene.model
+    others = [geom for geom in range(model.ngeom) if model.body_weldid[model.geom_bodyid[geom]] and collides(model.geom(geom))]
+    return all(model.geom_priority[geom] > one.ours for geom in others)
+
+
+def _around(case: Case, one: Difference) -> bool:
+    model = case.scene.model
+    still = not int(case.file.body_weldid[case.file.geom_bodyid[one.ids[0]]])
+    return still and int(one.ours) == int(model.geom_priority[model.geom("ground").id])
+
+
+def _of_left_out(case: Case, _: Difference) -> bool:
+    file, kept = case.file, case.scene.model.nplugin
+    return not kept and not any(np.any(one >= 0) for one in (file.body_plugin, file.geom_plugin))
 
 
 def _of_the_world(case: Case, one: Difference) -> bool:
@@ -212,7 +246,8 @@ def _massless(case: Case, one: Difference) -> bool:
 
 def _base(case: Case, one: Difference) -> bool:
     robot = case.scene.robot
-    free = one.theirs is None and case.urdf and one.element == robot.base
+    body = case.scene.model.jnt_bodyid[one.ids[1]] if one.theirs is None and case.urdf else 0
+    free = case.scene.model.body(body).name == robot.base
     return free and first_link(robot.model_path, robot.base) == robot.base  # what hangs on another link is not free
 
 
@@ -263,7 +298,8 @@ _OF_PAIRS = {"geom_condim": "pair_dim"} | {
     f"geom_{one}": f"pair_{one}" for one in ("friction", "solref", "solimp", "margin", "gap")
 }
 _OF_JOINTS = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
-_LENT = "the file's actuators, which are left out, lent it the joint"
+_OF_TENDONS = (int(mujoco.mjtTrn.mjTRN_TENDON),)
+_LENT = "the file's actuators, which are left out, lent it the joint or tendon"
 _PAGE = "robot.yaml says so"
 #: Of which fields, in which group, why, and whether it is so. What none of them knows is not explained.
 _REASONS: tuple[tuple[str, str, str, Callable[[Case, Difference], bool]], ...] = (
@@ -282,6 +318,9 @@ _REASONS: tuple[tuple[str, str, str, Callable[[Case, Difference], bool]], ...] =
     ("dof_armature", "Motors", _LENT, _rotor("armature")),
     ("dof_damping", "Motors", _LENT, _rotor("damping")),
     ("dof_dampingpoly", "Motors", _LENT, _rotor("dampingpoly")),
+    ("tendon_armature", "Motors", _LENT, _rotor("armature")),
+    ("tendon_damping", "Motors", _LENT, _rotor("damping")),
+    ("tendon_dampingpoly", "Motors", _LENT, _rotor("dampingpoly")),
     ("dof_damping", "Joints", "the file's springdamper, at the inertia that the joint feels here", _sprung),
     ("jnt_stiffness", "Joints", "the file's springdamper, at the inertia that the joint feels here", _sprung),
     ("dof_frictionloss", "Motors", "scene.dry_friction: false", _no_dry_friction),
@@ -296,15 +335,19 @@ _REASONS: tuple[tuple[str, str, str, Callable[[Case, Difference], bool]], ...] =
     ("geom", "Contacts", "visual: they touch nothing, and their bodies keep their mass", _visual),
     ("geom", "Contacts", "scene.collisions: feet; their bodies keep their mass", _not_a_foot),
     ("geom_con[ta]*", "Contacts", "a tendon runs over it; scene.collisions: feet", _run_over),
+    ("geom_con[ta]*", "Contacts", "a fluid flows around it; scene.collisions: feet", _in_fluid),
     ("geom_con[ta]*", "Contacts", "geoms of a URDF touch the ground and are deaf to each other", _in_urdf),
     ("geom_con[ta]*", "Contacts", "what the page says collides touches the ground", _contact),
     *((one, "Contacts", "as the file's pair of it and its own ground says", _as_paired) for one in _OF_PAIRS),
     ("geom_condim", "Contacts", "a contact of fewer than three dimensions has no friction", _frictional),
     ("geom_con[ta]* of our own", "Contacts", "the bits of what the page says collides", _of_the_met),
+    ("geom_priority", "Contacts", "of what stands in the world: below the robot's, whose friction is the contact's", _around),
+    ("plugin", "Measured and shown", "of actuators or sensors that are left out", _of_left_out),
+    ("plugin_*", "Measured and shown", "of actuators or sensors that are left out", _of_left_out),
     ("geom_priority of our own", "Contacts", "below the robot's geoms, whose friction is the contact's", _below_all),
     ("exclude", "Contacts", "of the world, where our ground is", _of_the_world),
     ("opt.disableflags", "Options", "a state that blew up must be seen; contacts, constraints, motors and sensors act", _flags),
-    ("opt.enableflags", "Options", "of each contact its geoms' own numbers hold", _no_override),
+    ("opt.enableflags", "Options", "of each contact its geoms' own numbers hold, and states are whole", _not_kept),
     ("opt.disableactuator", "Options", "the motors act", lambda _, one: not one.ours),
     *(
         (f"opt.{name}", "Options", f"physics.{key}", _option)
@@ -322,9 +365,12 @@ _TREE = ("jnt", "body_pos", "body_quat", "body_mass", "body_inertia", "body_ipos
 FOLLOWS = {
     **dict.fromkeys(
         ("body_invweight0", "dof_invweight0", "tendon_invweight0", "dof_M0"),
-        ((*_TREE, "dof_armature"), "from inertias, armatures and what moves freely"),
+        ((*_TREE, "dof_armature", "tendon_armature"), "from inertias, armatures and what moves freely"),
     ),
-    "stat.meaninertia": ((*_TREE, "dof_armature"), "from the inertias; the solver's tolerance is a share of it"),
+    "stat.meaninertia": (
+        (*_TREE, "dof_armature", "tendon_armature"),
+        "from the inertias; the solver's tolerance is a share of it",
+    ),
     "body_subtreemass": (("body_mass",), "from the masses"),
     "tendon_length0": (("jnt",), "from the pose at which joints are welded"),
     "dof_length": (("geom", *_TREE), "from the sizes of the geoms; only sleeping reads it"),

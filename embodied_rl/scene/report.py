@@ -167,6 +167,8 @@ def _facts(case: Case) -> Iterator[Told]:
     if fused:
         why = "kept as bodies of their own; MuJoCo fuses them into their parents, and the joints feel the same inertia"
         holds = case.same_inertia()
+        if not holds and (holds := case.same_inertia(massless=False)):
+            why += ", that of links without mass aside, which MuJoCo leaves out"
         yield Told("Bodies" if holds else UNKNOWN, f"links without a joint, {_named(fused)}", why if holds else "")
     there, here = self_contacts(case.file), self_contacts(case.scene.model)
     if there != here:

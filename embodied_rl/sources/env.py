@@ -268,10 +268,10 @@ def make_source(page: Page, env_ids: Tensor) -> SourceEnv:
         batch: Batch = EnvPoolBatch(name, (seeds >> 1).numpy(), page.physics.num_threads, groups, options)
     else:
         try:
-            from embodied_rl.sources.singles import MAKERS, Singles
+            from embodied_rl.sources.singles import Singles, maker
         except ImportError as error:
             raise SourceError(f"env.source: {kind}:{name}: {error}; {install_hint('gym')}") from None
-        batch = Singles(MAKERS[kind](name, options), len(env_ids), groups)
+        batch = Singles(maker(kind, name, options), len(env_ids), groups)
     for group in page.env.final_obs_groups:
         if group not in batch.obs_sizes:
             raise SourceError(f"env.final_obs_groups: {group!r} is not a group of observations")

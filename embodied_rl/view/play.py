@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,7 +66,7 @@ def hold_command(env: Env, values: Sequence[float]) -> None:
         values: one for each of the command's numbers.
 
     Raises:
-        UserError: the page has no command, or one of another size; one line.
+        UserError: the page has no command, or one of another size, or a value is not finite; one line.
     """
     name, command = next(iter(env.terms.commands.items()), (None, None))
     if command is None:
@@ -73,6 +74,8 @@ def hold_command(env: Env, values: Sequence[float]) -> None:
     if len(values) != command.size:
         listed = ", ".join(command.names)
         raise UserError(f"--command: {name} takes {command.size} numbers ({listed}), {len(values)} were given")
+    if wrong := [f"{name} is {value:g}" for name, value in zip(command.names, values, strict=True) if not math.isfinite(value)]:
+        raise UserError(f"--command: {', '.join(wrong)}; a finite number is needed")
     command.hold(values)
 
 
@@ -143,13 +146,13 @@ def play(
     demo = demo_of(env.page)
     script = [command] if command is not None else demo.script(env) if demo and commands(demo, env) else []
     steps = max(1, round(seconds / env.step_dt))
+    if script:
+        hold_command(env, script[0])
+    if command is not None:
+        warn_outside(env, command)
     with ExitStack() as stack:
         waiting = stack.enter_context(Waiting("filming" if video else "playing"))
         film = stack.enter_context(Film(video, *filmed(env.scene), env.page.video, demo)) if video else None
-        if script:
-            hold_command(env, script[0])
-        if command is not None:
-            warn_outside(env, command)
         env.reset()
         env.drain_totals()
         for step in range(steps):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embodied_rl.config.types import Range
+from embodied_rl.config.types import NonNegativeRange, Range
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import State
@@ -39,7 +39,7 @@ class pose:  # noqa: N801  named as its entry on the page
         height: Range,
         roll: Range = (-0.2, 0.2),
         pitch: Range = (-0.2, 0.2),
-        resample_s: Range = (3.0, 3.0),
+        resample_s: NonNegativeRange = (3.0, 3.0),
     ) -> None:
         self.ranges, self.resample_s = (height, roll, pitch), resample_s
         kept = State(fresh="keep")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
+from embodied_rl.config.types import Fraction, NonNegative, NonNegativeRange, Positive, Range
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
 from embodied_rl.mdp.score import Environment, SettledCommand, Verdict
@@ -39,10 +39,10 @@ class Stand:
         height: Range = (0.20, 0.32),
         roll: Range = (-0.2, 0.2),
         pitch: Range = (-0.2, 0.2),
-        resample_s: Range = (3.0, 3.0),
+        resample_s: NonNegativeRange = (3.0, 3.0),
         episode_s: Positive = 12.0,
         unscored_s: NonNegative = 1.0,
-        friction: Range = (0.5, 1.25),
+        friction: NonNegativeRange = (0.5, 1.25),
         tilt: Positive = 1.0,
         lowest: Positive = 0.1,
         start_joint_pos: NonNegative = 0.2,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl import rotations
-from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
+from embodied_rl.config.types import Fraction, NonNegative, NonNegativeRange, Positive, Range
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import State
@@ -53,7 +53,7 @@ class velocity:  # noqa: N801  named as its entry on the page
         lin_vel_x: Range = (-1.0, 1.0),
         lin_vel_y: Range = (-0.5, 0.5),
         ang_vel_z: Range = (-1.0, 1.0),
-        resample_s: Range = (5.0, 5.0),
+        resample_s: NonNegativeRange = (5.0, 5.0),
         standing: Fraction = 0.1,
         standing_hold: Fraction = 1.0,
         heading: bool = False,

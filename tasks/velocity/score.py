@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.config.types import Fraction, NonNegative, Positive, Range
+from embodied_rl.config.types import Fraction, NonNegative, NonNegativeRange, Positive, Range
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
 from embodied_rl.mdp.score import Environment, SettledCommand, Verdict
@@ -38,11 +38,11 @@ class Walk:
         lin_vel_x: Range = (-1.0, 1.0),
         lin_vel_y: Range = (-0.5, 0.5),
         ang_vel_z: Range = (-1.0, 1.0),
-        resample_s: Range = (5.0, 5.0),
+        resample_s: NonNegativeRange = (5.0, 5.0),
         standing: Fraction = 0.1,
         episode_s: Positive = 20.0,
         unscored_s: NonNegative = 1.0,
-        friction: Range = (0.5, 1.25),
+        friction: NonNegativeRange = (0.5, 1.25),
         tilt: Positive = 1.0,
         start_joint_pos: NonNegative = 0.2,
         start_lin_vel: NonNegative = 0.3,

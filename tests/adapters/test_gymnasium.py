@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ gymnasium = pytest.importorskip("gymnasium")
 from embodied_rl import make_env  # noqa: E402
 from embodied_rl.adapters.gymnasium import GymnasiumEnv, GymnasiumVectorEnv  # noqa: E402
 from embodied_rl.env import Env  # noqa: E402
+from embodied_rl.errors import UserError  # noqa: E402
 
 ENVS = 8
 
@@ -147,9 +149,117 @@ def test_one_robot_goes_on_from_episode_to_episode() -> None:
             np.testing.assert_array_equal(obs, env._vector.env.obs["actor"][0])
             lengths.append(length)
             length = 0
-    # the first one begins at a random time of its length, as in training; those that follow are whole
-    assert lengths[0] < 20
-    assert lengths[1:] == [20, 20]
+    assert lengths == [20, 20, 20]  # each begins at its beginning, whatever training does
+
+
+BAD_ACTIONS = {
+    "nan at [3, 5]": lambda actions: np.where(np.arange(actions.size).reshape(actions.shape) == 3 * 12 + 5, np.nan, actions),
+    "-inf at [0, 0]": lambda actions: actions - np.inf,
+    "(12,)": lambda actions: actions[0],
+    "(7, 12)": lambda actions: actions[1:],
+    "ndarray of complex64": lambda actions: actions.astype(np.complex64),
+    "ndarray of <U32": lambda actions: actions.astype(str),
+    "NoneType of object": lambda actions: None,
+    "list of object": lambda actions: [[0.0], [0.0, 1.0]],
+}
+
+
+@pytest.mark.parametrize("said", BAD_ACTIONS)
+def test_actions_that_are_none_are_a_line(envs: GymnasiumVectorEnv, said: str) -> None:
+    before = envs.reset(seed=1)[0]
+    with pytest.raises(UserError) as caught:
+        envs.step(BAD_ACTIONS[said](zeros(envs)))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    np.testing.assert_array_equal(envs._obs(), before)
+
+
+def test_actions_in_any_layout_and_type_of_numbers(envs: GymnasiumVectorEnv) -> None:
+    wanted = zeros(envs) + np.linspace(-1, 1, 12, dtype=np.float32) * np.arange(ENVS, dtype=np.float32)[:, None]
+    many: list[Any] = [wanted.astype(np.float64), wanted.tolist(), np.asfortranarray(wanted), wanted[::-1].copy()[::-1]]
+    many += [torch.tensor(wanted, requires_grad=True)]
+    envs.reset(seed=1)
+    first = envs.step(wanted)[0]
+    for given in many:
+        envs.reset(seed=1)
+        np.testing.assert_array_equal(envs.step(given)[0], first)
+
+
+def test_a_reset_of_some_leaves_the_others_untouched(envs: GymnasiumVectorEnv) -> None:
+    mask = np.arange(ENVS) % 3 == 0
+
+    def go_on(masked: bool) -> list[np.ndarray]:
+        envs.reset(seed=4)
+        for _ in range(5):
+            envs.step(zeros(envs) + 0.2)
+        seen = [envs.reset(options={"reset_mask": mask}, seed=9)[0]] if masked else [envs._obs()]
+        lengths = envs.env.buffers["episode_length"].numpy()
+        assert lengths.tolist() == np.where(mask & masked, 0, 5).tolist()
+        return [*seen, *(envs.step(zeros(envs))[0] for _ in range(3))]
+
+    for reset, whole in zip(go_on(True), go_on(False), strict=True):
+        np.testing.assert_array_equal(reset[~mask], whole[~mask])
+        assert (np.abs(reset - whole).max(1) > 1e-3)[mask].all()
+
+
+def test_each_row_may_have_a_seed_of_its_own(envs: GymnasiumVectorEnv) -> None:
+    seeds = list(range(ENVS))
+    first, again, one = (envs.reset(seed=seed)[0] for seed in (seeds, seeds, [7, *seeds[1:]]))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first[1:], one[1:])
+    assert not np.allclose(first[0], one[0])
+    np.testing.assert_array_equal(envs.reset(seed=[5] * ENVS)[0], envs.reset(seed=np.int64(5))[0])  # pyright: ignore
+    assert (envs.env.buffers["episode_length"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"seed": -1}, "seed: -1 is none; a whole number from 0 up is wanted, or None"),
+        ({"seed": 1.5}, "seed: 1.5 is none"),
+        ({"seed": [1, 2]}, "seed: 2 of them are given, and there are 8 environments"),
+        ({"seed": [*range(7), "x"]}, "seed: 'x' is none"),
+        ({"options": {"reset_masks": 1}}, "options: 'reset_masks' is none; did you mean 'reset_mask'?"),
+        ({"options": [1]}, "options: list is given, and a dict or None is wanted"),
+        ({"options": {"reset_mask": [True]}}, "reset_mask is bool (1,); bool (8,) with a True is wanted"),
+        ({"options": {"reset_mask": list(range(8))}}, "reset_mask is int64 (8,); bool (8,)"),
+        ({"options": {"reset_mask": [False] * 8}}, "reset_mask is nowhere true; bool (8,)"),
+    ],
+)
+def test_a_reset_that_nobody_means_is_a_line(envs: GymnasiumVectorEnv, asked: dict, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        envs.reset(**asked)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_after_its_end_an_environment_says_so() -> None:
+    envs, env = GymnasiumVectorEnv(make(2)), GymnasiumEnv(make(1))
+    for one in (envs, env):
+        one.reset(seed=1)
+        one.close()
+        one.close()
+        for call in (one.reset, lambda one=one: one.step(one.action_space.sample())):
+            with pytest.raises(UserError, match=r"^the environment is closed; make another one$"):
+                call()
+
+
+def test_a_copy_is_made_of_the_page(envs: GymnasiumVectorEnv) -> None:
+    copied = pickle.loads(pickle.dumps(envs))
+    for mine, theirs in zip(rollout(envs, 3), rollout(copied, 3), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    copied.close()
+    one = pickle.loads(pickle.dumps(GymnasiumEnv(make(1))))
+    assert one.reset(seed=1)[0] in one.observation_space
+
+
+def test_one_robot_has_no_options() -> None:
+    with pytest.raises(UserError, match="options: 'reset_mask': nothing reads them; leave them out"):
+        GymnasiumEnv(make(1)).reset(options={"reset_mask": [True]})
+
+
+@pytest.mark.parametrize("kind", [GymnasiumVectorEnv, GymnasiumEnv])
+def test_what_is_no_environment_of_ours(kind: Any) -> None:
+    with pytest.raises(UserError, match=r"env: str is given, and what embodied_rl.make gives is wanted"):
+        kind("go2_flat")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from embodied_rl import make_env, runs, training
 from embodied_rl.adapters.rsl_rl import RslRlEnv, runner_config
 from embodied_rl.config import Page, load
 from embodied_rl.env import Env
+from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.rsl_rl_ppo import with_mirrored
@@ -245,3 +247,43 @@ def test_a_policy_of_ours_teaches_a_student(page: Page, env: Env, tmp_path: Path
     before = apart()
     runner.learn(20)
     assert apart() < 0.5 * before
+
+
+@pytest.mark.parametrize(
+    "counts", [3, [0] * ENVS, torch.zeros(ENVS), torch.zeros(ENVS, 1).long(), torch.zeros(1).long(), torch.full((ENVS,), -1)]
+)
+def test_what_counts_no_steps_is_a_line(env: Env, counts: Any) -> None:
+    adapter = RslRlEnv(env)
+    before = adapter.episode_length_buf.clone()
+    with pytest.raises(UserError, match=r"episode_length_buf: .* is given; whole numbers \(16,\) from 0 up are wanted$"):
+        adapter.episode_length_buf = counts
+    assert torch.equal(adapter.episode_length_buf, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda actions: actions.numpy(), "actions: ndarray is given, and a torch.Tensor is wanted"),
+        (lambda actions: actions.tolist(), "actions: list is given, and a torch.Tensor is wanted"),
+        (lambda actions: actions.to(torch.complex64), "actions: torch.complex64 torch.strided on cpu; a dense tensor of real"),
+        (lambda actions: actions.to_sparse(), "actions: torch.float32 torch.sparse_coo on cpu; a dense tensor of real"),
+        (lambda actions: actions[:1], "actions of shape (1, 12) are given"),
+    ],
+)
+def test_actions_that_are_none_are_a_line(env: Env, change: Callable[[Tensor], Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        RslRlEnv(env).step(change(torch.zeros(ENVS, 12)))
+    assert str(caught.value).startswith(said)
+
+
+def test_an_environment_that_is_closed_says_so(page: Page) -> None:
+    env = make_env.make(page)
+    env.close()
+    env.close()
+    with pytest.raises(UserError, match=r"^the environment is closed; make another one$"):
+        RslRlEnv(env).step(torch.zeros(ENVS, 12))
+
+
+def test_what_is_no_environment_of_ours(page: Page) -> None:
+    with pytest.raises(UserError, match=r"env: Page is given, and what embodied_rl.make gives is wanted"):
+        RslRlEnv(page)  # pyright: ignore[reportArgumentType]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -407,7 +408,7 @@ def test_files(content: bytes, message: str, folder: Path) -> None:
     [
         ("gone.yaml", "gone.yaml: no such file"),
         ("sub/gone", "sub/gone: no such file"),
-        ("dog", "dog: a folder, not a file"),
+        ("dog", "dog: a folder, not a page"),
         ("go2_flt", "\"go2_flt\": no such config; did you mean 'go2_flat'? (shipped: "),
     ],
 )
@@ -475,7 +476,7 @@ def test_own_terms(source: str, message: str, folder: Path) -> None:
 def test_a_wrong_default_of_an_own_term(folder: Path) -> None:
     (folder / "more.py").write_text("@reward()\ndef r(env, *, x: Positive = -1): ...\n")
     message = message_of(overrides=("terms=[own_terms.py, more.py]", "rewards.r.weight=1"))
-    assert message == 'override "rewards.r.weight=1": rewards.r.x: -1 is not allowed: more than 0'
+    assert message == "more.py:2: r.x: the default -1 is not allowed: more than 0"
 
 
 def test_a_broken_robot_is_one_line(folder: Path) -> None:
@@ -485,3 +486,69 @@ def test_a_broken_robot_is_one_line(folder: Path) -> None:
     assert message.startswith("page.yaml:2: robot: ")
     assert "wheels" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["ppo.desired_kl=0.5", "ppo.schedule=constant"],
+            "ppo.desired_kl: 0.5 is only read with schedule: adaptive; leave it out, or at 0.01",
+        ),
+        (
+            ["ppo.mirror_loss_coeff=0.5", "ppo.symmetry=none"],
+            "ppo.mirror_loss_coeff: 0.5 is only read with symmetry: mirror_loss",
+        ),
+        (["ppo.rnn_num_layers=2"], "ppo.rnn_num_layers: 2 is only read with rnn_type: gru or lstm; leave it out, or at 1"),
+        (
+            ["train.importance_clip=1.5"],
+            "train.importance_clip: 1.5 is only read with train.overlap: true, or pool.mode: overlap",
+        ),
+        (["extends=go1_flat"], "extends: no such key; a page extends another in its own file, and no override does"),
+        (["rewards.pose.weight=yes"], 'rewards.pose.weight: "yes" is not a number'),
+        (["commands.velocity.lin_vel_x=-1,1"], 'commands.velocity.lin_vel_x: "-1,1" is not a list of 2 numbers; write [-1, 1]'),
+        (["commands.velocity.lin_vel_x=(-1, 1)"], '"(-1, 1)" is not a list of 2 numbers; write [-1, 1]'),
+        (["commands.velocity.resample_s=[-1, 0]"], "commands.velocity.resample_s[0]: -1 is not allowed: at least 0"),
+        (
+            ["events.foot_friction.interval_s=3"],
+            "events.foot_friction.interval_s: only read with when: interval, and",
+        ),
+        (["actions.joint_position.clip=0"], "actions.joint_position.clip: 0 is not allowed: more than 0"),
+    ],
+)
+def test_what_would_be_silently_ignored_or_ill_advised(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as refused:
+        load("go2_flat", overrides)
+    assert not str(refused.value).endswith("write true")
+
+
+def test_a_learner_of_a_persons_own_reads_what_it_likes_of_ppo() -> None:
+    assert load("go2_flat", ["train.learner=mine:Learner", "ppo.desired_kl=0.5"]).ppo.desired_kl == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "said"),
+    [
+        (
+            "own.py",
+            "mine = reward()(lambda env: 0)\n",
+            "own.py:1 has one of this name that is not declared; a term is a def or class at",
+        ),
+        ("own.py", "if True:\n    @reward()\n    def mine(env): ...\n", "own.py:3 has one of this name that is not declared"),
+        ("own.py", "def mine(env): ...\n", "own.py:1 has one of this name that is not declared"),
+        ("own.py", "@reward()\nasync def mine(env): ...\n", "own.py:2: mine: nobody awaits a term; write def, not async def"),
+        ("own.py", "@curriculum()\nclass mine: ...\n", "own.py:2: mine: a curriculum is a function"),
+        ("own.py", "x = " + "-" * 100_000 + "1\n", "own.py: not valid Python: nested too deeply"),
+        ("own.txt", "@reward()\ndef mine(env): ...\n", "terms[0]: a file of terms is named NAME.py, not "),
+    ],
+)
+def test_a_term_that_is_written_where_none_is_read(name: str, source: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(source)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load("go2_flat", [f"terms=[{tmp_path / name}]", "rewards.mine={weight: 1.0}"])
+
+
+def test_a_path_where_a_key_stands_is_told_how_a_page_nests(tmp_path: Path) -> None:
+    (tmp_path / "page.yaml").write_text("extends: go2_flat\nenv.num_envs: 16\n")
+    with pytest.raises(ConfigError, match=re.escape("env.num_envs: no such key; a page nests: write env: {num_envs: ...}")):
+        load(str(tmp_path / "page.yaml"))

@@ -171,7 +171,7 @@ def one_problem(source: str, folder: Path) -> str:
 
 ALLOWED = (
     "allowed are float, int, bool, str, Literal, tuples of these, `| None`, Annotated and "
-    "BodyGroup, Fraction, Ge, Gt, IntRange, JointGroup, Le, Lt, NonNegative, PerGroup, Positive, Range"
+    "BodyGroup, Fraction, Ge, Gt, IntRange, JointGroup, Le, Lt, NonNegative, NonNegativeRange, PerGroup, Positive, Range"
 )
 
 

@@ -423,7 +423,8 @@ def test_a_damaged_shard_sends_a_run_to_the_checkpoint_before(run: Path, caplog:
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     assert training.resume(str(run), "go2_flat").iteration == 2
-    assert caplog.messages[0].startswith(f"{shard}: damaged (another hash than model_000003.pt says); use an earlier checkpoint")
+    assert "goes on with its own page" in caplog.messages[0]  # the small one
+    assert caplog.messages[1].startswith(f"{shard}: damaged (another hash than model_000003.pt says); use an earlier checkpoint")
     assert runs.load(run).iteration == 3  # its policy is as good as ever
     with pytest.raises(CheckpointError, match="remove the file, and its robots start fresh"):
         training.resume(str(run / "checkpoints" / "model_000003.pt"), "go2_flat")
@@ -431,7 +432,7 @@ def test_a_damaged_shard_sends_a_run_to_the_checkpoint_before(run: Path, caplog:
     caplog.clear()
     trainer = training.resume(str(run), "go2_flat")
     assert trainer.iteration == 3
-    assert caplog.messages == [f"{run}/checkpoints/model_000003.pt: holds no state of 4 of 4 robots; they start fresh"]
+    assert caplog.messages[1:] == [f"{run}/checkpoints/model_000003.pt: holds no state of 4 of 4 robots; they start fresh"]
 
 
 def test_no_shard_may_run_code(run: Path) -> None:

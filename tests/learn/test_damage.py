@@ -145,10 +145,26 @@ DAMAGE = {
         "actor_state_dict.mlp.0.weight: shape (600000, 600000), and the file holds 4 bytes of it",
     ),
     "iteration": (at("iter", value=-1), "iter: -1, and no number below 0 is possible"),
+    "iteration huge": (at("iter", value=10**30), "iter: 1000000000000000000000000000000, and no number beyond 9007199254740992"),
     "iteration bool": (at("iter", value=True), "iter: True, and no number below 0 is possible"),
     "infos": (at("infos", value=[]), "infos: list, and no names with values"),
     "steps": (at("infos", "env_steps", value="x"), "infos.env_steps: 'x', and only a number from 0 up is possible"),
     "steps negative": (at("infos", "env_steps", value=-5), "infos.env_steps: -5, and only a number from 0 up is possible"),
+    "steps beyond all": (at("infos", "env_steps", value=1e300), "infos.env_steps: 1e+300, and no number beyond"),
+    "deviation and variance": (
+        at(ACTOR, "obs_normalizer._std", value=one(50.0)), "obs_normalizer._std: not the root of obs_normalizer._var"
+    ),
+    "deviation of none": (
+        at(ACTOR, "obs_normalizer._std", value=torch.zeros_like), "obs_normalizer._std: not the root of obs_normalizer._var"
+    ),
+    "parameters permuted": (at(*GROUP, "params", value=lambda ids: ids[::-1]), "and torch counts them from 0 on"),
+    "parameters twice": (at(*GROUP, "params", value=lambda ids: [0] * len(ids)), "param_groups: parameters [0, 0, 0"),
+    "moments of none": (at(OPTIMIZER, "state", 99, value={}), "optimizer_state_dict.state.99: moments of no parameter"),
+    "moments by text": (
+        at(OPTIMIZER, "state", value=lambda state: {str(index): one for index, one in state.items()}),
+        "optimizer_state_dict.state.0: moments of no parameter",
+    ),
+    "shards twice": (at("shards", value=lambda shards: shards * 2), "shards: robot 0 is in two of them"),
     "steps huge": (at("infos", "env_steps", value=10**400), "infos.env_steps: 1000"),
     "seconds": (at("infos", "seconds", value=NAN), "infos.seconds: nan, and only a number from 0 up is possible"),
     "reward": (at("infos", "mean_reward", value=None), "infos.mean_reward: None, and only a number is possible"),
@@ -282,10 +298,23 @@ def both(*changes: Callable[[dict], None]) -> Callable[[dict], None]:
         (lambda state: state[CRITIC].update(extra=torch.zeros(2)), "critic_state_dict.extra is not one of the page's"),
         (at(ACTOR, VAR, value=torch.ones(3)), "actor_state_dict.obs_normalizer._var: shape (3,), the page's is (1, 47)"),
         (lambda state: state[OPTIMIZER].pop("param_groups"), "its learner cannot be set to it (KeyError: "),
-        (at(OPTIMIZER, "param_groups", value=lambda groups: groups * 2), "its learner cannot be set to it (ValueError: "),
-        (at(*GROUP, "params", value=[0, 1]), "its learner cannot be set to it (ValueError: "),
+        (at(OPTIMIZER, "param_groups", value=lambda groups: groups * 2), "and torch counts them from 0 on"),
+        (at(*GROUP, "params", value=[0, 1]), "moments of no parameter"),
+        (lambda state: state[OPTIMIZER]["state"].pop(3), "its learner cannot be set to it (KeyError: 'exp_avg')"),
+        (lambda state: state[OPTIMIZER]["state"][3].pop("step"), "its learner cannot be set to it (KeyError: 'step')"),
+        (
+            both(
+                lambda state: state[OPTIMIZER]["state"].pop(3),
+                at(*FIRST, "exp_avg", value=torch.zeros(3)),
+                at(*FIRST, "exp_avg_sq", value=torch.zeros(3)),
+            ),
+            "its learner cannot be set to it (ValueError: moments 1 have the shapes ",
+        ),
     ],
-    ids=["swapped", "missing", "no critic", "no optimizer", "more", "normalizer", "no groups", "two groups", "fewer parameters"],
+    ids=[
+        *("swapped", "missing", "no critic", "no optimizer", "more", "normalizer", "no groups", "two groups", "fewer parameters"),
+        *("fewer moments", "no step", "some of another shape"),
+    ],
 )
 def test_what_the_networks_cannot_be_set_to_sends_a_run_to_the_checkpoint_before(
     run: Run, trainer: Trainer, saved: dict, damage: Callable[[dict], None], said: str, caplog: pytest.LogCaptureFixture
@@ -340,12 +369,13 @@ def change_shard(run: Run, change: Callable[[dict], None]) -> Path:
         (at("envs", value={}), "it holds no robots"),
         (at("envs", value=[]), "it holds no robots"),
         (lambda content: content.clear(), "it holds no robots"),
+        (at("envs", "age", value=torch.full((4,), -1)), "envs.age: below 0, and it counts steps"),
         (at("envs", "age", value=torch.zeros(3)), "envs.age: 3 robots, and its checkpoint says 4"),
         (at("envs", "age", value=torch.tensor(3)), "envs.age: 0 robots, and its checkpoint says 4"),
         (at("envs", "age", value="old"), "envs.age: 0 robots, and its checkpoint says 4"),
         (at("envs", "reward", value=torch.zeros(4, 1).expand(4, 10**12)), "envs.reward: shape (4, 1000000000000), and the file"),
     ],
-    ids=["empty", "list", "missing", "fewer", "0-d", "text", "expanded"],
+    ids=["empty", "list", "missing", "negative", "fewer", "0-d", "text", "expanded"],
 )
 def test_a_shard_that_cannot_be_sends_a_run_to_the_checkpoint_before(
     run: Run, trainer: Trainer, damage: Callable[[dict], None], said: str, caplog: pytest.LogCaptureFixture
@@ -354,6 +384,65 @@ def test_a_shard_that_cannot_be_sends_a_run_to_the_checkpoint_before(
     assert training._go_on(trainer, run.newest_checkpoints()).iteration == 2
     (line,) = caplog.messages
     assert line.startswith(f"{shard}: damaged: {said}") and "\n" not in line
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.int64, torch.complex64])
+def test_robots_in_numbers_of_another_kind_are_not_converted(run: Run, trainer: Trainer, kind: torch.dtype) -> None:
+    change_shard(run, at("envs", "physics.integration", value=lambda state: state.to(kind)))
+    with pytest.raises(CheckpointError, match=r"does not fit the page: physics.integration differ"):
+        trainer.resume(run.checkpoint(3), checkpoint.read(run.checkpoint(3)))
+
+
+def test_of_an_optimizer_the_rate_alone_is_the_files(trainer: Trainer, saved: dict) -> None:
+    state = copy.deepcopy(saved)
+    changes = {"maximize": True, "amsgrad": True, "weight_decay": 1e3, "betas": (0.0, 0.0), "eps": 1.0, "lr": 2e-3}
+    state[OPTIMIZER]["param_groups"][0].update(changes)
+    trainer.learner.load_state_dict(state)
+    (group,) = trainer.learner.state_dict()[OPTIMIZER]["param_groups"]
+    (own,) = saved[OPTIMIZER]["param_groups"]
+    assert group == own | {"lr": pytest.approx(2e-3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("checkpoints", "no run and no checkpoint; give {0}, {0}/best or one of {0}/checkpoints/ (model_000003.pt, model_"),
+        ("config.yaml", "no run and no checkpoint; give {0}, {0}/best"),
+        ("checkpoints/model_000077.pt", "no such file; give {0}, {0}/best or one of {0}/checkpoints/ (model_000003.pt, model_"),
+        ("bestt", "no such file; give {0}, {0}/best"),
+    ],
+)
+def test_a_path_in_a_run_that_is_none_names_the_run(run: Run, name: str, said: str) -> None:
+    with pytest.raises(RunError) as caught:
+        runs.load(run.path / name)
+    assert str(caught.value).startswith(f"{run.path / name}: {said.format(run.path)}")
+
+
+@pytest.mark.parametrize("section", ["terminations", "train", "pool"])
+def test_a_page_that_was_cut_off_is_not_filled_up_with_defaults(run: Run, section: str) -> None:
+    page = run.path / "config.yaml"
+    whole = page.read_text()
+    for cut in (whole.partition(f"\n{section}:")[0] + "\n", whole[: whole.index(f"\n{section}:") - 3]):
+        page.write_text(cut)
+        with pytest.raises(
+            RunError, match=rf"config.yaml: cut off in or after `\w+:`, `{section}:` is missing; put it back whole$"
+        ):
+            runs.load(run.path)
+    page.write_bytes(whole.encode("utf-16"))
+    with pytest.raises(UserError) as caught:
+        runs.load(run.path)
+    assert "an earlier embodied_rl" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", ""])
+def test_an_evaluation_that_was_written_over(run: Run, text: str) -> None:
+    pytest.importorskip("onnxruntime")
+    (run.path / "evaluations").mkdir()
+    file = run.path / "evaluations/model_000003.training_physics,_seed_1.json"
+    file.write_text(text)
+    with pytest.raises(RunError) as caught:
+        runs.export_run(run.path)
+    assert str(caught.value) == f"{file}: holds no figures of an evaluation; remove it, or evaluate again"
 
 
 def test_a_robot_whose_state_is_not_finite_starts_fresh(run: Run, trainer: Trainer, caplog: pytest.LogCaptureFixture) -> None:

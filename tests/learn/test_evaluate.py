@@ -179,7 +179,7 @@ def test_evaluations_of_a_training_say_how_far_they_are(
     page = override(page, ["score.episode_s=2.0", "train.evaluate_every=1"])
     examiner = training._make_examiner(page, Group())
     assert examiner is not None
-    examiner._measure(stand, {}, seed=SEEDS[0], reference=False)
+    examiner._measure(stand, {}, seed=SEEDS[0], reference=False)  # pyright: ignore[reportArgumentType]
     assert "go2_flat: evaluating robots in training physics" in caplog.messages[0]
     assert "train.evaluate_every=null" in caplog.messages[0]  # how to do without
     assert any("of 2 s" in line for line in caplog.messages)

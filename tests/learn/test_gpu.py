@@ -45,8 +45,8 @@ def test_captured_updates_are_the_eager_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compiled", ["false", "auto"])
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_a_run_and_its_resumption(tmp_path: Path, compiled: str, memory: str) -> None:
-    given = [f"env.compile={compiled}", f"ppo.rnn_type={memory}", "ppo.rnn_hidden_dim=32"]
-    given += ["ppo.symmetry=none"] if memory != "none" else []
+    given = [f"env.compile={compiled}", f"ppo.rnn_type={memory}"]
+    given += ["ppo.symmetry=none", "ppo.rnn_hidden_dim=32"] if memory != "none" else []
     trainer: Any = training.start(page(*given), tmp_path / "run")
     metrics = list(trainer.train(4))
     assert trainer.collector._env.captured and trainer.learner.steps.captures

@@ -73,6 +73,7 @@ def test_latest_is_the_run_begun_last_that_has_a_checkpoint() -> None:
     latest = lambda *page, **options: str(find_run("latest", *page, **options)[0].path)  # noqa: E731
     assert (latest(), latest("go2_flat"), latest(trained=False)) == ("runs/go1_flat/b", "runs/go2_flat/c", "runs/go2_flat/d")
     assert find_run("latest")[1] is None
+    assert str(find_run("go2_flat")[0].path) == latest("go2_flat")
     with pytest.raises(
         RunError, match=r"latest: no run of go1_flat_full under .*; start one with `embodied-rl train go1_flat_full`"
     ):

@@ -135,6 +135,7 @@ def moving(trainer: Trainer) -> list[torch.Tensor]:
 
 def test_curricula_move_between_rollouts_by_what_the_last_one_came_to(tmp_path: Path) -> None:
     trainer = training.start(growing(tmp_path), tmp_path / "run")
+    assert told(trainer).pop(0) == (0, {})  # when the page was checked
     seen, collect = [], trainer.collector.collect
 
     def collected(*arguments: Any) -> Rollout:
@@ -320,7 +321,7 @@ def test_evaluations_leave_no_trace_in_a_training_and_end_it(
         return
     # who goes on wants more, whatever learns
     caplog.clear()
-    resumed = training.resume(str(tmp_path / "evaluated"), "go2_flat")
+    resumed = training.resume(str(tmp_path / "evaluated"))
     said = "its policy has passed; the run goes on until two evaluations in a row pass again"
     assert caplog.messages == [f"{evaluated.run.checkpoint(2)}: {said}"]
     train(resumed, 9)
@@ -342,7 +343,7 @@ def test_half_a_training_until_it_passes_and_the_rest_are_the_whole(
         asked.append((weight.detach().sum().item(), seed, reference))
         return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 0.0)
 
-    monkeypatch.setattr(training, "Evaluations", lambda page: measure)
+    monkeypatch.setattr(training, "Evaluations", lambda page, skip: measure)
     task = page("train.stop_when=passed", "train.evaluate_every=2")
     whole = training.start(task, tmp_path / "whole")
     train(whole, 9)
@@ -358,13 +359,13 @@ def test_half_a_training_until_it_passes_and_the_rest_are_the_whole(
     train(second, 9)
     assert whole.passed is not None and second.passed is not None
     if kept:
-        assert asked == 2 * once and second.iteration == 4 and not caplog.messages
+        assert asked == 2 * once and second.iteration == 4 and not caplog.messages[1:]
         assert second.passed._replace(seconds=0.0) == whole.passed._replace(seconds=0.0)
         assert second.passed.seconds < half.seconds
     else:
         assert (second.iteration, second.passed.iteration) == (6, 4)
         said = "no such checkpoint; two evaluations in a row have to pass from here on"
-        assert caplog.messages == [f"{half.run.checkpoint(2)}: {said}"]
+        assert caplog.messages[1:] == [f"{half.run.checkpoint(2)}: {said}"]
 
 
 def test_the_time_of_evaluations_is_not_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +373,7 @@ def test_the_time_of_evaluations_is_not_trainings(tmp_path: Path, monkeypatch: p
         time.sleep(0.5)
         return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 100.0)
 
-    monkeypatch.setattr(training, "Evaluations", lambda page: measure)
+    monkeypatch.setattr(training, "Evaluations", lambda page, skip: measure)
     trainer = training.start(page("train.evaluate_every=1"), tmp_path / "run")
     started = time.perf_counter()
     train(trainer, 2)
@@ -546,9 +547,11 @@ def test_robots_that_run_out_of_room_end_the_run(tmp_path: Path, monkeypatch: py
     assert names(tmp_path / "run") == ["model_000002.pt"]
 
 
-def test_a_resumed_run_goes_by_the_page_it_was_started_with(tmp_path: Path) -> None:
+def test_a_resumed_run_goes_by_the_page_it_was_started_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(training.start(page("ppo.gamma=0.9"), tmp_path / "run"), 1)
     resumed = training.resume(str(tmp_path / "run"), "go2_flat", ["ppo.lam=0.8"])
+    assert f"{tmp_path / 'run'} goes on with its own page, and go2_flat differs in env.num_envs, " in caplog.messages[0]
+    assert caplog.messages[0].endswith("write as key.path=value")
     assert (resumed.page.ppo.gamma, resumed.page.ppo.lam, resumed.page.env.num_envs) == (0.9, 0.8, ENVS)
 
 
@@ -566,14 +569,26 @@ def test_what_is_drawn_otherwise_at_startup_is_drawn_anew(tmp_path: Path, caplog
     assert not [message for message in caplog.messages if "start fresh" in message]
     other = training.resume(str(tmp_path / "run"), "go2_flat", [event % "3.0, 3.1"])
     assert (masses(other) >= 3.0 - 1e-5).all()
-    assert caplog.messages[-1].endswith("draw otherwise at startup now; the robots start fresh, and it is drawn anew")
+    assert caplog.messages[-1].endswith("is drawn of it at startup, is another now; the robots start fresh, and it is drawn anew")
+
+
+def test_another_robot_does_not_begin_as_the_one_before_stood(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(training.start(page(), tmp_path / "run"), 1)
+    training.resume(str(tmp_path / "run"), overrides=["robot=go1"])
+    assert "the robot, or what is drawn of it at startup, is another now; the robots start fresh" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("rnn_type", ["none", "gru"])
 def test_of_more_robots_the_new_ones_start_fresh(tmp_path: Path, caplog: pytest.LogCaptureFixture, rnn_type: str) -> None:
-    train(training.start(page(f"ppo.rnn_type={rnn_type}", "ppo.rnn_hidden_dim=4", "ppo.symmetry=none"), tmp_path / "run"), 1)
+    train(
+        training.start(
+            page(f"ppo.rnn_type={rnn_type}", *(["ppo.rnn_hidden_dim=4"] if rnn_type != "none" else []), "ppo.symmetry=none"),
+            tmp_path / "run",
+        ),
+        1,
+    )
     saved = robots(tmp_path / "run", 1)
-    trainer = training.resume(str(tmp_path / "run"), "go2_flat", num_envs=ENVS + 4)
+    trainer = training.resume(str(tmp_path / "run"), num_envs=ENVS + 4)
     assert caplog.messages == [f"{tmp_path}/run/checkpoints/model_000001.pt: holds no state of 4 of 20 robots; they start fresh"]
     state = trainer.collector.snapshot()
     assert all(torch.equal(value[:ENVS], saved[name]) for name, value in state.items())
@@ -586,7 +601,7 @@ def test_of_more_robots_the_new_ones_start_fresh(tmp_path: Path, caplog: pytest.
 
 def test_fewer_robots_are_the_first_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(training.start(page(), tmp_path / "run"), 1)
-    trainer = training.resume(str(tmp_path / "run"), "go2_flat", num_envs=8)
+    trainer = training.resume(str(tmp_path / "run"), num_envs=8)
     saved = robots(tmp_path / "run", 1)
     assert all(torch.equal(value, saved[name][:8]) for name, value in trainer.collector.snapshot().items())
     assert not caplog.messages

@@ -9,7 +9,8 @@ import pytest
 
 from embodied_rl.config import load
 from embodied_rl.errors import UserError
-from embodied_rl.mdp.bind import Finder, needed
+from embodied_rl.mdp.bind import needed
+from embodied_rl.mdp.finder import Finder
 
 TERMS = """
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from embodied_rl import make_env
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
+from embodied_rl.inspection import inspect
 from embodied_rl.mdp.curricula import Curricula
 from embodied_rl.paths import PACKAGE
 
@@ -204,3 +206,55 @@ def test_a_number_that_is_not_there(override: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         ramp(override)
     assert str(caught.value) == f"go2_flat: curriculum.ramp.parameter: {said}"
+
+
+ODD = """
+import sys
+from embodied_rl.mdp.term import curriculum
+
+@curriculum()
+def mine(params, statistics, iteration):
+    {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("params['rewards.pose.std'].fill_(-1.0)", "sets rewards.pose.std in iteration 0: -1.0 is not allowed: more than 0"),
+        (
+            "params['commands.velocity.lin_vel_x'].neg_()",
+            "sets commands.velocity.lin_vel_x in iteration 0: [1.0, -1.0] is not allowed",
+        ),
+        ("params['observations.actor.joint_pos.noise'].fill_(-1.0)", "-1.0 is not allowed: at least 0"),
+        ("params['rewards.pose.std'] = '3'", "sets rewards.pose.std to '3', which is no number"),
+        ("params['nope'].fill_(1.0)", "own.py:7: KeyError: 'nope'"),
+        ("statistics['reward/total']", "own.py:7: reads the statistic 'reward/total', which there is not; there are none before"),
+        ("sys.exit(0)", "own.py:7: ends the process (SystemExit 0)"),
+    ],
+)
+def test_what_a_curriculum_may_not_do_is_named_when_the_page_is_checked(body: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(ODD.format(body=body))
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        inspect(load("go2_flat", [f"terms=[{tmp_path / 'own.py'}]", "curriculum.mine={}"]))
+    assert "curriculum.mine" in str(refused.value)
+
+
+def _linear(parameter: str, start: list[float], end: list[float]) -> str:
+    return f"{{term: linear, parameter: {parameter}, start: {start}, end: {end}, iterations: [0, 10]}}"
+
+
+@pytest.mark.parametrize(
+    ("curricula", "said"),
+    [
+        ([_linear("rewards.pose.std", [0.5], [-0.5])], "curriculum.c0.end: -0.5 is not allowed: more than 0"),
+        ([_linear("commands.velocity.lin_vel_x", [-1, 1], [1, -1])], "curriculum.c0.end: [1.0, -1.0] is not allowed: low"),
+        (
+            [_linear("rewards.pose.std", [0.5], [0.6])] * 2,
+            "curriculum.c1.parameter: 'rewards.pose.std' is moved by curriculum.c0",
+        ),
+    ],
+)
+def test_where_a_curriculum_leads_is_known_before_it_goes(curricula: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        Curricula(load("go2_flat", [f"curriculum.c{index}={one}" for index, one in enumerate(curricula)]))

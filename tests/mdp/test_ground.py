@@ -20,7 +20,11 @@ QUICK = ["env.compile=false", "physics.num_threads=1"]
 def test_rows_are_harder_along_x_and_kinds_lie_along_y() -> None:
     ground = make_ground(load("go2_flat", GRID))
     assert isinstance(ground, HeightField)
-    assert ground.half == pytest.approx((0.5 * (4 * 4 + 2), 0.5 * (3 * 4 + 2))) and ground.kinds == ("slope", "flat", "stairs_down")
+    assert ground.half == pytest.approx((0.5 * (4 * 4 + 2), 0.5 * (3 * 4 + 2))) and ground.kinds == (
+        "slope",
+        "flat",
+        "stairs_down",
+    )
     origins = ground.origins.numpy()
     assert origins.shape == (3, 4, 3)
     np.testing.assert_allclose(origins[:, :, 0], [[-6.0, -2.0, 2.0, 6.0]] * 3, atol=1e-6)
@@ -51,7 +55,10 @@ def test_a_page_without_patches_has_a_plane() -> None:
         (["terrain.rows=3"], "terrain.rows: only read with patches"),
         (["patches.stair={}"], "patches.stair: no such term; did you mean 'stairs'?"),
         (["patches.stairs={step: [0.2, 0.1]}"], "patches.stairs.step: [0.2, 0.1] is not allowed: low must be at most high"),
-        (["patches.stairs={platform: 3.9}"], "patches.stairs: has no room on a patch of 8 m for a platform of +-3.9 m and 0.3 m more"),
+        (
+            ["patches.stairs={platform: 3.9}"],
+            "patches.stairs: has no room on a patch of 8 m for a platform of +-3.9 m and 0.3 m more",
+        ),
         (["patches.slope={platform: 5.0}"], "patches.slope: has no room on a patch of 8 m for a platform of +-5 m"),
     ],
 )

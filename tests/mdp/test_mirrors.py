@@ -60,10 +60,13 @@ def test_an_unknown_name_is_refused_where_it_is_written(declare: Any) -> None:
         ("vector", 2, "its mirror is of 3 numbers, the value has 2"),
         ("joints", 4, "its mirror is of 3 numbers, the value has 4"),
         (((0, 1), (1.0,)), 2, "its mirror is of 2 numbers, the value has 2"),
-        (((0, 0), (1.0, 1.0)), 2, "its mirror is of 2 numbers, the value has 2"),
+        (((0, 0), (1.0, 1.0)), 2, "its mirror is an index, which has each of 0 to 1 once, and a sign, 1 or -1, for each number"),
         (((1, 2, 0), (1.0, 1.0, 1.0)), 3, "its mirror applied twice is not the identity"),
         (((1, 0), (1.0, -1.0)), 2, "its mirror applied twice is not the identity"),
-        (((0, 1), (1.0, 2.0)), 2, "its mirror applied twice is not the identity"),
+        (((0, 1), (1.0, 2.0)), 2, "its mirror is an index, which has each of 0 to 1 once, and a sign, 1 or -1, for each number"),
+        (((1, 0), (2.0, 0.5)), 2, "its mirror is an index, which has each of 0 to 1 once, and a sign, 1 or -1, for each number"),
+        (None, 2, "its mirror returns a NoneType, no (index, sign) of whole numbers and signs"),
+        (((0.0, 1.0), (1.0, 1.0)), 2, "its mirror returns a tuple, no (index, sign) of whole numbers and signs"),
     ],
 )
 def test_a_mirror_that_does_not_suit_its_value_is_one_line(mirror: Any, size: int, said: str) -> None:

@@ -15,6 +15,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.mdp.fields import Values
 from embodied_rl.mdp.moment import Draw
 from embodied_rl.mdp.part import Part, PartState
+from embodied_rl.mdp.trackers import Trackers
 from embodied_rl.physics.protocol import Physics
 from embodied_rl.robot import load_robot
 from embodied_rl.scene import Scene, build_scene
@@ -113,7 +114,9 @@ UNSAID = {
 def test_what_a_term_reads_without_saying_so_is_one_line(moment, need):
     """And not zeros, which is what an engine has where it measures nothing."""
     robot = SimpleNamespace(**vars(moment.robot._part) | {"measured": frozenset()})
-    unsaid = dataclasses.replace(moment, robot=PartState(cast("Part", robot), moment.robot._physics), trackers={}, model=Values())
+    unsaid = dataclasses.replace(
+        moment, robot=PartState(cast("Part", robot), moment.robot._physics), trackers=Trackers(), model=Values()
+    )
     with pytest.raises(UserError) as error:
         UNSAID[need](unsaid)
     assert str(error.value).startswith("a term reads ") and "\n" not in str(error.value)

@@ -28,7 +28,7 @@ from embodied_rl.mdp.bind import numbers
 
 ray = pytest.importorskip("ray", reason="needs Ray: an extra, ray")
 
-from embodied_rl.pools import make_collector  # noqa: E402
+from embodied_rl.pools import dispatcher, make_collector  # noqa: E402
 from embodied_rl.pools.cluster import Connection  # noqa: E402
 from embodied_rl.pools.crew import Worker  # noqa: E402
 from embodied_rl.pools.errors import PoolError  # noqa: E402
@@ -81,6 +81,8 @@ class Trapped(gymnasium.Env):
                 raise RuntimeError("the gripper is stuck")
             if kind == "nan":
                 return self.state * np.nan, 1.0, False, False, {}
+            if kind == "exit":
+                raise SystemExit(0)
             if kind == "hang":
                 time.sleep(1000.0)
             if kind == "die":
@@ -572,26 +574,37 @@ def _slow_down(worker: Any) -> None:
 
 
 @pytest.mark.slow
-def test_one_that_hangs_is_given_up_and_named(trapped: Any, tmp_path: Path) -> None:
+def test_one_that_hangs_is_given_up_and_named(
+    trapped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dispatcher, "_SILENT_S", 2.0)
     pool = trapped()
     acting = policy(pool.page)
     pool.collect(acting, 0)  # in which a busy machine loads for longer than 4 s
     change(pool, timeout_s=4.0, max_restarts=0)
+    for worker in pool.crew.workers:
+        worker.busy_s = 0.1
     (tmp_path / "trap").write_text("hang")
     with pytest.raises(PoolError) as caught:
         pool.collect(acting, 1)
     said = str(caught.value)
     assert "no answer for 4." in said and "in python:trapped:make: environment " in said and "of the episode of seed " in said
+    (early,) = [line for line in caplog.messages if "no answer for 2 s; it is collecting iteration 1" in line]
+    assert "in python:trapped:make: environment " in early and "; lost in " in early
 
 
 @pytest.mark.slow
-def test_one_that_fails_at_every_step_ends_the_run_by_name(trapped: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "said"), [("raise", "gripper is stuck"), ("exit", "SystemExit: 0 ")])
+def test_one_that_fails_at_every_step_ends_the_run_by_name(
+    trapped: Any, tmp_path: Path, kind: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     pool = trapped(always=True)
     acting = policy(pool.page)
     pool.collect(acting, 0)
-    (tmp_path / "trap").write_text("raise")
-    with pytest.raises(PoolError, match=r"environment \d+, step 1 of the episode of seed \d+: failed 5 times .*gripper is stuck"):
+    (tmp_path / "trap").write_text(kind)
+    with pytest.raises(PoolError, match=rf"environment \d+, step 1 of the episode of seed \d+: failed 5 times .*{said}"):
         pool.collect(acting, 1)
+    assert "Traceback" not in caplog.text  # the line says all
 
 
 # --------------------------------------------------------------------------------------------------------------------- modes

@@ -13,11 +13,14 @@ import pytest
 import embodied_rl
 from embodied_rl import cli
 from embodied_rl.config import load
+from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
+from embodied_rl.inspection import report_of
 from embodied_rl.machine import gl_backend
 from embodied_rl.new.robot import new_robot, stand
 from embodied_rl.paths import shipped
 from embodied_rl.robot import RobotSpec, load_robot
+from embodied_rl.scene import build_scene
 
 #: A leg of two links of 0.2 m and a foot of 0.02 m, whose knee bends from 0.9 rad on; {s} is its name.
 LEG = """
@@ -272,10 +275,11 @@ def test_a_urdf_of_a_robot_that_lies_on_its_belly() -> None:
     np.testing.assert_allclose(place, [0.0, 0.0, -0.2], atol=1e-6)
 
 
-def test_what_a_urdf_gives_no_size_is_mended() -> None:
+@pytest.mark.parametrize("none", ["0", "-5e-20", "4e-18"])
+def test_what_a_urdf_gives_no_size_is_mended(none: str) -> None:
     nothing = '<collision><geometry><sphere radius="0.0"/></geometry></collision>'
     text = dog().replace('<link name="FL_foot">', f'<link name="FL_foot">{nothing}')
-    text = text.replace('<inertia ixx="0.02" iyy="0.06" izz="0.07"', '<inertia ixx="0" iyy="0" izz="0"')
+    text = text.replace('<inertia ixx="0.02" iyy="0.06" izz="0.07"', f'<inertia ixx="{none}" iyy="{none}" izz="0"')
     robot, said = made("dog.urdf", text)
     assert robot.feet[0].geoms == ("FL_foot",)
     assert "shapes of no size of FL_foot" in said and "the inertias of trunk" in said
@@ -302,7 +306,137 @@ def test_the_shipped_robots_are_found_again(name: str) -> None:
         np.testing.assert_allclose(guessed.default_joint_pos, ours.default_joint_pos, atol=0.11)
 
 
+#: A joint from one link to another.
+HUNG = '<joint name="hung" type="{2}"><parent link="{0}"/><child link="{1}"/><limit lower="-1" upper="1"/></joint>'
+
+
+@pytest.mark.parametrize(
+    ("root", "kind"), [("base_footprint", "fixed"), ("world", "fixed"), ("odom", "floating"), ("world", "floating")]
+)
+def test_what_a_urdf_hangs_its_robot_on_is_no_part_of_it(root: str, kind: str) -> None:
+    visual = "<visual><geometry><sphere radius='.01'/></geometry></visual>" if root == "odom" else ""
+    hung = f'<link name="{root}">{visual}</link>{HUNG.format(root, "trunk", kind)}</robot>'
+    robot, said = made("dog.urdf", dog().replace("</robot>", hung))
+    assert robot.base == "trunk"
+    assert "stands 2 s" in said
+    assert not report_of("dog").unexplained
+
+
+def test_xml_as_mujoco_reads_it() -> None:
+    """Blank lines before the declaration, and what follows a zero byte, as C programs write it."""
+    robot, _ = made("dog.urdf", f"\n\n<?xml version='1.0' encoding='latin-1'?>{dog()}\n\0\n")
+    assert len(robot.feet) == 4
+
+
+def test_what_lies_lowest_of_a_tail_is_no_foot() -> None:
+    tail = BIPED.replace('<geom size=".02" mass=".1"/>', '<geom type="capsule" fromto="0 0 0 -.2 0 -.9" size=".02" mass=".1"/>')
+    assert tail != BIPED
+    robot, said = made("biped.xml", tail)
+    assert [foot.name for foot in robot.feet] == ["left", "right"]
+    assert "stands 2 s" in said
+
+
+def test_a_foot_with_toes_is_the_foot() -> None:
+    sole = '<geom type="box" size=".1 .04 .01" pos=".03 0 -.04" mass=".5"/>'
+    toes = '<body name="{}_toes" pos=".13 0 -.04"><joint name="{}_toes" axis="0 1 0" range="-1 1"/>'
+    toes += '<geom type="box" size=".03 .04 .011" pos=".03 0 0" mass=".1"/></body>'
+    one, two, rest = BIPED.split(sole)
+    robot, said = made("biped.xml", f"{one}{sole}{toes.format('left', 'left')}{two}{sole}{toes.format('right', 'right')}{rest}")
+    model = robot.mjspec().compile()
+    assert [model.body(model.geom(foot.geoms[0]).bodyid[0]).name for foot in robot.feet] == ["left_ankle", "right_ankle"]
+    assert "stands 2 s" in said
+
+
+def test_a_foot_that_the_file_poses_higher_than_its_partner_is_one() -> None:
+    bent = BIPED.replace('name="right_shin" pos="0 0 -.3"', 'name="right_shin" pos="0 0 -.3" euler="0 1.5 0"')
+    bent = bent.replace('name="right_knee"', 'name="right_knee" ref="1.5"')
+    robot, _ = made("biped.xml", bent)
+    assert [foot.name for foot in robot.feet] == ["left", "right"]
+
+
+def test_a_robot_on_its_knees_is_stretched_first() -> None:
+    """Its joints' zeros have the shins point up, so that the knees are the lowest."""
+    knee = '<origin xyz="0 0 -0.2"/>\n    <axis xyz="0 1 0"/><limit lower="-2.6" upper="-0.9"/>'
+    up = '<origin xyz="0 0 -0.2" rpy="0 3.1415927 0"/><axis xyz="0 1 0"/><limit lower="-3.1" upper="3.1"/>'
+    assert dog().count(knee) == 4
+    robot, said = made("dog.urdf", dog().replace(knee, up))
+    assert all(f"{foot.name}_foot" in foot.geoms for foot in robot.feet)
+    assert robot.base_height == pytest.approx(0.33, abs=0.02)
+    assert "stands 2 s" in said
+
+
+def test_a_default_is_within_a_range_that_begins_between_two_thousandths() -> None:
+    tail = 'name="tail" axis="0 1 0" range=".0001745 .0517"'
+    robot, _ = made("biped.xml", BIPED.replace('name="tail" axis="0 0 1" range="-1 1"', tail))
+    assert robot.welded["tail"] == pytest.approx(0.0002, abs=1e-9)
+
+
+def test_a_joint_that_cannot_be_its_own_mirror_image() -> None:
+    robot, said = made(
+        "biped.xml", BIPED.replace('name="tail" axis="0 0 1" range="-1 1"', 'name="tail" axis="0 0 1" range=".1 1"')
+    )
+    assert not robot.mirror
+    assert "mirror: none: the ranges of 'tail' and its partner share no position" in said
+    assert "symmetry: none" in Path("biped/biped_flat.yaml").read_text()
+
+
+def test_what_no_actuator_drives_and_a_constraint_does_is_passive() -> None:
+    robot, said = made("biped.xml", BIPED.replace("<actuator>", '<equality><joint joint1="tail"/></equality><actuator>'))
+    index = robot.joint_names.index("tail")
+    assert (robot.stiffness[index], robot.damping[index]) == (0.0, 0.0)
+    assert "passive: tail" in said
+
+
 PLAIN = "<mujoco><worldbody><body name='trunk'><freejoint/><geom size='.1'/>{}</body></worldbody></mujoco>"
+
+
+def test_a_mjcf_as_people_have_it(here: Path) -> None:
+    """Bodies without names, a base that the file has turned, meshes beside a model that is attached, paths to strip."""
+    for place in ("parts/shells", "."):
+        (here / place).mkdir(parents=True, exist_ok=True)
+        (here / place / "head.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
+    head = '<geom type="mesh" mesh="head" mass="0.1" contype="0" conaffinity="0"/>'
+    (here / "parts/head.xml").write_text(
+        '<mujoco><compiler meshdir="shells"/><asset><mesh name="head" file="head.obj" scale=".05 .05 .05"/></asset>'
+        f'<worldbody><body name="head" pos="0 0 .2">{head}</body></worldbody></mujoco>'
+    )
+    asset = (
+        '<asset><model name="h" file="parts/head.xml"/><mesh file="far/away/head.obj" scale=".05 .05 .05"/></asset><worldbody>'
+    )
+    text = BIPED.replace('angle="radian"', 'angle="radian" strippath="true"').replace("<worldbody>", asset)
+    text = text.replace('<body name="ball"', "<body").replace('<body name="pelvis"', '<body euler="0 0 1.5708"')
+    text = text.replace('<body name="tail"', f'<attach model="h" body="head" prefix="h/"/>{head}<body name="tail"')
+    (here / "biped.xml").write_text(text)
+    told = new_robot(Path("biped.xml"), here / "made")
+    assert told[0] == "left out: a body without a name, which is not the robot"
+    robot = load_robot(str(here / "made"))
+    assert robot.base == "base" and stand(robot)[0] < 0.2
+    stock, made = (
+        mujoco.MjModel.from_xml_path("biped.xml"),
+        build_scene(robot, collisions="feet", physics=PhysicsSettings()).model,
+    )
+    assert made.body_subtreemass[made.body("base").id] == pytest.approx(stock.body_subtreemass[2])
+
+
+def test_joints_that_follow_others_are_where_those_have_them(here: Path) -> None:
+    ties = "".join(
+        f'<joint joint1="{s}_ankle_pitch" joint2="{s}_knee" polycoef=".0123 -.4567 0 0 0"/>' for s in ("left", "right")
+    )
+    text = BIPED.replace("</mujoco>", f"<equality>{ties}</equality></mujoco>")
+    robot, _ = made("biped.xml", text.replace('name="ball"', 'name="ground"'))
+    pose = dict(zip(robot.joint_names, robot.default_joint_pos, strict=True))
+    for side in ("left", "right"):
+        assert pose[f"{side}_ankle_pitch"] == pytest.approx(0.0123 - 0.4567 * pose[f"{side}_knee"], abs=1e-5)
+    (here / "named.xml").write_text(BIPED.replace('<geom size=".02" mass=".1"/>', '<geom name="ground" size=".02" mass=".1"/>'))
+    with pytest.raises(UserError, match=r"^named\.xml: cannot become a robot: a geom is named 'ground'"):
+        new_robot(Path("named.xml"))
+
+
+def test_what_an_equality_asks_is_told_of_the_file_that_is_there(here: Path) -> None:
+    tail = '<equality><weld body1="pelvis"/></equality></mujoco>'
+    (here / "biped.xml").write_text(BIPED.replace("</mujoco>", tail))
+    with pytest.raises(UserError, match=r"^biped\.xml: cannot become a robot: robot\.yaml:4: base: 'pelvis' floats"):
+        new_robot(Path("biped.xml"))
 
 
 @pytest.mark.parametrize(
@@ -331,6 +465,32 @@ PLAIN = "<mujoco><worldbody><body name='trunk'><freejoint/><geom size='.1'/>{}</
             "a.xml",
             PLAIN.format("<body><joint name='j'/><geom type='capsule' fromto='.1 -.2 0 .1 -.9 -.1' size='.02'/></body>"),
             "its legs point along -y",
+        ),
+        (
+            "a.xml",
+            BIPED.replace('type="box" size=".1 .15', 'name="ground" type="box" size=".1 .15'),
+            "a.xml: cannot become a robot",
+        ),
+        (
+            "car.xml",
+            PLAIN.format(
+                "".join(
+                    f"<body pos='{x} {y} -.1'><joint name='{n}' axis='0 1 0'/>"
+                    "<geom type='cylinder' size='.1 .02' zaxis='0 1 0'/></body>"
+                    for n, x, y in (("a", 0.2, 0.1), ("b", 0.2, -0.1), ("c", -0.2, 0.1), ("d", -0.2, -0.1))
+                )
+            ),
+            "'a', 'b', 'c', 'd' lift nothing off the ground, as wheels do",
+        ),
+        (
+            "y_up.xml",
+            BIPED.replace('<freejoint/><geom type="box"', '<freejoint/><geom pos="-3 0 0" size=".1" mass="90"/><geom type="box"'),
+            "the centre of mass is",
+        ),
+        (
+            "dog.urdf",
+            dog().replace("</robot>", '<link name="world"/>' + HUNG.format("world", "trunk", "prismatic") + "</robot>"),
+            "'world' holds 'hung'; a robot that walks",
         ),
         ("there.xml", BIPED, "is there already"),
         ("", "", "no such file"),

@@ -11,6 +11,7 @@ import pytest
 
 from embodied_rl.cli import main
 from embodied_rl.config.page import PhysicsSettings, SceneSettings
+from embodied_rl.errors import UserError
 from embodied_rl.robot import load_robot, robot_names
 from embodied_rl.scene import Scene, build_scene
 from embodied_rl.scene.compare import NOT_COMPARED, fields, why_not
@@ -144,6 +145,24 @@ STRANGERS = {
         },
         "light left out, light 0 of world: only what is shown has light",
     ),
+    "hall": (
+        {
+            "world": '<body name="prop" pos="3 0 1"><freejoint align="true"/><geom size=".1" pos=".2 0 0"/></body>'
+            '<body name="hall"><geom name="box" type="box" size=".1 .1 .1" pos="2 0 0"/></body>',
+            "top": '<size nkey="1"/><option density="9"><flag sleep="enable"/></option>',
+            "trunk": '<geom name="fin" type="ellipsoid" size=".1 .1 .01" fluidshape="ellipsoid" mass="0"/>',
+        },
+        "option enableflags: sleep in the file, none here: of each contact its geoms' own numbers hold, and states are whole",
+    ),
+    "lent": (
+        {
+            "top": '<extension><plugin plugin="mujoco.pid"/></extension>',
+            "bottom": '<tendon><fixed name="t"><joint joint="left_hip" coef="1"/></fixed></tendon><actuator>'
+            '<motor tendon="t" gear="2" armature="0.1" damping="1 1"/><plugin joint="right_hip" plugin="mujoco.pid" actdim="1">'
+            '<config key="ki" value="4"/></plugin></actuator>',
+        },
+        "tendon_armature: 0 in the file, 0.4 here, of t: the file's actuators, which are left out, lent it the joint or tendon",
+    ),
     "weld": (
         {"more": "weld: [left_hip]", "joint": 'springdamper="0.1 1" pos="0 0 0.02"', "top": '<compiler fusestatic="true"/>'},
         "joint left out, left_hip: robot.yaml's weld holds them at their default",
@@ -163,6 +182,12 @@ def test_everything_about_a_strangers_robot_has_its_reason(name, collisions, str
     assert told(found) == []
     assert line in str(found)
     assert ("of pulley: a tendon runs over it" in str(found)) is (name == "pulley" and collisions == "feet")
+
+
+def test_a_file_that_mujoco_alone_refuses_is_one_line(stranger):
+    robot = stranger(bottom='<actuator><motor joint="nowhere"/></actuator>')
+    with pytest.raises(UserError, match=r"robot\.xml: MuJoCo alone cannot read it: Error: unknown transmission target 'nowhere'"):
+        report(*built(robot))
 
 
 # ------------------------------------------------------------------------------------------------------------ not explained
@@ -208,6 +233,31 @@ def test_feet_that_pass_through_the_ground_are_told(stranger):
 def test_a_floor_on_a_body_of_its_own_is_no_geom_of_the_robot(stranger):
     floor = '<body name="scenery"><geom type="plane" size="1 1 1"/></body>'
     assert told(report(*built(stranger(world=floor), collisions="full"))) == []
+
+
+def test_keyframes_that_a_file_only_counts_are_none(stranger):
+    lines = str(found := report(*built(stranger(top='<size nkey="2"/>')))).splitlines()
+    assert told(found) == []
+    assert any("2 keyframes left out" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ("<collision><geometry><sphere", '<collision name="rubber"><geometry><sphere'),  # MuJoCo takes the name for the geom's
+        ('<mass value="0.1"/>', '<mass value="0.0"/>'),  # an inertia without mass, which MuJoCo does not fuse
+        (
+            "</robot>",
+            '<link name="odom"/><joint name="a" type="floating"><parent link="odom"/><child link="trunk"/></joint></robot>',
+        ),
+    ],
+)
+def test_what_urdfs_have_has_its_reason(given, instead, stranger, tmp_path):
+    folder, file = stranger(urdf=True), tmp_path / "robot.urdf"
+    text = file.read_text()
+    assert given in text
+    file.write_text(text.replace(given, instead, 1))
+    assert told(report(*built(folder))) == []
 
 
 def test_a_link_of_a_urdf_that_is_fixed_to_another_is_no_free_base(stranger, tmp_path):

@@ -118,6 +118,9 @@ GROUNDED = {
         tail='<actuator><motor name="m" joint="FL"/></actuator>'
         '<custom><tuple name="t"><element objtype="actuator" objname="m" prm="0"/></tuple></custom>'
     ),
+    "what sleeps, and what is whole in the arena alone": dict(
+        head='<option><flag sleep="enable"/></option><size memory="4K" nkey="2"/>'
+    ),
     "bodies that MuJoCo would fuse": dict(head='<compiler fusestatic="true" discardvisual="true"/>'),
     "looks of our names": dict(
         head='<asset><texture name="floor" type="2d" builtin="flat" width="8" height="8"/><material name="floor"/></asset>',
@@ -156,6 +159,86 @@ def test_a_dragged_foot_slides_with_the_friction_that_is_drawn(build: Build, foo
     assert _dragged(build(table(head, foot=foot)), friction) == pytest.approx(friction, rel=0.02)
 
 
+def test_a_floor_made_of_a_box_takes_the_friction_of_the_feet(build: Build) -> None:
+    slab = '<body name="hall"><geom name="slab" type="box" size="9 9 0.1" pos="0 0 -0.0999" friction="2" priority="4"/></body>'
+    scene = build(table(world=slab), collisions="full")
+    assert _dragged(scene, 0.3) == pytest.approx(0.3, rel=0.02) and scene.model.geom("slab").id >= 0
+    mounted = build(table(free="", foot='priority="2"'), collisions="full").model  # the robot's own geoms stay as they are
+    assert mounted.geom("trunk").priority[0] == 0
+    with pytest.raises(UserError, match=r"base_height: 'FL' of table\.xml is 0\.1 m in 'slab' in the default pose, which throws"):
+        build(table(world=slab.replace("-0.0999", "0")), collisions="full")
+
+
+def test_geoms_below_the_feet_are_told(build: Build) -> None:
+    keel = '<freejoint/><geom name="keel" type="box" size="0.1 0.1 0.1" pos="0 0 -0.2" mass="1"/>'
+    build(table(free=keel))  # only the feet collide
+    with pytest.raises(UserError, match=r"base_height: 'keel' of table\.xml is 0\.07 m in 'ground' in the default pose"):
+        build(table(free=keel), collisions="full")
+
+
+def test_what_of_a_foots_link_is_lower_is_told(build: Build) -> None:
+    page = PAGE.replace("geoms: [FL]", "geoms: [FL_shin]")
+    with pytest.raises(UserError) as caught:
+        build(table(), page, collisions="full")
+    assert str(caught.value).endswith(
+        "robot.yaml:6: feet.FL.geoms: 'FL' of table.xml is 0.07 m lower in the default pose; name it as well"
+    )
+    build(table(), PAGE.replace("geoms: [FL]", "geoms: [FL_shin, FL]"), collisions="full")
+
+
+def test_a_mjcf_that_is_not_utf_8_is_one_line(build: Build, tmp_path: Path) -> None:
+    build(table(head="<!-- 30° -->"))
+    named = table().replace("FL_shin", "FL_füß")
+    for text, encoding in ((named, "latin-1"), (f'<?xml version="1.0" encoding="UTF-16"?>{named}', "utf-16")):
+        (tmp_path / "table.xml").write_bytes(text.encode(encoding))
+        with pytest.raises(
+            UserError, match=r"table\.xml: cannot be read: .*; the file is not UTF-8, in which MuJoCo reads an MJCF"
+        ):
+            build()
+    (tmp_path / "table.xml").write_bytes(table(head="<!-- 30° -->").encode("latin-1"))
+    build()
+
+
+def test_a_foot_that_is_a_plane_is_one_line(build: Build) -> None:
+    with pytest.raises(UserError, match=r"table\.xml: geom 'FL' is of a foot, and no plane moves; make it a box$"):
+        build(table(foot='type="plane"').replace('size="0.03"', 'size="1 1 1"'))
+
+
+def test_what_a_fluid_flows_around_stays(build: Build) -> None:
+    fin = '<freejoint/><geom name="fin" type="ellipsoid" size="0.3 0.1 0.01" fluidshape="ellipsoid" mass="0" {}/>'
+    deaf, wet = fin.format('contype="0" conaffinity="0"'), '<option density="1000"/>'
+    model = table(wet, free=deaf)
+    felt = []
+    for built in (build(model).model, mujoco.MjModel.from_xml_string(model)):
+        data = mujoco.MjData(built)
+        data.qvel[2] = 1.0
+        mujoco.mj_forward(built, data)
+        felt.append(data.qfrc_fluid[2])
+    assert felt[0] == pytest.approx(felt[1]) and felt[0] < -1.0
+    with pytest.raises(KeyError):  # there is none
+        build(table(free=deaf)).model.geom("fin")
+
+
+def test_what_the_files_actuators_lend_tendons_stays(build: Build) -> None:
+    model = table(
+        tail='<tendon><fixed name="t" damping="1" armature="0.1"><joint joint="FL" coef="1"/></fixed></tendon>'
+        '<actuator><motor tendon="t" gear="3" armature="0.02" damping="0.5"/></actuator>'
+    )
+    built = build(model).model
+    assert (built.tendon_armature[0], built.tendon_damping[0]) == (pytest.approx(0.28), pytest.approx(5.5))
+
+
+def test_a_prop_that_mujoco_would_align_keeps_its_centre_of_mass(build: Build) -> None:
+    ball = (
+        '<body name="prop" pos="2 0 1"><freejoint align="true"/><geom size="0.05" pos="0.2 0 0.1" mass="1" contype="0"/></body>'
+    )
+    for collisions in ("feet", "full"):
+        model = build(table(world=ball), collisions=collisions).model
+        data = mujoco.MjData(model)
+        mujoco.mj_kinematics(model, data)
+        np.testing.assert_allclose(data.body("prop").xipos, (2.2, 0.0, 1.1), atol=1e-9)
+
+
 def test_what_a_pair_says_of_the_floor_is_said_of_the_ground(build: Build) -> None:
     masks = dict(foot='contype="0" conaffinity="0"', world=FLOOR.format(""))
     pair = '<pair geom1="floor" geom2="{}" condim="4" friction="{}" margin="0.01" solref="0.03 1"/>'
@@ -188,7 +271,9 @@ def test_pairs_of_the_robot_stay_where_both_geoms_do(build: Build) -> None:
 
 
 def test_a_geom_of_the_robot_with_the_grounds_name_is_one_line(build: Build) -> None:
-    with pytest.raises(UserError, match=r"table.xml: a geom is named 'ground', as ours is; give it another name$"):
+    with pytest.raises(
+        UserError, match=r"table.xml: a geom is named 'ground', as ours is; give it another name \(in a URDF, its link\)$"
+    ):
         build(table().replace('name="trunk" type', 'name="ground" type'))
 
 
@@ -275,6 +360,33 @@ def test_a_floating_base_that_an_equality_holds_is_one_line(build: Build) -> Non
     ):
         build(table(tail=held.format("")))
     build(table(tail=held.format(' active="false"')))
+    post = '<body name="post" pos="0 0 0.4" {}><geom size="0.05" contype="0" conaffinity="0"/></body>'
+    chest = '<freejoint/><site name="s"/><body name="chest"><geom size="0.01" mass="0.1"/></body>'
+    for world, ends, to in (
+        (post.format('mocap="true"'), 'weld body1="trunk" body2="post"', "'post'"),
+        (post.format(""), 'connect body1="post" body2="chest" anchor="0 0 0"', "'post'"),
+        ('<site name="here" pos="0 0 0.4"/>', 'weld site1="s" site2="here"', "the world"),
+    ):
+        with pytest.raises(UserError, match=f"base: 'trunk' floats, and an equality constraint of table.xml holds it to {to}; "):
+            build(table(world=world, free=chest, tail=f"<equality><{ends}/></equality>"))
+
+
+def test_a_base_that_mocap_moves_is_one_line(build: Build) -> None:
+    with pytest.raises(UserError, match=r"base: 'trunk' is a mocap body in table\.xml; give it a freejoint, or take mocap away$"):
+        build(table(free="", base='mocap="true"'))
+
+
+def test_a_base_that_lies_is_one_line(build: Build) -> None:
+    with pytest.raises(UserError, match=r"base: the z axis of 'trunk' in table\.xml is 1\.6 rad off the vertical; z points up"):
+        build(table(base='euler="1.5708 0 0"'))
+    assert build(table(base='euler="0 0 1.5708"')).root is not None
+
+
+def test_a_robot_mounted_over_a_floor_elsewhere_is_one_line(build: Build) -> None:
+    for floor, said in ((FLOOR.format('pos="0 0 -1"'), "at z = -1"), (FLOOR.format('euler="0.2 0 0"'), "not level")):
+        with pytest.raises(UserError, match=f"is mounted over a plane that is {said}, and our ground is at z = 0; move both"):
+            build(table(free="", world=floor))
+    build(table(free="", world=FLOOR.format("") + FLOOR.format('euler="0 1.57 0"').replace("floor", "wall")))
 
 
 def test_a_mounted_base_is_where_its_mount_has_it(build: Build) -> None:
@@ -314,6 +426,63 @@ def test_a_pose_that_cannot_be_is_one_line(build: Build, old: str, new: str, mes
     with pytest.raises(UserError) as caught:
         build(model, PAGE.replace(old, new))
     assert str(caught.value).endswith(f"robot.yaml:{message}")
+
+
+LOOPS = {
+    "a loop": ('<equality><connect name="loop" body1="FL" body2="FR" anchor="0 0 0"/></equality>', "0.02 off", "'loop'"),
+    "tendons": (
+        '<tendon><fixed name="a"><joint joint="FL" coef="1"/></fixed></tendon><equality><tendon tendon1="a"/></equality>',
+        "0.02 off",
+        "equality constraint 0",
+    ),
+    "a range": (
+        '<tendon><fixed name="a" range="-1 0.003"><joint joint="FL" coef="1"/></fixed></tendon>',
+        "0.017 off",
+        "the range of the tendon 'a'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_a_pose_that_pulls_at_what_closes_is_one_line(build: Build, case: str) -> None:
+    tail, off, what = LOOPS[case]
+    build(table(tail=tail))
+    with pytest.raises(UserError) as caught:
+        build(table(tail=tail), PAGE.replace("FL: {default: 0.0", "FL: {default: 0.02"))
+    assert f"robot.yaml:5: joints: the default pose is {off} what" in str(caught.value) and what in str(caught.value)
+
+
+def test_a_joint_is_welded_inside_its_range(build: Build) -> None:
+    page = PAGE.replace("FL: {default: 0.0", "FL: {default: 0.4") + "weld: [FL]\n"
+    with pytest.raises(
+        UserError, match=r"joints\.FL\.default: 0\.4 is outside the joint's range in table\.xml, \[-0\.05, 0\.05\]$"
+    ):
+        build(table(), page.replace("mirror: {FL: FR, RL: RR}", ""))
+
+
+def test_a_range_turned_round_is_one_line(build: Build) -> None:
+    model = table().replace('range="-0.05 0.05" limited="true"', 'range="0.05 -0.05"')
+    with pytest.raises(UserError, match=r"joints\.FL: its range in table\.xml is \[0\.05, -0\.05\]; the lower end stands first"):
+        build(model)
+
+
+def test_joints_without_a_name_are_one_line(build: Build) -> None:
+    tail = '<freejoint/><body name="tail"><joint/><joint axis="1 0 0"/><geom size="0.01" mass="0.1"/></body>'
+    with pytest.raises(UserError) as caught:
+        build(table(free=tail))
+    assert str(caught.value).endswith(
+        "joints: 2 joints of table.xml have no name, the first of body 'tail'; name and list every joint, or take out what is "
+        "not the robot's"
+    )
+
+
+def test_feet_of_mirror_partners_stand_reflected(build: Build) -> None:
+    scene = build(table())
+    assert scene.robot.joint_mirror()[0] == (1, 0, 3, 2)
+    turned = table().replace('<body name="FR" pos="0.2 -0.1 -0.1">', '<body name="FR" pos="0.2 -0.1 -0.1" euler="0 0.8 0">')
+    turned = turned.replace('<joint name="FR" type="slide" axis="0 0 1"', '<joint name="FR" type="slide" axis="-0.717 0 0.697"')
+    with pytest.raises(UserError, match=r"mirror: the sites of the feet 'FL' and 'FR' are 0\.078 m from being reflections"):
+        build(turned).robot.joint_mirror()
 
 
 def test_a_height_that_is_about_right_is_right(build: Build) -> None:
@@ -382,6 +551,8 @@ def test_a_base_below_a_link_with_a_mass_is_one_line(hop: Hop) -> None:
         hop(above=frame)
     page = HOPPER_PAGE.replace("base: trunk", "base: base_footprint").replace("0.23", "-0.77")
     assert hop(page, above=HELD.format("base_footprint", "trunk")).root is not None
+    low = HELD.format("base_footprint", "trunk").replace("0 0 1", "0 0 0.2299")  # a base whose frame is on the ground
+    assert hop(page.replace("-0.77", "0.0"), above=low).root is not None
 
 
 def test_visuals_that_cannot_be_read_are_left_out_with_one_warning(
@@ -443,6 +614,53 @@ def test_xacro_is_one_line_that_says_how_to_expand_it(hop: Hop, tmp_path: Path) 
             becomes = "hopper.urdf" if file.endswith(".xacro") else "hopper_expanded.urdf"
             said = "cannot be read: is xacro, which makes a URDF; expand it first: ros2 run xacro xacro"
             assert str(caught.value).endswith(f"{said} {tmp_path / file} -o {becomes}")
+
+
+WHEEL = (
+    f'<link name="wheel">{INERTIAL.format(1)}</link><joint name="wheel" type="continuous"><parent link="trunk"/>'
+    '<child link="wheel"/>{}</joint>'
+)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (
+            {"above": f'<link name="arm">{INERTIAL.format(1)}</link>'},
+            "2 links are no joint's child (arm, trunk); a URDF has one root",
+        ),
+        ({"limit": '<limit lower="1" upper="-1"/>'}, "joint 'leg': its limit is from 1 to -1; the lower first"),
+        ({"more": WHEEL.format('<mimic joint="lag"/>')}, "joint 'wheel': it mimics 'lag', and no revolute, continuous or"),
+        ({"more": WHEEL.format('<mimic joint="ankle"/>')}, "joint 'wheel': it mimics 'ankle', and no revolute, continuous or"),
+        ({"foot": INERTIAL.format(-1)}, "link 'foot': its mass is -1; allowed: 0 or more"),
+        ({"more": '<link name="leg"/>'}, "2 links are called 'leg'; give each a name of its own"),
+    ],
+)
+def test_what_mujoco_takes_for_something_else_is_one_line(hop: Hop, parts: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        hop(**parts)
+    assert f"hopper.urdf: cannot be read: {said}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_that_two_elements_would_have(hop: Hop) -> None:
+    shape = '<collision><geometry><sphere radius="0.02"/></geometry></collision>'
+    more = "".join(WHEEL.replace("wheel", name).replace("</link>", f"{shape}</link>") for name in ("foot_1", "trunk_1"))
+    more = more.replace('joint name="foot_1"', 'joint name="trunk"')
+    page = HOPPER_PAGE.replace("joints: {", f"joints: {{trunk: {JOINT}, trunk_1: {JOINT}, ").replace("[foot]", "[foot, foot_2]")
+    scene = hop(page, foot=shape, more=more.replace("{}", ""))
+    assert scene.root is not None and scene.model.geom("foot_2").bodyid == scene.model.geom("foot").bodyid
+    assert scene.model.joint(0).name == "trunk_2"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "none"])
+def test_a_urdf_of_any_encoding(tmp_path: Path, encoding: str) -> None:
+    declared = "" if encoding in ("none", "utf-8") else f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>'
+    parts = {"attributes": ' xmlns="http://www.ros.org"', "above": "", "trunk": "", "foot": "", "limit": "", "more": ""}
+    text = (declared + HOPPER.format(**parts).strip()).replace("leg", "Fuß").replace("<!--", "")
+    (tmp_path / "hopper.urdf").write_bytes(text.encode("latin-1" if encoding == "none" else encoding))
+    (tmp_path / "robot.yaml").write_text(HOPPER_PAGE.replace("leg", "Fuß"), encoding="utf-8")
+    scene = build_scene(load_robot(str(tmp_path)), collisions="full", physics=PhysicsSettings())
+    assert scene.model.joint("Fuß").id == 1 and scene.model.body_mass.sum() == 5.0
 
 
 def test_joints_as_urdfs_have_them(hop: Hop) -> None:

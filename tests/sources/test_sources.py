@@ -71,6 +71,52 @@ def make(**options):
 
 def broken():
     raise OSError("no licence")
+
+def of_two(first, second, *, third):
+    return Own()
+
+def ends():
+    raise SystemExit(0)
+
+def moves():
+    import os, torch
+    os.chdir("/")
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    return Own()
+
+one = Own()
+same = lambda: one
+nothing = lambda: None
+number = 3
+vector = lambda: gymnasium.make_vec("CartPole-v1", num_envs=2)
+
+class Plain(gymnasium.Env):
+    # returns what its options say; with `odd` each second one has other spaces
+    made = 0
+
+    def __init__(self, begin="(np.zeros(3), {})", then="(np.zeros(3), 1.0, False, False, {})", see=None, do=None, odd=None):
+        self.begin, self.then = begin, then
+        box = lambda low, high, shape=(3,): spaces.Box(np.full(shape, low, np.float32), np.full(shape, high, np.float32))
+        first = Plain.made % 2 == 0
+        self.observation_space = eval(see) if see and (odd is None or first) else spaces.Box(-1, 1, (3,))
+        self.action_space = eval(do) if do and (odd is None or first) else spaces.Box(-1, 1, (2,))
+        Plain.made += 1
+
+    def reset(self, *, seed=None, options=None):
+        return eval(self.begin)
+
+    def step(self, action):
+        self.last = action
+        return eval(self.then)
+
+    def close(self):
+        raise RuntimeError("never opened")
+
+def damaged():
+    box = spaces.Box(-1, 1, (2,))
+    box.low[1] = np.nan
+    return box
 """
 
 
@@ -277,6 +323,161 @@ def test_what_cannot_be_had(own: Any, tmp_path: Path, name: str, env: dict, said
     with pytest.raises(UserError) as caught:
         make_vector(source(name, tmp_path, **env), torch.arange(2))
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def refused(tmp_path: Path, name: str, steps: int = 0, **options: Any) -> str:
+    """What is said of a source that cannot be had, or not stepped; a line."""
+    with pytest.raises(UserError) as caught:
+        env = make_vector(source(name, tmp_path, source_options=options), torch.arange(2))
+        for _ in range(steps):
+            env.advance(torch.zeros(2, 2))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("python:own_envs:maker", "module 'own_envs' has no attribute 'maker'; did you mean 'make'?; write python:MODULE:FUNC"),
+        ("python::make", "is not MODULE:NAME"),
+        ("python:..own_envs:make", "is not MODULE:NAME"),
+        ("python:own_envs", "is not MODULE:NAME"),
+        ("python:own_envs:broken", "making one raised OSError: no licence ("),
+        ("python:own_envs:ends", "making one raised SystemExit: 0 ("),
+        ("python:own_envs:of_two", "making one raised TypeError: of_two() missing 2 required positional arguments: "),
+        ("python:own_envs:same", "returned the same one twice; return a new one at each call"),
+        ("python:own_envs:nothing", "gives None, and a gymnasium.Env is wanted"),
+        ("python:own_envs:number", "is a value of the kind int, and a function that makes one is wanted"),
+        ("python:own_envs:vector", "gives a vector of environments (CartPoleVectorEnv), and single ones are wanted"),
+        ("python:syntax:make", "importing syntax raised SyntaxError: "),
+        ("python:exits:make", "importing exits raised SystemExit: 0 ("),
+        ("python:lacks:make", "importing lacks raised ModuleNotFoundError: No module named 'nowhere' ("),
+        ("gymnasium:syntax:Own-v0", "making one raised SyntaxError: "),
+        ("gymnasium:exits:Own-v0", "making one raised SystemExit: 0 ("),
+        ("gymnasium:FetchReach-v9", "; an id of another package is gymnasium:PACKAGE:ID, which imports it first"),
+        ("gymnasium:nowhere:Own-v0", "can be imported."),  # and no extra of ours is said to help
+    ],
+)
+def test_what_makes_none_is_a_line(own: Any, tmp_path: Path, name: str, said: str) -> None:
+    for module, text in {"syntax": "def make(:", "exits": "raise SystemExit(0)", "lacks": "import nowhere"}.items():
+        sys.modules.pop(module, None)
+        (tmp_path / f"{module}.py").write_text(text)
+    line = refused(tmp_path, name)
+    assert line.startswith(("env.source: " + name, "env.source: what makes")) and said in line
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("gymnasium:CartPole-v1", {"max_episode_steps": -5}, "making one raised ValueError: Expect the `max_episode_steps`"),
+        ("gymnasium:CartPole-v1", {"sutton_barto_rewards": 1}, "source_options.sutton_barto_rewards; did you mean 'sutton_b"),
+        ("python:own_envs:make", {"kind": "huge", "bounds": 1}, "got an unexpected keyword argument 'bounds'"),
+        ("python:own_envs:Plain", {"se": "3"}, "; env.source_options.se; did you mean 'see'?"),
+        ("python:own_envs:Plain", {"see": "3"}, "its observation_space is a value of the kind int, and one of gymnasium.spaces"),
+        ("python:own_envs:Plain", {"do": "3"}, "its action_space is a value of the kind int, and one of gymnasium.spaces"),
+        ("python:own_envs:Plain", {"see": "box(-1, 1, (0,))"}, "observations of the group 'actor' have no numbers"),
+        ("python:own_envs:Plain", {"see": "spaces.Discrete(10**9)"}, "1,000,000,000 numbers, and at most 10,000,000 are"),
+        ("python:own_envs:Plain", {"do": "box(-1, 1, (0,))"}, "actions of the shape (0,): there is nothing to choose"),
+        ("python:own_envs:Plain", {"do": "damaged()"}, "the bounds of action 1 are nan and 1; the lower one comes first"),
+        ("python:own_envs:Plain", {"do": "box(-5, 5)", "odd": 1}, "actions are Box("),
+        ("python:own_envs:Plain", {"see": "box(-1, 1, (5,))", "odd": 1}, "observations have {'actor': "),
+        (
+            "python:own_envs:Plain",
+            {"see": "spaces.Dict(a=box(-1, 1), s=spaces.Sequence(box(0, 1)))"},
+            "observations 's' of the kind Sequence have no fixed size; choose among the others: env.groups: {actor: [KEY, ...]}",
+        ),
+    ],
+)
+def test_options_and_spaces_that_cannot_be_used_are_a_line(own: Any, tmp_path: Path, name: str, options: dict, said: str) -> None:
+    assert said in refused(tmp_path, name, **options)
+
+
+@pytest.mark.parametrize(
+    ("begin", "said"),
+    [
+        ("np.zeros(3)", "it returned a value of the kind ndarray; a gymnasium.Env returns (observation, info)"),
+        ("(np.zeros(3), {}, 1)", "it returned 3 values; a gymnasium.Env returns (observation, info)"),
+        ("(np.zeros(1), {})", "an observation has the shape (1,), and its space (3,)"),
+        ("(0.5, {})", "an observation has the shape (), and its space (3,)"),
+        ("(np.zeros(4), {})", "an observation has the shape (4,), and its space (3,)"),
+        ("(['1', '2', '3'], {})", "an observation is ['1', '2', '3'], and numbers are wanted"),
+        ("(np.zeros(3) + 1j, {})", "and numbers are wanted"),
+        ("exit()", "raised SystemExit"),
+    ],
+)
+def test_what_a_reset_returns_is_not_guessed_at(own: Any, tmp_path: Path, begin: str, said: str) -> None:
+    assert said in refused(tmp_path, "python:own_envs:Plain", begin=begin)
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        ("(np.zeros(3), 1.0, False, {})", "step returned 4 values; a gymnasium.Env returns 5"),
+        ("(np.zeros(3), 1.0, {}, False, False)", "terminated is {}, and numbers are wanted"),
+        ("(np.zeros(3), 1.0, 'False', False, {})", "terminated is 'False', and numbers are wanted"),
+        ("(np.zeros(3), 1.0, False, 0.5, {})", "truncated is 0.5, and True or False is wanted"),
+        ("(np.zeros(3), 1.0, float('nan'), False, {})", "terminated is nan, and True or False is wanted"),
+        ("(np.zeros(3), '1.5', False, False, {})", "the reward is '1.5', and numbers are wanted"),
+        ("(np.zeros(3), [1.0, 2.0], False, False, {})", "the reward has the shape (2,), and one number is wanted"),
+        ("(np.zeros(2), 1.0, False, False, {})", "an observation has the shape (2,), and its space (3,)"),
+        ("exit()", "SystemExit"),
+    ],
+)
+def test_what_a_step_returns_is_not_guessed_at(own: Any, tmp_path: Path, then: str, said: str) -> None:
+    line = refused(tmp_path, "python:own_envs:Plain", 10, then=then)
+    assert "environment 0, " in line and "failed 5 times" in line and said in line
+
+
+@pytest.mark.parametrize(
+    ("see", "begin", "said"),
+    [
+        ("spaces.Discrete(5, start=3)", "(1, {})", "an observation is 1, and its space Discrete(5, start=3)"),
+        ("spaces.Discrete(5)", "(2.7, {})", "an observation is 2.7, and its space Discrete(5)"),
+        ("spaces.Dict(a=box(0, 1), b=box(0, 1))", "({'a': np.zeros(3)}, {})", "an observation has no 'b', which its space has"),
+        ("spaces.Dict(a=box(0, 1), b=box(0, 1))", "({'a': np.zeros(5), 'b': np.zeros(1)}, {})", "has the shape (5,), and its sp"),
+        ("spaces.Tuple((box(0, 1), box(0, 1)))", "((np.zeros(3),), {})", "an observation has no 1, which its space has"),
+    ],
+)
+def test_an_observation_is_one_of_its_space(own: Any, tmp_path: Path, see: str, begin: str, said: str) -> None:
+    assert said in refused(tmp_path, "python:own_envs:Plain", see=see, begin=begin)
+
+
+def test_ends_and_rewards_are_read_in_the_types_that_are_common(own: Any, tmp_path: Path) -> None:
+    for end in ("True", "1", "1.0", "np.True_", "np.array([True])"):
+        then = f"(np.zeros((1, 3)), np.array([2]), False, {end}, None)"
+        env = make_vector(source("python:own_envs:Plain", tmp_path, source_options={"then": then}), torch.arange(2))
+        env.advance(torch.zeros(2, 2))
+        assert env.result.truncated.tolist() == [True, True] and env.result.rewards.tolist() == [2.0, 2.0]
+        env.close()
+
+
+@pytest.mark.parametrize(("low", "high", "led"), [(2e6, 3e6, [2e6, 2.5e6, 3e6]), (-1e6, 1e6, [-1e6, 0.0, 1e6])])
+def test_bounds_that_lie_far_off_are_bounds(own: Any, tmp_path: Path, low: float, high: float, led: list) -> None:
+    options = {"do": f"box({low}, {high})"}
+    env: Any = make_vector(source("python:own_envs:Plain", tmp_path, source_options=options), torch.arange(1))
+    env.advance(torch.tensor([[-1.0, 0.0, 1.0]]))
+    assert env._batch._envs[0].unwrapped.last.tolist() == led
+
+
+def test_what_an_environment_changes_of_the_process_is_put_back(own: Any, tmp_path: Path, caplog: Any) -> None:
+    before = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
+    make_vector(source("python:own_envs:moves", tmp_path), torch.arange(2))
+    assert (Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()) == before
+    assert caplog.messages == ["env.source: python:own_envs:moves: changes the working directory to /; it is put back"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"actor": []}, "env.groups.actor: a group needs at least one key"),
+        ({"actor": ["arm", "arm"]}, "env.groups.actor: a key stands twice"),
+        ({"actor": ["arm"], "critics": ["arm"]}, "env.groups.critics: nothing reads it; did you mean 'critic'? (there are both)"),
+    ],
+)
+def test_groups_that_nobody_means(tmp_path: Path, groups: dict, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        source("python:own_envs:make", tmp_path, groups=groups)
+    assert str(caught.value).endswith(said)
 
 
 @pytest.mark.parametrize(

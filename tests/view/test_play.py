@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -88,6 +91,12 @@ def test_random_actions_are_bounded_and_change(env: Env) -> None:
     second = policy(env.obs)
     assert not torch.equal(first, second)
     assert -1.0 <= second.min() < -0.3 < 0.3 < second.max() < 1.0
+
+
+def test_a_command_that_is_no_number_is_refused_before_a_film_is_begun(env: Env, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--command: vx \[m/s\] is nan, wz \[rad/s\] is inf; a finite number is needed$"):
+        play(env, agent(env, "zero"), command=[math.nan, 0.0, math.inf], video=tmp_path / "film.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_command_of_another_size_is_refused(env: Env) -> None:

@@ -415,7 +415,7 @@ def test_ranks_pass_together_by_what_the_first_measures(ranks: Ranks, tmp_path: 
         with READING:
             return score_of(page)
 
-    monkeypatch.setattr(training, "Evaluations", lambda page: measure)
+    monkeypatch.setattr(training, "Evaluations", lambda page, skip: measure)
     monkeypatch.setattr(examiner, "score_of", judging)
 
     def train(group: Group) -> tuple[Any, ...]:

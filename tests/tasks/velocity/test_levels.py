@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from embodied_rl.mdp.draft import Draft
-from embodied_rl.tasks.velocity.levels import start_on_patch
 from embodied_rl.mdp.moment import Draw
 from embodied_rl.mdp.state import Memory
+from embodied_rl.tasks.velocity.levels import start_on_patch
 
 DT, ROWS, KINDS = 0.1, 5, 2
 

@@ -1,0 +1,116 @@
+"""What the sections that say how a policy learns need of each other, which no field can know alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from embodied_rl.config.learner_numbers import why_not
+from embodied_rl.config.page import PPOSettings, TrainSettings
+from embodied_rl.problems import shown
+from embodied_rl.strict_yaml import Keys
+
+#: Notes what is wrong with a key of the page.
+Problems = Callable[[Keys, str], None]
+
+
+def check_learning(parts: Mapping[str, Any], problem: Problems) -> None:
+    """Check `train`, `ppo`, `pool` and `curriculum` of a page against each other.
+
+    Args:
+        parts: the page's sections, each None where something is wrong with it already.
+        problem: is told of each key and what is wrong with it.
+    """
+    _check_overlap(parts, problem)
+    _check_pool(parts, problem)
+    _check_schedules(parts["ppo"], problem, ours=parts["train"] is not None and parts["train"].learner == "ppo")
+    _check_curricula(parts, problem)
+
+
+def _check_overlap(parts: Mapping[str, Any], problem: Problems) -> None:
+    """Check what collecting during the update needs of the rest of the page."""
+    train, pool = parts["train"], parts["pool"]
+    if train and pool:
+        stale = train.overlap or (pool.has_processes and pool.mode != "sync")
+        default = TrainSettings.model_fields["importance_clip"].default
+        if not stale and train.importance_clip != default:
+            message = f"{train.importance_clip:g} is only read with train.overlap: true, or pool.mode: overlap or async"
+            problem(("train", "importance_clip"), f"{message}; leave it out, or at {default:g}")
+    if not (train and train.overlap):
+        return
+    if pool and pool.has_processes:
+        return problem(("train", "overlap"), "true: of a pool it is pool.mode: overlap; leave the key out")
+    _check_stale(parts, problem, ("train", "overlap"), "true", "overlap: false")
+
+
+def _check_stale(parts: Mapping[str, Any], problem: Problems, path: Keys, given: str, other: str) -> None:
+    """Check what learning from an older policy needs, which `given` at `path` asks for and `other` does without."""
+    train, ppo = parts["train"], parts["ppo"]
+    if train and train.learner != "ppo":
+        problem(path, f"{given} needs train.learner: ppo, which weighs stale actions; take {other}")
+    if ppo and ppo.rnn_type != "none":
+        problem(path, f"{given} is not there for recurrent policies; take {other}")
+    if ppo and ppo.normalize_advantage_per_mini_batch:
+        problem(path, f"{given} needs ppo.normalize_advantage_per_mini_batch: false; set it, or take {other}")
+
+
+def _check_schedules(ppo: PPOSettings | None, problem: Problems, *, ours: bool) -> None:
+    """Check that what a schedule needs is there, and that nothing is which `ours`, PPO, does not read."""
+    if ppo is None:
+        return
+    if ppo.final_learning_rate is not None and ppo.schedule not in ("linear", "hold"):
+        message = f"{ppo.final_learning_rate:g} is never come to with schedule: {ppo.schedule}; take linear or hold"
+        problem(("ppo", "final_learning_rate"), f"{message}, or leave it out")
+    if ppo.final_entropy_coef is not None and ppo.entropy_schedule == "constant":
+        message = f"{ppo.final_entropy_coef:g} is never come to with entropy_schedule: constant; take linear or hold"
+        problem(("ppo", "final_entropy_coef"), f"{message}, or leave it out")
+    if ppo.entropy_schedule == "hold" and ppo.final_entropy_coef is None:
+        problem(("ppo", "entropy_schedule"), '"hold" needs final_entropy_coef, where it ends; add it, or take constant')
+    unread = {
+        "desired_kl": (ppo.schedule == "adaptive", "schedule: adaptive"),
+        "mirror_loss_coeff": (ppo.symmetry == "mirror_loss", "symmetry: mirror_loss"),
+        "rnn_hidden_dim": (ppo.rnn_type != "none", "rnn_type: gru or lstm"),
+        "rnn_num_layers": (ppo.rnn_type != "none", "rnn_type: gru or lstm"),
+    }
+    for key, (read, where) in unread.items() if ours else ():
+        value, default = getattr(ppo, key), PPOSettings.model_fields[key].default
+        if not read and value != default:
+            problem(("ppo", key), f"{shown(value)} is only read with {where}; leave it out, or at {default:g}")
+    if "hold" not in (ppo.schedule, ppo.entropy_schedule) and ppo.hold != PPOSettings.model_fields["hold"].default:
+        problem(("ppo", "hold"), "only read with schedule: hold or entropy_schedule: hold; leave it out")
+
+
+def _check_curricula(parts: Mapping[str, Any], problem: Problems) -> None:
+    """Check curricula whose `parameter` is a number of the learner's."""
+    entries, ppo, distributed = parts.get("curriculum"), parts["ppo"], parts["distributed"]
+    for name, entry in entries.items() if entries and ppo and distributed else ():
+        path = entry.params.get("parameter")
+        if not isinstance(path, str) or not path.startswith("ppo."):
+            continue
+        if why := why_not(path, ppo, distributed):
+            problem(("curriculum", name, "parameter"), f"{shown(path)} {why}")
+        for key in (key for key in ("start", "end") if key in entry.params):
+            if any(number < 0 for number in entry.params[key]):
+                problem(("curriculum", name, key), f"{shown(entry.params[key])} is negative, which {path} cannot be")
+
+
+def _check_pool(parts: Mapping[str, Any], problem: Problems) -> None:
+    """Check what the pool's mode needs of the rest of the page."""
+    pool, env, physics = (parts[name] for name in ("pool", "env", "physics"))
+    if not (pool and env and physics) or pool.workers is None:
+        return
+    if physics.engine != "native":
+        problem(("physics", "engine"), f"{shown(physics.engine)} runs where the learner does; a pool needs engine: native")
+    if pool.mode != "sync" and not pool.has_processes:
+        other = ", or train.overlap: true with it" if pool.mode == "overlap" else ""
+        message = f"{shown(pool.mode)} needs simulators in processes of their own, and address: none has none; take mode: sync"
+        problem(("pool", "mode"), message + other)
+    elif pool.mode != "sync":
+        _check_stale(parts, problem, ("pool", "mode"), shown(pool.mode), "mode: sync")
+        if pool.inference == "central":
+            problem(("pool", "inference"), f"'central' is strictly on-policy; with mode: {pool.mode} take inference: local")
+    if pool.inference == "central" and pool.on_crash == "mask":
+        problem(("pool", "on_crash"), "'mask' is not there with inference: central; take replay or raise")
+    if env.source and env.source.startswith("envpool:") and pool.on_crash == "replay":
+        why = "'replay' needs environments that can be brought back to where they were, and EnvPool's cannot"
+        problem(("pool", "on_crash"), f"{why}; take mask or raise")
