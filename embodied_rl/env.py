@@ -221,13 +221,12 @@ class Env:
             resample(moment, done)
         pose = self.robot.default_qpos.expand_as(physics.qpos)
         fresh = self.fields.draft("reset", pose, torch.zeros_like(physics.qvel))
-        lost = torch.zeros_like(done)
+        lost, touched = torch.zeros_like(done), done
         for term in terms.events["reset"]:
             term.happen(moment, fresh)
             lost = lost | self.quarantine.look(f"events.{term.name}", self.fields.drawn_in("reset", fresh), done)
         fresh.stand_on(self.scene.terrain, self.robot)
         going = Draft(physics.qpos, physics.qvel, self.fields.values)
-        touched = done
         for term in terms.events["interval"]:
             changed = term.happen(moment, going)
             lost = lost | self.quarantine.look(f"events.{term.name}", self.fields.drawn_in("interval", going), changed & ~done)

@@ -57,7 +57,7 @@ def test_a_page_without_patches_has_a_plane() -> None:
         (["patches.stairs={step: [0.2, 0.1]}"], "patches.stairs.step: [0.2, 0.1] is not allowed: low must be at most high"),
         (
             ["patches.stairs={platform: 3.9}"],
-            "patches.stairs: has no room on a patch of 8 m for a platform of +-3.9 m and 0.3 m more",
+            "patches.stairs: has no room on a patch of 8 m for a platform of +-3.9 m and 0.3 m",
         ),
         (["patches.slope={platform: 5.0}"], "patches.slope: has no room on a patch of 8 m for a platform of +-5 m"),
     ],
