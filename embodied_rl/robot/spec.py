@@ -241,7 +241,7 @@ class RobotSpec:
             off = float(np.linalg.norm(place * (1.0, -1.0, 1.0) - feet[partner]))
             if off > _ASIDE * size and name <= partner and not wrong:
                 apart = f"are {off:.2g} m from being reflections of each other with all joints at 0"
-                wrong.append((("mirror",), f"the sites of the feet {name!r} and {partner!r} {apart}"))
+                wrong.append((("mirror",), f"the sites of the feet {name!r} and {partner!r} of {self.model_path.name} {apart}"))
         if wrong:
             raise RobotError([problem_at(self._places(), *one) for one in wrong])
         permutation = tuple(self.joint_names.index(self.mirrored_name(name)) for name in self.joint_names)
