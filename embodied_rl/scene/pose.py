@@ -205,6 +205,7 @@ def _off_ground(model: mujoco.MjModel, robot: RobotSpec, pose: np.ndarray, root:
     if abs(gap) <= _most(right):
         return []
     where = f"{gap:.3g} m above" if gap > 0.0 else f"{-gap:.3g} m in"
-    foot = f"the lowest foot, {lowest.name!r} of {robot.model_path.name},"
+    below = model.body(int(model.body_parentid[model.site(lowest.site).bodyid[0]])).name
+    foot = f"the lowest foot, {lowest.name!r} (site {lowest.site!r} below {below!r} of {robot.model_path.name}),"
     message = f"{robot.base_height:g} has {foot} {where} the ground in the default pose; feet just touch at {right:.4g}"
     return [(("base_height",), message)]

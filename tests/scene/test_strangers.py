@@ -405,7 +405,7 @@ def test_a_mounted_base_is_where_its_mount_has_it(build: Build) -> None:
 # --------------------------------------------------------------------------------------------------------- the default pose
 
 
-FOOT = "'FL' of table.xml"
+FOOT = "'FL' (site 'FL' below 'trunk' of table.xml)"
 POSE = "the ground in the default pose"
 OUTSIDE = "is outside the joint's range in table.xml,"
 EQUALITY = "the equality constraint with 'FL' in table.xml"
@@ -490,7 +490,7 @@ def test_feet_of_mirror_partners_stand_reflected(build: Build) -> None:
     assert scene.robot.joint_mirror()[0] == (1, 0, 3, 2)
     turned = table().replace('<body name="FR" pos="0.2 -0.1 -0.1">', '<body name="FR" pos="0.2 -0.1 -0.1" euler="0 0.8 0">')
     turned = turned.replace('<joint name="FR" type="slide" axis="0 0 1"', '<joint name="FR" type="slide" axis="-0.717 0 0.697"')
-    with pytest.raises(UserError, match=r"mirror: the sites of the feet 'FL' and 'FR' of \w+\.xml are 0\.078 m from"):
+    with pytest.raises(UserError, match=r"mirror: the sites of the feet, 'FL' below 'trunk' and 'FR' .*, are 0\.078 m"):
         build(turned).robot.joint_mirror()
 
 
