@@ -219,6 +219,8 @@ class RobotSpec:
         places = {name: to_base @ (data.joint(name).xanchor - data.body(self.base).xpos) for name in pose}
         size = max(float(np.linalg.norm(place)) for place in places.values())
         feet = {foot.name: to_base @ (data.site(foot.site).xpos - data.body(self.base).xpos) for foot in self.feet}
+        sites = {foot.name: foot.site for foot in self.feet}
+        below = lambda site: model.body(int(model.body_parentid[model.site(site).bodyid[0]])).name  # noqa: E731
         signs: dict[str, float] = {}
         wrong = []
         for name, position in pose.items():
@@ -241,7 +243,8 @@ class RobotSpec:
             off = float(np.linalg.norm(place * (1.0, -1.0, 1.0) - feet[partner]))
             if off > _ASIDE * size and name <= partner and not wrong:
                 apart = f"are {off:.2g} m from being reflections of each other with all joints at 0"
-                wrong.append((("mirror",), f"the sites of the feet {name!r} and {partner!r} {apart}"))
+                both = " and ".join(f"{sites[one]!r} below {below(sites[one])!r}" for one in (name, partner))
+                wrong.append((("mirror",), f"the sites of the feet, {both} in {self.model_path.name}, {apart}"))
         if wrong:
             raise RobotError([problem_at(self._places(), *one) for one in wrong])
         permutation = tuple(self.joint_names.index(self.mirrored_name(name)) for name in self.joint_names)

@@ -199,10 +199,13 @@ def _off_ground(model: mujoco.MjModel, robot: RobotSpec, pose: np.ndarray, root:
         feet = Feet(model, robot, torch.device("cpu"))
     except UserError:  # said where a term asks for them
         return []
-    gap = float(feet.undersides(places[None], torch.tensor(quats[None], dtype=torch.float32)).min())
+    gaps = feet.undersides(places[None], torch.tensor(quats[None], dtype=torch.float32))[0]
+    gap, lowest = float(gaps.min()), robot.feet[int(gaps.argmin())]
     right = robot.base_height - gap
     if abs(gap) <= _most(right):
         return []
     where = f"{gap:.3g} m above" if gap > 0.0 else f"{-gap:.3g} m in"
-    message = f"{robot.base_height:g} has the lowest foot {where} the ground in the default pose; feet just touch at {right:.4g}"
+    below = model.body(int(model.body_parentid[model.site(lowest.site).bodyid[0]])).name
+    foot = f"the lowest foot, {lowest.name!r} (site {lowest.site!r} below {below!r} of {robot.model_path.name}),"
+    message = f"{robot.base_height:g} has {foot} {where} the ground in the default pose; feet just touch at {right:.4g}"
     return [(("base_height",), message)]

@@ -405,6 +405,7 @@ def test_a_mounted_base_is_where_its_mount_has_it(build: Build) -> None:
 # --------------------------------------------------------------------------------------------------------- the default pose
 
 
+FOOT = "'FL' (site 'FL' below 'trunk' of table.xml)"
 POSE = "the ground in the default pose"
 OUTSIDE = "is outside the joint's range in table.xml,"
 EQUALITY = "the equality constraint with 'FL' in table.xml"
@@ -413,8 +414,16 @@ EQUALITY = "the equality constraint with 'FL' in table.xml"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("t: 0.23", "t: 0.4", f"4: base_height: 0.4 has the lowest foot 0.17 m above {POSE}; feet just touch at 0.23"),
-        ("t: 0.23", "t: 0.1", f"4: base_height: 0.1 has the lowest foot 0.13 m in {POSE}; feet just touch at 0.23"),
+        (
+            "t: 0.23",
+            "t: 0.4",
+            f"4: base_height: 0.4 has the lowest foot, {FOOT}, 0.17 m above {POSE}; feet just touch at 0.23",
+        ),
+        (
+            "t: 0.23",
+            "t: 0.1",
+            f"4: base_height: 0.1 has the lowest foot, {FOOT}, 0.13 m in {POSE}; feet just touch at 0.23",
+        ),
         ("FL: {default: 0.0", "FL: {default: 0.3", f"5: joints.FL.default: 0.3 {OUTSIDE} [-0.05, 0.05]"),
         ("FL: {default: 0.0", "FL: {default: 0.02", f"5: joints.FR.default: 0, and {EQUALITY} wants -0.04"),
     ],
@@ -481,7 +490,7 @@ def test_feet_of_mirror_partners_stand_reflected(build: Build) -> None:
     assert scene.robot.joint_mirror()[0] == (1, 0, 3, 2)
     turned = table().replace('<body name="FR" pos="0.2 -0.1 -0.1">', '<body name="FR" pos="0.2 -0.1 -0.1" euler="0 0.8 0">')
     turned = turned.replace('<joint name="FR" type="slide" axis="0 0 1"', '<joint name="FR" type="slide" axis="-0.717 0 0.697"')
-    with pytest.raises(UserError, match=r"mirror: the sites of the feet 'FL' and 'FR' are 0\.078 m from being reflections"):
+    with pytest.raises(UserError, match=r"mirror: the sites of the feet, 'FL' below 'trunk' and 'FR' .*, are 0\.078 m"):
         build(turned).robot.joint_mirror()
 
 
