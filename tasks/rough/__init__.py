@@ -1,0 +1,1 @@
+"""Walking over patches of rough ground."""
