@@ -40,7 +40,7 @@ def bench_env(page: Page) -> dict[str, float]:
     with torch.no_grad():
         env.step(tape.actions[0])  # where there is a graph, it is captured here
     sides: dict[str, WholeEnv | PhysicsAlone | BatchAlone] = {"physics": physics_alone(env, tape), "env": WholeEnv(env, tape)}
-    if page.physics.engine == "native":
+    if page.physics.engine == "native" and not page.patches:
         sides["bare"] = BatchAlone(_bare_model(page), env, tape)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(_ROUNDS):

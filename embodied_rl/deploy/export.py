@@ -64,6 +64,11 @@ def export(
     Raises:
         DeployError: the policy does not fit the page, the exported network computes something else, or there is no room.
     """
+    if page.patches:
+        raise DeployError(
+            f"{page.name}: patches: an exported model stands on a plane, where a policy of rough ground is not rehearsed as it "
+            "was trained, and run_policy.py has no ground to scan; export policies of pages without patches"
+        )
     env = make(golden.golden_page(page))
     runner, known = make_runner(page.task)
     try:

@@ -13,7 +13,6 @@ from embodied_rl.robot import RobotSpec
 from embodied_rl.scene.build import Scene, add_motor
 from embodied_rl.scene.compare import KINDS, Comparison, Difference, compare
 from embodied_rl.scene.reasons import FOLLOWS, UNKNOWN, Case, on_ground, reason, self_contacts, written
-from embodied_rl.scene.terrain import FlatTerrain
 from embodied_rl.strict_yaml import display
 
 #: Kinds whose elements in the file and in the scene are never the same one: the file's go, the scene's are made anew.
@@ -148,7 +147,7 @@ def _reasons(case: Case, comparison: Comparison) -> Iterator[Told]:
 def _made(case: Case) -> Iterator[Difference]:
     """Compare the ground and the motors, which no file has, with such that were made of nothing else."""
     robot, model, spec = case.scene.robot, case.scene.model, mujoco.MjSpec()
-    FlatTerrain().add_to(spec)
+    case.scene.terrain.add_to(spec)
     for index, joint in enumerate(robot.joint_names):
         if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_ACTUATOR, joint) < 0:
             continue
