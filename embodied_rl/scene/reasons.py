@@ -282,10 +282,6 @@ def _ground(case: Case, one: Difference) -> bool:
     return one.theirs is None and one.element == "ground" and case.scene.model.geom_bodyid[one.ids[1]] == 0
 
 
-def _patches(case: Case, one: Difference) -> bool:
-    return isinstance(case.scene.terrain, HeightField) and one.element in ("", "ground")
-
-
 def _ours(case: Case, one: Difference) -> bool:
     return one.theirs is None and one.element in case.scene.robot.joint_names
 
@@ -334,8 +330,7 @@ _REASONS: tuple[tuple[str, str, str, Callable[[Case, Difference], bool]], ...] =
     ("actuator", "Motors", "robot.yaml's motors take their place", _gone),
     ("actuator", "Motors", "servos with robot.yaml's stiffness, damping and effort_limit", _ours),
     ("geom", "Contacts", "our ground, an endless plane at z = 0, or the page's patches", _ground),
-    ("hfield", "Contacts", "the page's patches (docs/ground.md)", _patches),
-    ("hfield_data", "Contacts", "the page's patches (docs/ground.md)", _patches),
+    ("hfield*", "Contacts", "the page's patches (docs/ground.md)", lambda case, _: isinstance(case.scene.terrain, HeightField)),
     ("geom", "Contacts", "the file's own ground; ours stands in for it", _theirs),
     ("geom_*", "Contacts", "our ground's; it stands in for the file's own, of its name", _stands_in),
     ("pair", "Contacts", "of a geom that is left out; masks let what the page says touch the ground", _unpaired),
