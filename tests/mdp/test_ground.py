@@ -40,6 +40,7 @@ def test_rows_are_harder_along_x_and_kinds_lie_along_y() -> None:
 def test_a_seed_is_a_ground() -> None:
     changes = ["terrain={rows: 2, size: 4.0, border: 0.0}", "patches.random_rough={}", "patches.discrete={}"]
     first, again, other = (make_ground(load("go2_flat", [*changes, f"terrain.seed={seed}"])) for seed in (1, 1, 2))
+    assert isinstance(first, HeightField) and isinstance(again, HeightField) and isinstance(other, HeightField)
     assert np.array_equal(first.heights, again.heights) and not np.array_equal(first.heights, other.heights)
     assert not np.array_equal(first.heights[:40, :40], first.heights[80:120, :40])
 

@@ -53,7 +53,9 @@ def test_ground_starts_and_command(page: Page) -> None:
     env = make_env.make(judged_on, measure=score.needs)
     rows, kinds = env.buffers["events.start_on_patch.row"], torch.arange(16) % 2
     assert rows.tolist() == [0, 0, 1, 1] * 4
-    torch.testing.assert_close(env.physics.qpos[:, :2], env.scene.terrain.origins[kinds, rows, :2])
+    origins = env.scene.terrain.origins
+    assert origins is not None
+    torch.testing.assert_close(env.physics.qpos[:, :2], origins[kinds, rows, :2])
     score.begin(env)
     expected = torch.atan2(SIDES[:, 1], SIDES[:, 0])
     apart = env.buffers["commands.velocity.target"] - expected
