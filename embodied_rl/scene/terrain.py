@@ -55,21 +55,17 @@ class HeightField:
         heights: [m] over a grid of points, x along the first axis and y along the second; float64 (X, Y), at least 2 x 2.
         cell: the distance of two points [m].
         origins: where robots begin, by kind of patch and row of difficulty: positions on the ground [m], (kinds, rows, 3).
-        kinds: names of the kinds.
-        size: of a patch [m].
     """
 
     friction = _FRICTION
     """Sliding [1], spinning and rolling [m]."""
 
-    def __init__(
-        self, heights: np.ndarray, cell: float, origins: np.ndarray, kinds: tuple[str, ...] = (), size: float = 0.0
-    ) -> None:
+    def __init__(self, heights: np.ndarray, cell: float, origins: np.ndarray) -> None:
         low, high = float(heights.min()), float(heights.max())
         self._lift, self._rise = low, max(high - low, 1e-3)  # MuJoCo wants some
         # as MuJoCo keeps it: shares of the rise, float32, y along the first axis
         self._shares = np.ascontiguousarray(((heights - low) / self._rise).T, dtype=np.float32)
-        self.cell, self.kinds, self.size = cell, kinds, size
+        self.cell = cell
         self.heights = (self._shares.astype(np.float64) * self._rise + self._lift).T
         """What is simulated [m], float64 (X, Y)."""
         self.half = tuple(0.5 * cell * (count - 1) for count in heights.shape)
