@@ -71,14 +71,14 @@ class Evaluations:
         """
         where = "reference" if reference else "training"
         with Waiting(f"{self._page.name}: evaluating robots in {where} physics", self._skip) as waiting:
-            env = self._at_its_beginning(moved, seed, reference)
+            score = score_of(self._page)
+            env = self._at_its_beginning(moved, score.needs, seed, reference)
             try:
-                return evaluate(env, policy, score_of(self._page), waiting)
+                return evaluate(env, policy, score, waiting)
             finally:
                 env.drain_unstable()  # nobody asks what blew up
 
-    def _at_its_beginning(self, moved: Moved, seed: int, reference: bool) -> Env:
-        score = score_of(self._page)
+    def _at_its_beginning(self, moved: Moved, needs: tuple[str, ...], seed: int, reference: bool) -> Env:
         # few episodes of a small batch: compiling the step would take longer than it saves
         page = page_as_moved(self._page, moved)
         settings = override(evaluation_page(page, seed, reference=reference), ["env.compile=false"])
@@ -87,7 +87,7 @@ class Evaluations:
             made[0].close()
             made = None
         if made is None:
-            env = make(settings, measure=score.needs)
+            env = make(settings, measure=needs)
             made = self._made[seed, reference] = env, env.snapshot(_rows(env))
         env, beginning = made
         with torch.inference_mode():

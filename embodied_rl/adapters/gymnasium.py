@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from embodied_rl.adapters import check_is_ours
 from embodied_rl.config import Page, override
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError, install_hint
@@ -49,7 +50,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     metadata = {"render_modes": [], "autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(self, env: Env, group: str = "actor") -> None:
-        _check_is_ours(env)
+        check_is_ours(env)
         if group not in env.obs:
             raise UserError(f"group {group!r}: the page has the observation groups {', '.join(env.obs)}")
         if group not in env.final_obs:
@@ -167,7 +168,7 @@ class GymnasiumEnv(gymnasium.Env):
     metadata = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, env: Env, group: str = "actor") -> None:
-        _check_is_ours(env)
+        check_is_ours(env)
         if env.num_envs != 1:
             raise UserError(f"env.num_envs: {env.num_envs}, and a gymnasium.Env has 1; use GymnasiumVectorEnv for more")
         self._vector = GymnasiumVectorEnv(env, group)
@@ -212,11 +213,6 @@ class GymnasiumEnv(gymnasium.Env):
 def _made_of(kind: Any, page: Page, env_ids: torch.Tensor, group: str) -> Any:
     """Make another adapter of a page."""
     return kind(make(page, env_ids=env_ids), group)
-
-
-def _check_is_ours(env: Any) -> None:
-    if not isinstance(env, Env):
-        raise UserError(f"env: {type(env).__name__} is given, and what embodied_rl.make gives is wanted")
 
 
 def _check_open(closed: bool) -> None:

@@ -15,6 +15,7 @@ from rsl_rl.env import VecEnv
 from tensordict import TensorDict
 from torch import Tensor
 
+from embodied_rl.adapters import check_is_ours
 from embodied_rl.config import Page
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
@@ -37,8 +38,7 @@ class RslRlEnv(VecEnv):
     """
 
     def __init__(self, env: Env) -> None:
-        if not isinstance(env, Env):
-            raise UserError(f"env: {type(env).__name__} is given, and what embodied_rl.make gives is wanted")
+        check_is_ours(env)
         self.env = env
         self.num_envs, self.num_actions = env.num_envs, env.num_actions
         self.max_episode_length, self.device = env.max_episode_length, env.device

@@ -14,15 +14,7 @@ from pydantic import create_model, field_validator
 from embodied_rl import family
 from embodied_rl.config.learning import check_learning
 from embodied_rl.config.misplaced import meant, misplaced, nested
-from embodied_rl.config.page import (
-    LEARNERS,
-    ROBOT_SECTIONS,
-    SOURCE_PHYSICS,
-    Entry,
-    EnvSettings,
-    Model,
-    Page,
-)
+from embodied_rl.config.page import LEARNERS, ROBOT_SECTIONS, SOURCE_PHYSICS, Entry, Model, Page
 from embodied_rl.config.terms import EXTRAS, REQUIRED, SECTIONS, TermSignature, find_terms, undeclared
 from embodied_rl.config.types import refuse
 from embodied_rl.problems import ConfigError, Problem, did_you_mean, quoted, shown
@@ -159,7 +151,7 @@ class _Checker:
         for group in (one for one in (env.final_obs_groups if env else ()) if one not in (env.groups or ("actor",))):
             self.problem(("env", "final_obs_groups"), f"{shown(group)} is not a group of observations")
         if env:
-            self.left_out(env, ("episode_s", "reward_floor", "reward_scale_dt", "random_episode_phase"), why)
+            self.left_out("env", env, ("episode_s", "reward_floor", "reward_scale_dt", "random_episode_phase"), why)
         if parts["ppo"] and parts["ppo"].symmetry != "none":
             self.problem(("ppo", "symmetry"), f"{shown(parts['ppo'].symmetry)} needs a robot with a mirror; take symmetry: none")
         check_learning(parts, self.problem)
@@ -345,24 +337,18 @@ class _Checker:
             message = f"{ppo.symmetry} needs a policy without memory, of which nobody knows the mirror image; take symmetry: none"
             self.problem(("ppo", "symmetry"), f"{message}, or rnn_type: none")
         if env and not env.source:
-            self.left_out(env, ("source_options", "groups", "reward_scale"), "only allowed with env.source; leave it out")
-        self.check_terrain(parts)
+            self.left_out("env", env, ("source_options", "groups", "reward_scale"), "only allowed with env.source; leave it out")
+        if parts["terrain"] and parts["patches"] == {}:
+            why = "only read with patches, like {stairs: {}, slope: {}}; leave it out"
+            self.left_out("terrain", parts["terrain"], type(parts["terrain"]).model_fields, why)
         check_learning(parts, self.problem)
         self.check_evaluation(parts)
 
-    def check_terrain(self, parts: Mapping[str, Any]) -> None:
-        """Refuse settings of the grid of patches where there are none."""
-        terrain = parts["terrain"]
-        if terrain and parts["patches"] == {}:
-            for key in terrain.model_fields_set:
-                if getattr(terrain, key) != type(terrain).model_fields[key].default:
-                    self.problem(("terrain", key), "only read with patches, like {stairs: {}, slope: {}}; leave it out")
-
-    def left_out(self, env: EnvSettings, keys: Iterable[str], why: str) -> None:
-        """Refuse keys that nothing would read, where they say something."""
+    def left_out(self, section: str, settings: Model, keys: Iterable[str], why: str) -> None:
+        """Refuse keys of a section that nothing would read, where they say something."""
         for key in keys:
-            if getattr(env, key) != type(env).model_fields[key].default:
-                self.problem(("env", key), why)
+            if getattr(settings, key) != type(settings).model_fields[key].default:
+                self.problem((section, key), why)
 
     def check_groups(self, groups: dict[str, Any], final: tuple[str, ...]) -> None:
         """Check that the policy's group is there, none is empty, and those of `env.final_obs_groups` exist."""

@@ -89,7 +89,8 @@ class HeightField:
     def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> HeightField:
         """Return the ground as terms on a device ask for it."""
         moved = copy.copy(self)
-        moved._table = torch.tensor(self.heights.ravel(), dtype=dtype, device=device)
+        exact = dtype == torch.float64
+        moved._table = torch.tensor(self.heights.ravel(), device=device) if exact else self._table.to(device)
         moved.origins = self.origins.to(device, dtype)
         return moved
 

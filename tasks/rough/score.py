@@ -13,6 +13,7 @@ from embodied_rl.config.types import Fraction, Ge, NonNegative, Positive, Range
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.score import Environment, Verdict
 from embodied_rl.mdp.term import score
+from embodied_rl.tasks.velocity.score import foot_friction, velocity_command
 
 #: Mean error of the velocity in training, below which an evaluation is worth its time [m/s].
 _NEAR = 0.4
@@ -57,7 +58,7 @@ class Cross:
         Raises:
             UserError: the page has no velocity command, or no patches as hard as the limits speak of.
         """
-        command = _command(page)
+        command = f"commands.{velocity_command(page, 'rough')}"
         if not page.patches:
             raise UserError(f"{page.name}: task: rough judges who gets across patches, and the page has none; add patches")
         if max(self._easy_rows - 1, self._hard_row) >= page.terrain.rows:
@@ -79,8 +80,7 @@ class Cross:
             f"events.start_on_patch={{rows: [0, {page.terrain.rows - 1}], curriculum: false}}",
             "events.reset_base={position: 0.0, yaw: 0.0}",
             f"events.reset_joints={{position: {self._start_joint_pos}}}",
-            f"events.foot_friction={{term: randomize, quantity: friction, of: feet, operation: set, "
-            f"range: {list(self._friction)}, when: reset}}",
+            *foot_friction(self._friction),
             # beside the page's own, under names that no page has
             f"terminations.score_left={{term: leaves_patch, size: {page.terrain.size}}}",
             "terminations.score_time_out={term: time_out}",
@@ -95,7 +95,7 @@ class Cross:
         self._cell = ids % cells
         self._side = ids // cells % 4
         turn = (0.5 * self._side + 1.0) % 2.0 - 1.0  # of half a turn, in [-1, 1)
-        env.terms.commands[_command(page).rpartition(".")[2]].target.copy_(math.pi * turn)
+        env.terms.commands[velocity_command(page, "rough")].target.copy_(math.pi * turn)
         self._left = env.buffers["terminations.score_left.side"]
         self._across = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
         self._going = torch.ones_like(self._across)
@@ -133,15 +133,3 @@ class Cross:
     def near(self, metrics: dict[str, float]) -> bool:
         """Whether robots follow their command in training, nearly as well as on flat ground."""
         return metrics.get("Metrics/lin_vel_error", float("inf")) <= _NEAR
-
-
-def _command(page: Page) -> str:
-    """Find the page's velocity command, by its path.
-
-    Raises:
-        UserError: it has none.
-    """
-    name = next((name for name, entry in page.commands.items() if entry.term == "velocity"), None)
-    if name is None:
-        raise UserError(f"{page.name}: task: rough judges how a velocity command is followed; write commands: {{velocity: {{}}}}")
-    return f"commands.{name}"

@@ -66,7 +66,7 @@ class Walk:
         Raises:
             UserError: the page has no velocity command.
         """
-        command = f"commands.{_command(page)}"
+        command = f"commands.{velocity_command(page)}"
         return [
             f"env.episode_s={self._episode_s}",
             *(f"{command}.{name}={list(value)}" for name, value in self._ranges.items()),
@@ -76,7 +76,7 @@ class Walk:
             "events=null",
             f"events.reset_base={{position: 0.5, lin_vel: {self._start_lin_vel}, ang_vel: {self._start_ang_vel}}}",
             f"events.reset_joints={{position: {self._start_joint_pos}}}",
-            *_foot_friction(self._friction),
+            *foot_friction(self._friction),
             # beside the page's own, under names that no page has
             "terminations.score_time_out={term: time_out}",
             f"terminations.score_tilt={{term: tilt, limit: {self._tilt}}}",
@@ -84,7 +84,7 @@ class Walk:
 
     def begin(self, env: Environment) -> None:
         """Start to count."""
-        self._settled = SettledCommand(env, env.terms.commands[_command(env.page)], self._unscored_s)
+        self._settled = SettledCommand(env, env.terms.commands[velocity_command(env.page)], self._unscored_s)
         zero = torch.zeros((), dtype=torch.float64, device=env.device)
         self._scored = self._lin_error = self._ang_error = self._energy = self._distance = zero
         self._weight = env.robot.mass * _GRAVITY
@@ -127,7 +127,7 @@ class Walk:
         return all(metrics.get(f"Metrics/{name}", float("inf")) <= _NEAR * limit for name, limit in limits.items())
 
 
-def _command(page: Page) -> str:
+def velocity_command(page: Page, family: str = "velocity") -> str:
     """Find the page's velocity command.
 
     Raises:
@@ -135,12 +135,12 @@ def _command(page: Page) -> str:
     """
     name = next((name for name, entry in page.commands.items() if entry.term == "velocity"), None)
     if name is None:
-        what = "velocity judges how a velocity command is followed, and the page has none"
+        what = f"{family} judges how a velocity command is followed, and the page has none"
         raise UserError(f"{page.name}: task: {what}; write commands: {{velocity: {{}}}}")
     return name
 
 
-def _foot_friction(friction: tuple[float, float]) -> list[str]:
+def foot_friction(friction: tuple[float, float]) -> list[str]:
     """Draw the feet's friction anew for each episode."""
     row = f"{{term: randomize, quantity: friction, of: feet, operation: set, range: {list(friction)}, when: reset}}"
     return [f"events.foot_friction={row}"]
