@@ -148,8 +148,8 @@ class Env:
             update(moment)
         lost = self.physics.unstable | episode.lost | self.quarantine.look("actions", episode.actions)
         ends = self._end(moment, lost)
-        errors = self._errors(moment)
-        lost = lost | self.quarantine.look("errors", errors)
+        told = self._told(moment)
+        lost = lost | self.quarantine.look("told", told)
         for group in self.groups:
             if group.name in self.final_obs:
                 last = group.compute(moment, noisy=False, fresh=None)
@@ -160,7 +160,7 @@ class Env:
         episode.terminated.logical_or_(lost)
         episode.truncated.logical_and_(~lost)
         episode.done.logical_or_(lost)
-        self._count(ends, torch.where(lost[:, None], 0.0, errors))
+        self._count(ends, torch.where(lost[:, None], 0.0, told))
         self._restart(moment)
 
     def _end(self, moment: Moment, lost: Tensor) -> list[Tensor]:
@@ -203,14 +203,14 @@ class Env:
         episode.episode_rewards.add_(episode.reward_terms)
         return odd
 
-    def _count(self, ends: list[Tensor], errors: Tensor) -> None:
+    def _count(self, ends: list[Tensor], told: Tensor) -> None:
         """Note what this step adds to the iteration's totals."""
         episode, done = self.episode, self.episode.done
         ended = done.float()
         columns = [torch.ones_like(ended), (~episode.valid).float(), ended, episode.terminated.float()]
         columns += [episode.episode_length * ended, *((end & done).float() for end in ends)]
         self._totals.columns.copy_(
-            torch.cat((torch.stack(columns, dim=-1), errors, episode.episode_rewards * ended[:, None]), dim=-1)
+            torch.cat((torch.stack(columns, dim=-1), told, episode.episode_rewards * ended[:, None]), dim=-1)
         )
 
     def _restart(self, moment: Moment) -> None:
@@ -324,10 +324,10 @@ class Env:
         """Make what the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
         return self.terms.actions.controls(self.moment(Draw()))
 
-    def _errors(self, moment: Moment) -> Tensor:
-        """Find how far the robots are from what they are asked for, (N, errors of all commands)."""
-        columns = list(self.terms.errors(moment).values())
-        return torch.stack(columns, dim=-1) if columns else self.episode.actions[:, :0]
+    def _told(self, moment: Moment) -> Tensor:
+        """Ask what terms tell of the robots, (N, totals)."""
+        columns = self.terms.told(moment)[1]
+        return torch.cat(columns, dim=-1) if columns else self.episode.actions[:, :0]
 
     def _allocate(self) -> None:
         """Every mutable tensor of the environment."""
@@ -345,10 +345,10 @@ class Env:
                 self.memory.add(term.path, term)
         self.obs = {group.name: self._zeros(group.size) for group in self.groups}
         self.final_obs = {name: self._zeros(self.obs[name].shape[1]) for name in self.page.env.final_obs_groups}
-        errors = list(terms.errors(self.moment(Draw())))
+        told = terms.told(self.moment(Draw()))[0]
         drawn = {mode: self.fields.num_drawn(mode) for mode in terms.events}
-        self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, errors, drawn))
-        self._totals = Totals(total_names(terms, errors), self.num_envs, self.device)
+        self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, told, drawn))
+        self._totals = Totals(total_names(terms, told), self.num_envs, self.device)
 
     def _randomize(self, mode: str, step: int) -> None:
         """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""

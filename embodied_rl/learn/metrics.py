@@ -169,6 +169,10 @@ def episode_metrics(totals: dict[str, float]) -> dict[str, float]:
         "Train/terminated": totals["terminated"] / episodes,
         "Train/episodes": episodes,
     }
+    for name, value in totals.items():
+        kind, _, share = name.partition("/")
+        if kind == "share" and totals[f"share_of/{share}"]:
+            metrics[share] = value / totals[f"share_of/{share}"]
     terms = {name.removeprefix("reward/"): value for name, value in totals.items() if name.startswith("reward/")}
     return metrics | {f"Episode_Reward/{term}": value / episodes for term, value in terms.items() if term != "total"}
 
@@ -180,4 +184,4 @@ def _columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
 
 def _is_of_episodes(name: str) -> bool:
     """Whether a total is one that `episode_metrics` reads."""
-    return name in ("episodes", "terminated", "episode_length") or name.startswith("reward/")
+    return name in ("episodes", "terminated", "episode_length") or name.startswith(("reward/", "share"))

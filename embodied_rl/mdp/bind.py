@@ -160,11 +160,14 @@ class Terms:
                     _called(f"{section}.{term.name}", term, wanted, moment, tensors)
         self._faults.tell()
 
-    def errors(self, moment: Moment) -> dict[str, Tensor]:
-        """How far the robots are from what all commands ask for, by name, each (N,).
+    def told(self, moment: Moment) -> tuple[list[str], list[Tensor]]:
+        """Ask what terms tell of the robots: names of totals, and what a step adds to them, side by side (N, ...).
+
+        `error/NAME`: how far they are from what a command asks for, in the mean over steps.  `share/NAME` and `share_of/NAME`:
+        numbers of an event, the sum of the former over that of the latter.
 
         Raises:
-            UserError: a command gives something else, or a name that another has; one line.
+            UserError: a term gives something else, or a name that another has; one line.
         """
         found: dict[str, Tensor] = {}
         for name, command in self.commands.items():
@@ -173,10 +176,18 @@ class Terms:
                 raise UserError(f"commands.{name}: errors returns a {type(given).__name__}, no dict of (N,) by name")
             for error, value in given.items():
                 check_answer(f"commands.{name}.errors[{error!r}]", value, moment.num_envs, torch.float32)
-                if error in found:
+                if f"error/{error}" in found:
                     raise UserError(f"commands.{name}: another command has an error {error!r} already; rename one of them")
-                found[error] = value
-        return found
+                found[f"error/{error}"] = value
+        names, columns = list(found), [value[:, None] for value in found.values()]
+        for event in self.events["reset"]:
+            if hasattr(event.function, "shares"):
+                shares, *blocks = event.function.shares(moment)
+                for kind, block in zip(("share", "share_of"), blocks, strict=True):
+                    check_answer(f"events.{event.name}.shares", block, moment.num_envs, torch.float32, len(shares))
+                    names += [f"{kind}/{name}" for name in shares]
+                    columns.append(block)
+        return names, columns
 
     def set_numbers(self, numbers: dict[str, Tensor]) -> None:
         """Set numbers of the page, by dotted path, in place.

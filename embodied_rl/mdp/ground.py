@@ -47,7 +47,7 @@ def make_ground(page: Page) -> Terrain:
                 place = settings.cell * (middle - 0.5 * (np.array(heights.shape) - 1))
                 origins[kind, row] = *place, heights[tuple(middle)]
     faults.tell()
-    return HeightField(heights, settings.cell, origins)
+    return HeightField(heights, settings.cell, origins, list(page.patches))
 
 
 def _checked(drawn: object, x: np.ndarray) -> np.ndarray:

@@ -104,18 +104,19 @@ class Quarantine:
         ]
 
 
-def names_of(terms: Terms, groups: list[ObservationGroup], errors: list[str], drawn: dict[str, int]) -> dict[str, list[str]]:
+def names_of(terms: Terms, groups: list[ObservationGroup], told: list[str], drawn: dict[str, int]) -> dict[str, list[str]]:
     """Name all numbers that the policy and a page's terms give, by what `Env` looks at.
 
     Args:
         terms: the page's.
         groups: of observations.
-        errors: what commands tell of how far robots are from them.
+        told: names of what terms tell of the robots.
         drawn: how many numbers the events of each mode draw.
     """
     names = {"actions": _numbered("the policy's action", terms.actions.size)}
     names["rewards"] = [*(f"rewards.{term.name}" for term in terms.rewards), "the sum of rewards"]
-    names["errors"] = [f"the command's error {name}" for name in errors]
+    said = {"error": "the command's error", "share": "the event's share", "share_of": "the event's whole of"}
+    names["told"] = [f"{said[kind]} {name}" for kind, _, name in (one.partition("/") for one in told)]
     for name, command in terms.commands.items():
         names[f"commands.{name}"] = _numbered(f"commands.{name}", command.command.shape[1])
     for group in groups:

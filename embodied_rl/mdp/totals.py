@@ -45,14 +45,13 @@ class Totals:
         self._sums.copy_(saved)
 
 
-def total_names(terms: Terms, errors: list[str]) -> list[str]:
+def total_names(terms: Terms, told: list[str]) -> list[str]:
     """Name the columns of a step of `Env`: what is counted of it, and of the episodes that it ends.
 
     Args:
         terms: the page's.
-        errors: what commands tell of how far robots are from them.
+        told: names of what terms tell of the robots.
     """
     names = ["steps", "unstable", "episodes", "terminated", "episode_length"]
     names += [f"termination/{term.name}" for term in terms.terminations]
-    names += [f"error/{name}" for name in errors]
-    return [*names, *(f"reward/{term.name}" for term in terms.rewards), "reward/total"]
+    return [*names, *told, *(f"reward/{term.name}" for term in terms.rewards), "reward/total"]

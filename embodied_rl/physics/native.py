@@ -18,6 +18,7 @@ from torch import Tensor
 
 from embodied_rl.blocks import Rowwise
 from embodied_rl.errors import UserError
+from embodied_rl.physics.field_contacts import smooth_fields
 from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
 from embodied_rl.physics.tensors import touches, track
@@ -53,6 +54,8 @@ class NativePhysics:
         self, scene: Scene, num_envs: int, decimation: int, num_threads: int = 0, compiler: Callable = lambda f: f
     ) -> None:
         self.num_envs, self.device, self.model = num_envs, torch.device("cpu"), scene.model
+        if scene.model.nhfield:
+            smooth_fields()
         # MuJoCo prints each blow-up to the terminal and a log file; they are counted and dumped here instead.
         mujoco.set_mju_user_warning(lambda message: None)
         self._batch: Any = mujoco_batch.Batch(scene.model, num_envs, num_threads)

@@ -157,7 +157,7 @@ def build_scene(
     needs |= {"foot_frames"} if "foot_orientation" in needs else set()
     controls = _checked(controls or {}, robot)
     terrain = terrain or FlatTerrain()
-    spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
+    spec = _robot_on_plane(robot, physics, controls, dry_friction)
     _fix_inertias(spec, robot)
     if collisions == "feet":
         contacts.leave(spec, robot.foot_geoms)
@@ -169,13 +169,17 @@ def build_scene(
     joints = [model.joint(name) for name in robot.joint_names]
     check_finite(model, robot.model_path)
     root = _root(model, robot)
-    check_pose(model, robot, None if root is None else root.qpos)
+    check_pose(model, robot, None if root is None else root.qpos)  # on the plane: other ground is nowhere at z = 0
+    shown = _with_looks(robot, physics, controls, dry_friction)
+    for one in () if isinstance(terrain, FlatTerrain) else (spec, shown):
+        terrain.add_to(one)
+    model = model if isinstance(terrain, FlatTerrain) else spec.compile()
     feet = robot.feet if "foot_frames" in needs else ()
     turning = bool(feet) and ("foot_orientation" in needs or Feet(model, robot, torch.device("cpu")).needs_orientation)
     return Scene(
         robot=robot,
         model=model,
-        render_model=_with_looks(robot, terrain, physics, controls, dry_friction).compile(),
+        render_model=shown.compile(),
         terrain=terrain,
         sensors=sensors,
         frames=tuple(_frame(model, foot.name, foot.site) for foot in feet),
@@ -267,13 +271,11 @@ def _check_gravity(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
         raise SceneError(f'{robot.model_path}: option gravity: {given}; z points up here: write gravity="0 0 -9.81"')
 
 
-def _robot_on_terrain(
-    robot: RobotSpec, terrain: Terrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
-) -> mujoco.MjSpec:
+def _robot_on_plane(robot: RobotSpec, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool) -> mujoco.MjSpec:
     spec = robot.mjspec()
     _check_gravity(spec, robot)
     contacts.clear(spec, robot)
-    terrain.add_to(spec)
+    FlatTerrain().add_to(spec)
     contacts.meet(spec)
     for index, name in enumerate(robot.joint_names):
         if not dry_friction:
@@ -359,7 +361,7 @@ def whole_spec(
     Raises:
         SceneError: a control is unknown.
     """
-    spec = _with_looks(robot, FlatTerrain(), physics, _checked(controls, robot), dry_friction)
+    spec = _with_looks(robot, physics, _checked(controls, robot), dry_friction)
     _fix_inertias(spec, robot)
     if collisions == "feet":
         contacts.leave(spec, robot.foot_geoms)
@@ -369,10 +371,8 @@ def whole_spec(
     return spec
 
 
-def _with_looks(
-    robot: RobotSpec, terrain: Terrain, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
-) -> mujoco.MjSpec:
-    spec = _robot_on_terrain(robot, terrain, physics, controls, dry_friction)
+def _with_looks(robot: RobotSpec, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool) -> mujoco.MjSpec:
+    spec = _robot_on_plane(robot, physics, controls, dry_friction)
     taken = {one.name for one in (*spec.textures, *spec.materials, *spec.lights)}
     prefix = ""
     while taken.intersection(f"{prefix}{name}" for name in ADDED):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -27,10 +28,12 @@ class FlatTerrain:
     """Half its length along x and y [m]."""
     origins = None
     """Where robots begin on patches, of which there are none."""
+    kinds = ()
+    """What its patches are called."""
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
         """Add the ground to a model; what it touches is for `embodied_rl.scene.contacts` to say."""
-        _add(spec, type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0.0, 0.0, 0.05])
+        _ground(spec)
 
     def on(self, device: torch.device) -> FlatTerrain:
         """Return the ground as terms on a device ask for it."""
@@ -55,12 +58,13 @@ class HeightField:
         heights: [m] over a grid of points, x along the first axis and y along the second; float64 (X, Y), at least 2 x 2.
         cell: the distance of two points [m].
         origins: where robots begin, by kind of patch and row of difficulty: positions on the ground [m], (kinds, rows, 3).
+        kinds: what those are called.
     """
 
     friction = _FRICTION
     """Sliding [1], spinning and rolling [m]."""
 
-    def __init__(self, heights: np.ndarray, cell: float, origins: np.ndarray) -> None:
+    def __init__(self, heights: np.ndarray, cell: float, origins: np.ndarray, kinds: Sequence[str] = ()) -> None:
         low, high = float(heights.min()), float(heights.max())
         self._lift, self._rise = low, max(high - low, 1e-3)  # MuJoCo wants some
         # as MuJoCo keeps it: shares of the rise, float32, y along the first axis
@@ -72,10 +76,12 @@ class HeightField:
         """Half its length along x and y [m]; its middle is the world's origin."""
         self.origins = torch.tensor(origins, dtype=torch.float32)
         """Where robots begin [m], (kinds, rows, 3)."""
+        self.kinds = tuple(kinds)
+        """What its patches are called."""
         self._table = torch.tensor(self.heights.ravel(), dtype=torch.float32)
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
-        """Add the ground to a model; what it touches is for `embodied_rl.scene.contacts` to say."""
+        """Add the ground to a model, in the place of the plane if there is one."""
         rows, columns = self._shares.shape
         spec.add_hfield(
             name="ground",
@@ -84,7 +90,8 @@ class HeightField:
             size=[*self.half, self._rise, _BASE],
             userdata=self._shares.ravel(),
         )
-        _add(spec, type=mujoco.mjtGeom.mjGEOM_HFIELD, hfieldname="ground", pos=[0.0, 0.0, self._lift])
+        ground = spec.geom("ground") or _ground(spec)
+        ground.type, ground.hfieldname, ground.pos = mujoco.mjtGeom.mjGEOM_HFIELD, "ground", [0.0, 0.0, self._lift]
 
     def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> HeightField:
         """Return the ground as terms on a device ask for it."""
@@ -127,5 +134,7 @@ class HeightField:
 Terrain = FlatTerrain | HeightField
 
 
-def _add(spec: mujoco.MjSpec, **shape: object) -> None:
-    spec.worldbody.add_geom(PLAIN, name="ground", contype=0, conaffinity=0, condim=3, friction=_FRICTION, group=0, **shape)
+def _ground(spec: mujoco.MjSpec) -> mujoco.MjsGeom:
+    """Add the plane."""
+    plane = {"type": mujoco.mjtGeom.mjGEOM_PLANE, "size": [0.0, 0.0, 0.05]}
+    return spec.worldbody.add_geom(PLAIN, name="ground", contype=0, conaffinity=0, condim=3, friction=_FRICTION, group=0, **plane)

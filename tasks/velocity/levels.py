@@ -56,8 +56,6 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
 
     def update(self, env: Moment) -> None:
         """Add this step to the way that the present command asks for, and to the way gone."""
-        if not self._curriculum:
-            return
         asked = env.command(self._command)[:, :2]
         other = (asked != self.asked).any(-1)
         speed = asked.norm(dim=-1)
@@ -84,14 +82,30 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         place[:, :2] += origin[:, :2]
         draft.set_root_pose(env.robot, place, draft.root_quat(env.robot))
 
+    def shares(self, env: Moment) -> tuple[list[str], Tensor, Tensor]:
+        """Mean row of each kind, and how many of those that are judged in each row go up; names, and both sides (N, names)."""
+        kinds, rows = env.terrain.kinds, env.terrain.origins.shape[1]
+        of_kind = torch.nn.functional.one_hot(env.env_ids % len(kinds), len(kinds)).float()
+        at = torch.nn.functional.one_hot(self.row, rows).float()
+        cell = (of_kind[:, :, None] * at[:, None]).flatten(1)
+        through, judged = self._judge(env)
+        names = [f"Level/{kind}" for kind in kinds] + [f"Success/{kind}/row_{row}" for kind in kinds for row in range(rows)]
+        value = torch.cat((of_kind * self.row[:, None], cell * through[:, None]), dim=-1)
+        return names, value, torch.cat((of_kind, cell * judged[:, None]), dim=-1)
+
+    def _judge(self, env: Moment) -> tuple[Tensor, Tensor]:
+        """Say whose episode ends with its row gone through, and whose ends with a judgement at all, bool (N,)."""
+        if env.terminated is None:  # nobody is judged at `Env.reset`
+            return torch.zeros_like(self.begun), torch.zeros_like(self.begun)
+        long_enough = (self.time >= self._window_s) & (self.way[:, 0] >= self._speed * self.time)
+        up = env.timed_out & long_enough
+        return up & (self.way[:, 1] >= self._share * self.way[:, 0]), up | env.terminated
+
     def _judged(self, env: Moment, rows: int) -> Tensor:
         """Rows of the next episodes, int64 (N,)."""
         if not self._curriculum:
             return self.row
         anywhere = env.draw.integers(0, rows - 1).long()
-        if env.terminated is None:  # nobody is judged at `Env.reset`
-            return self.row
-        long_enough = (self.time >= self._window_s) & (self.way[:, 0] >= self._speed * self.time)
-        up = env.timed_out & long_enough & (self.way[:, 1] >= self._share * self.way[:, 0])
-        row = self.row + up.long() - env.terminated.long()
+        through, judged = self._judge(env)
+        row = self.row + through.long() - (judged & ~env.timed_out).long()
         return torch.where(row >= rows, anywhere, row.clamp(min=0))

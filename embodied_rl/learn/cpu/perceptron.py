@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from embodied_rl import machine
+from embodied_rl.compiled import build
 
 log = logging.getLogger("embodied_rl")
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _HELPERS = _SOURCE.with_name("helpers.hpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 #: Must equal MOST_LAYERS in perceptron.cpp, which keeps the layers in arrays of this length.
 _MOST_LAYERS = 16
 #: The activations that perceptron.cpp knows, in the order of its `Activation`.
@@ -127,7 +123,7 @@ def load_library() -> ctypes.CDLL | None:
     error = "Windows' compiler has no vector types" if sys.platform == "win32" else machine.cpp_error()
     if error is None:
         try:
-            library = ctypes.CDLL(str(_build()))
+            library = ctypes.CDLL(str(build(_SOURCE, (_HELPERS,), ("-pthread",))))
         except (OSError, subprocess.SubprocessError) as reason:
             error = f"perceptron.cpp does not build: {str(reason).partition(chr(10))[0]}"
         else:
@@ -137,24 +133,6 @@ def load_library() -> ctypes.CDLL | None:
     said = "%s: the networks are computed layer by layer, and updates take twice as long; `embodied-rl doctor` says more"
     log.warning(said, error)
     return None
-
-
-def _build() -> Path:
-    """The shared library for this machine's processor, built once and kept in the user's cache."""
-    compiler = os.environ.get("CXX") or {"darwin": "clang++"}.get(sys.platform, "g++")
-    # what the compiler makes of -march=native names the processor's abilities, should a home be shared among machines
-    target = subprocess.run([compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True)
-    sources = b"".join(path.read_bytes() for path in (_SOURCE, _HELPERS))
-    key = hashlib.sha256(sources + target.stdout + " ".join(_FLAGS).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embodied_rl"
-    path = folder / f"perceptron-{key}.so"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch) / path.name
-            subprocess.run([compiler, *_FLAGS, "-o", str(built), str(_SOURCE)], capture_output=True, check=True, timeout=120)
-            shutil.move(built, path)  # whole or not at all, should two processes build it
-    return path
 
 
 def address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:

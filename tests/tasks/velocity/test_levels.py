@@ -30,7 +30,7 @@ class Robots:
         robot = SimpleNamespace(lin_vel_yaw=self.speed, root_qpos=0, root_qvel=0)
         return SimpleNamespace(
             robot=robot,
-            terrain=SimpleNamespace(origins=self.origins),
+            terrain=SimpleNamespace(origins=self.origins, kinds=("stairs", "slope")),
             env_ids=torch.arange(self.num),
             command=lambda name: self.command,
             step_dt=DT,
@@ -126,3 +126,18 @@ def test_without_a_curriculum_rows_stay() -> None:
     assert rows == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     robots.go(5.0, (1.0, 0.0, 0.0), (1.0, 0.0))
     assert robots.end() == rows and robots.end(fell=True) == rows
+
+
+def test_levels_and_successes_are_told_by_kind_and_row() -> None:
+    robots = Robots(rows=(2, 2), num=4)
+    robots.go(4.0, (0.5, 0.0, 0.0), (0.5, 0.0))
+    robots.speed = torch.tensor([[0.5, 0.0]]).expand(4, 2)
+    nobody, everybody = torch.zeros(4).bool(), torch.ones(4).bool()
+    fallen, others = torch.tensor([True, False, False, False]), torch.tensor([False, True, True, True])
+    names, value, whole = robots.term.shares(robots.env(everybody, fallen, others))  # pyright: ignore
+    summed = {name: (v, w) for name, v, w in zip(names, value.sum(0).tolist(), whole.sum(0).tolist(), strict=True)}
+    assert summed["Level/stairs"] == (4.0, 2.0) and summed["Level/slope"] == (4.0, 2.0)
+    assert summed["Success/stairs/row_2"] == (1.0, 2.0) and summed["Success/slope/row_2"] == (2.0, 2.0)
+    assert all(summed[name] == (0.0, 0.0) for name in names if name.startswith("Success") and not name.endswith("row_2"))
+    _, _, whole = robots.term.shares(robots.env(nobody, nobody, nobody))  # pyright: ignore
+    assert whole.sum(0).tolist() == [2.0, 2.0] + [0.0] * 10
