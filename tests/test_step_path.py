@@ -55,8 +55,8 @@ EVERYTHING = [
 ]
 #: The pages whose robots this process simulates itself.
 OURS = [name for name in sorted(config_names()) if (page := load(name)).env.source is None and page.pool.workers is None]
-#: What go1 has beside go2, go1_flat shows; what full collisions are, the page with everything else.
-REPEATED = ("go1_flat_full", "go2_flat_full")
+#: What other robots have beside go2, go1_flat shows; what full collisions are, the page with everything else.
+REPEATED = ("a1_flat", "anymal_c_flat", "go1_flat_full", "go2_flat_full")
 PAGES = [
     *(pytest.param((name, []), marks=[pytest.mark.slow] if name in REPEATED else []) for name in OURS),
     ("go2_flat_full", EVERYTHING),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from embodied_rl.physics.kinematics import Frame, Kinematics
-from embodied_rl.robot import load_robot
+from embodied_rl.robot import load_robot, robot_names
 
 #: Everything that a tree may have: a floating base, turned bodies, joint anchors off the origin, slides, a body with two
 #: hinges and one with a slide between hinges, a rigid link, a joint whose zero is not its rest, branches of unequal depth.
@@ -54,7 +54,7 @@ SITES = ("on_hand", "on_base", "on_tail", "on_rigid", "also_on_hand")
 
 
 def _model(name: str) -> tuple[mujoco.MjModel, list[str]]:
-    if name in ("go1", "go2"):
+    if name in robot_names():
         robot = load_robot(name)
         return robot.mjspec().compile(), [foot.site for foot in robot.feet]
     xml = {"floating": FLOATING, "fixed": FIXED, "two roots": TWO_ROOTS}[name]
@@ -75,7 +75,7 @@ def _frames(model: mujoco.MjModel, sites: list[str]) -> list[Frame]:
     return [Frame(site.name, int(site.bodyid[0]), np.array(site.pos), np.array(site.quat)) for site in found]
 
 
-@pytest.mark.parametrize("name", ["go2", "go1", "floating", "fixed", "two roots"])
+@pytest.mark.parametrize("name", ["go2", "go1", "a1", "anymal_c", "floating", "fixed", "two roots"])
 def test_positions_velocities_and_orientations_equal_mujocos(name):
     model, sites = _model(name)
     data = mujoco.MjData(model)

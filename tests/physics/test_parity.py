@@ -19,6 +19,8 @@ CASES = [
     # engine, robot, collisions, solver, share of outliers that their reason may take, and which reasons there may be
     ("native", "go2", "full", "page", 0.0, ()),
     ("native", "go1", "full", "page", 0.0, ()),
+    ("native", "a1", "full", "page", 0.0, ()),
+    ("native", "anymal_c", "full", "page", 0.0, ()),
     ("warp", "go2", "full", "converged", 0.0, ()),
     ("warp", "go2", "feet", "page", 0.01, ("cut short",)),
     ("warp", "go1", "full", "converged", 0.08, ("steep capsule", "rounding")),

@@ -59,9 +59,9 @@ def test_wrong_numbers_per_joint(biped, values, joints, message):
 
 
 def test_shipped_quadrupeds_have_groups_and_a_trot():
-    for name in ("go1", "go2"):
+    for name in ("a1", "anymal_c", "go1", "go2"):
         robot = load_robot(name)
-        assert robot.groups["hips"] == tuple(f"{leg}_hip_joint" for leg in ("FL", "FR", "RL", "RR"))
+        assert robot.groups["hips"] == robot.joint_names[::3] and len(robot.groups["hips"]) == 4
         assert robot.per_joint({"hips": 1.0, "thighs": 2.0, "calves": 3.0}) == (1.0, 2.0, 3.0) * 4
         assert robot.per_joint({"front_legs": 1.0, "rear_legs": 2.0}) == (1.0,) * 6 + (2.0,) * 6
         assert [foot.gait_offset for foot in robot.feet] == [0.0, 0.5, 0.5, 0.0]

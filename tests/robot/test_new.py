@@ -288,8 +288,11 @@ def test_what_a_urdf_gives_no_size_is_mended(none: str) -> None:
     np.testing.assert_allclose(robot.mjspec().compile().body("trunk").inertia, inertia, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["go1", "go2"])
-def test_the_shipped_robots_are_found_again(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "gains"),
+    [("go1", 0.15), ("go2", 0.15), ("a1", 0.21), ("anymal_c", 0.35)],  # a Go2 is what guesses are scaled from
+)
+def test_the_shipped_robots_are_found_again(name: str, gains: float) -> None:
     lines = new_robot(shipped("robots") / name / f"{name}.xml")
     assert lines[-1].endswith(f"view ./{name}")  # the folder, not the shipped robot of this name
     ours, guessed = load_robot(str(shipped("robots") / name)), load_robot(str(Path.cwd() / name))
@@ -299,8 +302,8 @@ def test_the_shipped_robots_are_found_again(name: str) -> None:
     ]
     assert (guessed.mirror, guessed.base) == (ours.mirror, ours.base)
     assert guessed.joint_mirror() == ours.joint_mirror()
-    np.testing.assert_allclose(guessed.stiffness, ours.stiffness, rtol=0.15)
-    np.testing.assert_allclose(guessed.damping, ours.damping, rtol=0.15)
+    np.testing.assert_allclose(guessed.stiffness, ours.stiffness, rtol=gains)
+    np.testing.assert_allclose(guessed.damping, ours.damping, rtol=gains)
     if name == "go2":  # a Go1 ships more bent
         assert guessed.base_height == pytest.approx(ours.base_height, rel=0.02)
         np.testing.assert_allclose(guessed.default_joint_pos, ours.default_joint_pos, atol=0.11)

@@ -75,7 +75,7 @@ def test_mistakes_of_a_chain_are_told_where_they_stand(write, page):
 @pytest.mark.parametrize(
     "extends, message",
     [
-        ("../bipod", r"2: extends: no '\.\./bipod', neither a shipped robot nor a folder with robot.yaml; allowed: go1"),
+        ("../bipod", r"2: extends: no '\.\./bipod', neither a shipped robot nor a folder with robot.yaml; allowed: a1"),
         ("go22", "2: extends: no 'go22', .*; did you mean 'go2'"),
         ("[go2]", r"2: extends: \[\"go2\"\] is not a string"),
         ("../child", "2: extends: robots extend each other in a circle: .*child/robot.yaml -> .*child/robot.yaml"),

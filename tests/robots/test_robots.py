@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 REFLECT = np.array([1.0, -1.0, 1.0])
 
 
-@pytest.fixture(params=["go1", "go2"])
+@pytest.fixture(params=["a1", "anymal_c", "go1", "go2"])
 def robot(request) -> RobotSpec:
     return load_robot(request.param)
 
@@ -116,8 +116,8 @@ def test_no_part_is_inside_another_at_the_default_pose(robot):
     model = spec.compile()
     data = _pose(robot, model, robot.default_joint_pos)
     assert not [(model.geom(pair[0]).bodyid[0], model.geom(pair[1]).bodyid[0]) for pair in data.contact.geom]
-    # With all legs thrown back the front ones reach the rear ones, and the same check finds it.
-    assert _pose(robot, model, [0.0, 2.0, -1.0] * 4).ncon
+    # Front legs thrown back and rear ones forward meet under the trunk, and the same check finds it.
+    assert _pose(robot, model, [0.0, 1.4, 0.0] * 2 + [0.0, -1.4, 0.0] * 2).ncon
 
 
 def test_it_stands(robot):
@@ -139,9 +139,10 @@ def test_it_stands(robot):
         mujoco.mj_step(model, data)
         heights.append(data.body("base").xpos[2])
     assert 0.8 * robot.base_height < min(heights) and max(heights) < 1.05 * robot.base_height
+    assert heights[-1] > 0.85 * robot.base_height
     assert data.body("base").xmat[8] > 0.99  # level within 8 degrees
     touching = {model.geom(geom).name for pair in data.contact.geom for geom in pair}
-    assert touching == {"ground", "FL_foot", "FR_foot", "RL_foot", "RR_foot"}
+    assert touching == {"ground", *(geom for foot in robot.feet for geom in foot.geoms)}
 
 
 def test_the_model_is_drawn_with_primitives(robot):

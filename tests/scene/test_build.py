@@ -15,7 +15,7 @@ from embodied_rl.physics.native import NativePhysics
 from embodied_rl.robot import RobotSpec, load_robot
 from embodied_rl.scene import Root, Scene, SceneError, build_scene
 
-ROBOTS = ("go2", "go1")
+ROBOTS = ("go2", "go1", "a1", "anymal_c")
 #: A robot whose masses are inferred from its geoms, listed in another order than its page's.
 BIPED = """
 <mujoco>
@@ -81,8 +81,9 @@ def _geom_names(model: mujoco.MjModel) -> list[str]:
 @pytest.mark.parametrize("name", ROBOTS)
 def test_the_feet_set_is_the_feet_and_the_ground(name):
     scene = _build(name)
-    assert sorted(_geom_names(scene.model)) == ["FL_foot", "FR_foot", "RL_foot", "RR_foot", "ground"]
-    assert [scene.model.geom(i).name for i in scene.foot_geoms] == ["FL_foot", "FR_foot", "RL_foot", "RR_foot"]
+    feet = [geom for foot in scene.robot.feet for geom in foot.geoms]
+    assert sorted(_geom_names(scene.model)) == sorted([*feet, "ground"])
+    assert [scene.model.geom(i).name for i in scene.foot_geoms] == feet
 
 
 @pytest.mark.parametrize("name", ROBOTS)

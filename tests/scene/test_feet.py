@@ -122,7 +122,7 @@ def test_a_mesh_is_its_hull(tmp_path: Path) -> None:
     assert feet._points is not None and feet._points.shape == (1, 6, 4)  # the seventh vertex is inside
 
 
-@pytest.mark.parametrize("name", ["go2", "go1"])
+@pytest.mark.parametrize("name", ["go2", "go1", "a1", "anymal_c"])
 def test_spheres_about_their_sites_need_no_orientation_and_keep_their_bits(name: str) -> None:
     scene = build_scene(load_robot(name), collisions="feet", physics=PhysicsSettings(), needs={"foot_frames"})
     feet = scene.feet(torch.device("cpu"))
