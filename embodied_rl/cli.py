@@ -102,6 +102,7 @@ def _parser() -> Parser:
     evaluate.add_argument("--reference", action="store_true", help="in reference physics: full collisions, dt 2 ms")
     evaluate.add_argument("--seed", type=int, choices=(1, 2, 3), default=1, help="which of the evaluation's seeds")
     evaluate.add_argument("--engine", help="the engine to play in")
+    evaluate.add_argument("--robustness", action="store_true", help="under pushes, payloads and little friction besides")
 
     export = _verb(verbs, "export", _export, "write all that a robot needs of a run's policy into one folder")
     export.add_argument("run", nargs="?", default="latest", metavar="RUN")
@@ -126,6 +127,7 @@ def _parser() -> Parser:
 
     view = _verb(verbs, "view", _view, "open a robot or a page in MuJoCo's viewer")
     view.add_argument("what", metavar="ROBOT|CONFIG")
+    view.add_argument("--png", type=Path, metavar="FILE.png", help="draw instead the ground of a page from above")
     view.add_argument(
         "--report", action="store_true", help="print instead what is simulated otherwise than the robot's file says, and why"
     )
@@ -277,11 +279,13 @@ def _eval(options: argparse.Namespace) -> int:
         from embodied_rl import make_env, runs
         from embodied_rl.learn.evaluate import SEEDS, evaluation_page
         from embodied_rl.mdp.score import judged, score_of
+        from embodied_rl.robustness import stress, stresses_of
 
         loaded = runs.load(options.run)
     page = make_env.resolve(loaded.page, engine=options.engine)
     score = score_of(page)
     seed = SEEDS[options.seed - 1]
+    stresses = stresses_of(page) if options.robustness else {}
     result = runs.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
     verdict, limits = judged(score, result, options.reference)
     judged_page = evaluation_page(page, seed, reference=options.reference)
@@ -298,6 +302,9 @@ def _eval(options: argparse.Namespace) -> int:
         bound = f"   (limit {limits[name]:g})" if name in limits else ""
         print(f"{name:32s} {value:.4f}{bound}" if isinstance(value, float) else f"{name:32s} {value}")
     print(verdict.sentence)
+    if stresses:
+        same = {"seed": options.seed, "reference": options.reference}
+        result["stressed"] = stress(loaded, page, stresses, result, list(limits), **same)
     _write_json(options.json, result)
     return 0
 
@@ -350,6 +357,12 @@ def _view(options: argparse.Namespace) -> int:
         found = report_of(options.what)
         print(found)
         return int(bool(found.unexplained))
+    if options.png:
+        from embodied_rl.config import load
+        from embodied_rl.view.ground import draw_map
+
+        draw_map(load(options.what), options.png)
+        return 0
     from embodied_rl.robot import find_robot
     from embodied_rl.view import viewer
 

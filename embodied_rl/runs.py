@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,22 @@ from embodied_rl.waiting import Waiting
 log = logging.getLogger("embodied_rl")
 
 
-def evaluate_policy(page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False) -> dict:
+def evaluate_policy(
+    page: Page, policy: Callable[[Obs], Tensor], *, seed: int = SEEDS[0], reference: bool = False, changes: Iterable[str] = ()
+) -> dict[str, float]:
     """Measure a policy that was trained on a page: the figures of `embodied_rl.learn.evaluate.evaluate`.
+
+    Args:
+        page: as it was trained.
+        policy: mean actions (N, A) of the observations.
+        seed: one of `embodied_rl.learn.evaluate.SEEDS`.
+        reference: in reference physics.
+        changes: to what is judged, as of one of a score's stresses.
 
     Raises:
         UserError: the page has no task to be judged by.
     """
-    evaluations = Evaluations(page)
+    evaluations = Evaluations(page, changes=changes)
     try:
         return evaluations(policy, {}, seed=seed, reference=reference)
     finally:
@@ -51,10 +60,11 @@ class Evaluations:
     Args:
         page: the page that the policies are trained on.
         skip: how to do without them.
+        changes: to what is judged.
     """
 
-    def __init__(self, page: Page, skip: str = "") -> None:
-        self._page, self._skip = page, skip
+    def __init__(self, page: Page, skip: str = "", *, changes: Iterable[str] = ()) -> None:
+        self._page, self._skip, self._changes = page, skip, tuple(changes)
         self._made: dict[tuple[int, bool], tuple[Env, dict[str, Tensor]]] = {}
 
     def __call__(self, policy: Callable[[Obs], Tensor], moved: Moved, *, seed: int, reference: bool) -> dict[str, float]:
@@ -81,7 +91,7 @@ class Evaluations:
     def _at_its_beginning(self, moved: Moved, needs: tuple[str, ...], seed: int, reference: bool) -> Env:
         # few episodes of a small batch: compiling the step would take longer than it saves
         page = page_as_moved(self._page, moved)
-        settings = override(evaluation_page(page, seed, reference=reference), ["env.compile=false"])
+        settings = override(evaluation_page(page, seed, reference=reference, changes=self._changes), ["env.compile=false"])
         made = self._made.get((seed, reference))
         if made and made[0].page != settings:
             made[0].close()

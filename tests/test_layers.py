@@ -41,6 +41,7 @@ LAYERS = (
     ("adapters", "trial"),
     ("pools", "deploy", "new"),
     ("runs", "inspection"),
+    ("robustness",),
     ("training",),
     ("bench",),
     ("embodied_rl",),

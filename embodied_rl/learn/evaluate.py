@@ -6,7 +6,7 @@ score of the page's task family (`embodied_rl.mdp.score`).  An episode that ends
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ EPISODES = 256
 _LOOK_EVERY = {"cpu": 1, "cuda": 50}
 
 
-def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
+def evaluation_page(page: Page, seed: int, *, reference: bool = False, changes: Iterable[str] = ()) -> Page:
     """Change the page to how it is evaluated.
 
     Args:
@@ -34,19 +34,21 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
         seed: one of `SEEDS`.
         reference: in reference physics: MuJoCo in C, full collisions, the robot's dry friction, Newton with 100 iterations, dt
             2 ms, the same control rate.
+        changes: to what is judged, as of one of a score's stresses.
 
     Raises:
         UserError: the page has no task to be judged by, or is none of its family.
     """
-    changes = [
+    judged = [
         f"env.num_envs={EPISODES}",
         "env.random_episode_phase=false",
         f"env.seed={seed}",
         "curriculum=null",
         *score_of(page).overrides(page, reference),
+        *changes,
     ]
     if reference:
-        changes += [
+        judged += [
             "physics.engine=native",
             "physics.device=auto",
             "scene.collisions=full",
@@ -56,12 +58,12 @@ def evaluation_page(page: Page, seed: int, *, reference: bool = False) -> Page:
             "physics.ls_iterations=50",
         ]
         decimation = round(page.control_dt / 0.002)
-        changes += [
+        judged += [
             f"physics.dt={page.control_dt / decimation}",
             f"physics.decimation={decimation}",
             "physics.tolerance=1e-8",
         ]
-    return override(page, changes)
+    return override(page, judged)
 
 
 @torch.inference_mode()

@@ -42,6 +42,6 @@ def smooth_fields() -> None:
         else:
             return
     raise UserError(
-        f"patches: {error}; MuJoCo's own contacts of feet with rough ground push sideways at the edges of cells, and what stands in "
-        "their place is compiled here: install g++ (`embodied-rl doctor` says how), or take the patches off the page"
+        f"patches: {error}; MuJoCo's own contacts of feet with rough ground push sideways at the edges of cells, and what stands "
+        "in their place is compiled here: install g++ (`embodied-rl doctor` says how), or take the patches off the page"
     )

@@ -13,7 +13,7 @@ from embodied_rl.config.types import Fraction, Ge, NonNegative, Positive, Range
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.score import Environment, Verdict
 from embodied_rl.mdp.term import score
-from embodied_rl.tasks.velocity.score import foot_friction, velocity_command
+from embodied_rl.tasks.velocity.score import foot_friction, stresses, velocity_command
 
 #: Mean error of the velocity in training, below which an evaluation is worth its time [m/s].
 _NEAR = 0.4
@@ -87,13 +87,21 @@ class Cross:
             f"terminations.score_tilt={{term: tilt, limit: {self._tilt}}}",
         ]
 
+    def stresses(self, page: Page) -> dict[str, list[str]]:
+        """List pushes each 4 s, heavier bases and slippery feet, in about three rows up to the hard one."""
+        step = self._hard_row // 2 or 1
+        rows = range(self._hard_row % step, self._hard_row + 1, step)
+        start = f"{{rows: [{rows[0]}, {self._hard_row}], step: {step}, curriculum: false}}"
+        fewer = [f"events.start_on_patch={start}", f"env.num_envs={self._robots * len(page.patches) * len(rows)}"]
+        return {name: [*changes, *fewer] for name, changes in stresses(page).items()}
+
     def begin(self, env: Environment) -> None:
         """Say where each robot is to go."""
         page, ids = env.page, torch.arange(env.num_envs, device=env.device)
-        self._kinds, rows = list(page.patches), page.terrain.rows
-        cells = len(self._kinds) * rows
-        self._cell = ids % cells
-        self._side = ids // cells % 4
+        self._kinds = list(page.patches)
+        row = env.buffers["events.start_on_patch.row"]
+        self._cell = row * len(self._kinds) + ids % len(self._kinds)
+        self._side = ids // (len(self._kinds) * len(row.unique())) % 4
         turn = (0.5 * self._side + 1.0) % 2.0 - 1.0  # of half a turn, in [-1, 1)
         env.terms.commands[velocity_command(page, "rough")].target.copy_(math.pi * turn)
         self._left = env.buffers["terminations.score_left.side"]
@@ -110,15 +118,15 @@ class Cross:
         kinds = len(self._kinds)
         across = torch.zeros(int(self._cell.max()) + 1, dtype=torch.float64, device=self._cell.device)
         across = across.index_add(0, self._cell, self._across.double()) / torch.bincount(self._cell)
-        table = across.view(-1, kinds).cpu()  # rows, kinds
-        easy, hard = table[: self._easy_rows], table[self._hard_row]
+        table = across.view(-1, kinds).cpu()  # rows, kinds; NaN in rows that nobody begins in
         found = {
-            "success": float(table.mean()),
-            "easy_failures": 1.0 - float(easy.mean()),
-            "hard_failures": 1.0 - float(hard.mean()),
+            "success": float(table.nanmean()),
+            "easy_failures": 1.0 - float(table[: self._easy_rows].nanmean()),
+            "hard_failures": 1.0 - float(table[self._hard_row].mean()),
         }
         for kind, name in enumerate(self._kinds):
-            found |= {f"success/{name}/row_{row}": float(one) for row, one in enumerate(table[:, kind])}
+            shares = table[:, kind].tolist()
+            found |= {f"success/{name}/row_{row}": share for row, share in enumerate(shares) if not math.isnan(share)}
         return found
 
     def limits(self, reference: bool) -> dict[str, float]:

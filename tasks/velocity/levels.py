@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from embodied_rl.config.types import Fraction, IntRange, NonNegative, Positive
+from embodied_rl.config.types import Fraction, Ge, IntRange, NonNegative, Positive
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.moment import Moment
@@ -17,6 +19,8 @@ from embodied_rl.mdp.term import event
 @event(mode="reset")
 class start_on_patch:  # noqa: N801  named as its entry on the page
     """Start robots in the middle of a patch: each on one kind for ever, in first rows of `rows`, dealt out by their numbers.
+
+    First rows are every `step`-th from the first of `rows` to the last.
 
     With `curriculum` a robot's row is judged when its episode ends.  One that fell goes a row down.  One whose time is up goes
     a row up if it went `share` of the way that the last command asked for, in that command's direction as it turned; no
@@ -40,6 +44,7 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         robot: Part,
         *,
         rows: IntRange = (0, 3),
+        step: Annotated[int, Ge(1)] = 1,
         curriculum: bool = True,
         command: str = "velocity",
         share: Fraction = 0.75,
@@ -48,7 +53,7 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
     ) -> None:
         if not robot.floating:
             raise UserError(f"rows: {robot.spec.name} is mounted, and cannot begin elsewhere; take the entry off the page")
-        self._rows, self._curriculum, self._command = rows, curriculum, command
+        self._rows, self._step, self._curriculum, self._command = rows, step, curriculum, command
         self._share, self._window_s, self._speed = share, window_s, speed
         flag, number = State(dtype=torch.bool, fresh="keep"), State(fresh="keep")
         self.state = {"row": State(dtype=torch.int64, fresh="keep"), "begun": flag, "time": number}
@@ -71,7 +76,7 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
             raise UserError("a term places robots on patches, and the page has none; add patches: {stairs: {}}, or take it off")
         kinds, rows = env.terrain.origins.shape[:2]
         low, high = min(self._rows[0], rows - 1), min(self._rows[1], rows - 1)
-        kind, first = env.env_ids % kinds, low + env.env_ids // kinds % (high - low + 1)
+        kind, first = env.env_ids % kinds, low + self._step * (env.env_ids // kinds % ((high - low) // self._step + 1))
         row = torch.where(self.begun, self._judged(env, rows), first)
         self.row.copy_(torch.where(env.done, row, self.row))
         self.begun.logical_or_(env.done)

@@ -82,6 +82,10 @@ class Walk:
             f"terminations.score_tilt={{term: tilt, limit: {self._tilt}}}",
         ]
 
+    def stresses(self, page: Page) -> dict[str, list[str]]:
+        """List pushes each 4 s, heavier bases and slippery feet."""
+        return stresses(page)
+
     def begin(self, env: Environment) -> None:
         """Start to count."""
         self._settled = SettledCommand(env, env.terms.commands[velocity_command(env.page)], self._unscored_s)
@@ -138,6 +142,17 @@ def velocity_command(page: Page, family: str = "velocity") -> str:
         what = f"{family} judges how a velocity command is followed, and the page has none"
         raise UserError(f"{page.name}: task: {what}; write commands: {{velocity: {{}}}}")
     return name
+
+
+def stresses(page: Page) -> dict[str, list[str]]:
+    """List what a walking robot has to bear, by name, as changes of the page that it is judged on."""
+    payload = "events.score_payload={{term: randomize, quantity: mass, of: base, operation: scale, range: [{0}, {0}]}}"
+    push = "events.score_push={{term: push, interval_s: 4.0, lin_vel: {0}}}"
+    return {
+        **{f"push_{speed}_m/s": [push.format(speed)] for speed in (0.5, 1.0)},
+        **{f"base_mass_x{factor}": [payload.format(factor)] for factor in (1.25, 1.5)},
+        **{f"friction_{friction}": foot_friction((friction, friction)) for friction in (0.4, 0.25)},
+    }
 
 
 def foot_friction(friction: tuple[float, float]) -> list[str]:
