@@ -22,7 +22,7 @@ from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
 from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
-from embodied_rl.mdp.term import Action, check_answer
+from embodied_rl.mdp.term import Action, check_answer, described
 from embodied_rl.mdp.trackers import TRACKERS, Trackers
 from embodied_rl.physics.protocol import Physics, tensors_of
 from embodied_rl.problems import did_you_mean
@@ -32,6 +32,8 @@ from embodied_rl.scene import NEEDS, Scene
 #: Needs that positions and velocities of the feet serve, and what begins the name of a model field.
 _FRAMES = {"foot_frames", "foot_orientation"}
 _MODEL = "model:"
+#: Names of the totals that are numbers of `shares`, and of those that are their wholes.
+_SHARES = ("share", "share_of")
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Terms:
         """Ask what terms tell of the robots: names of totals, and what a step adds to them, side by side (N, ...).
 
         `error/NAME`: how far they are from what a command asks for, in the mean over steps.  `share/NAME` and `share_of/NAME`:
-        numbers of an event, the sum of the former over that of the latter.
+        numbers of a command or an event that has `shares`, the sum of the former over that of the latter.
 
         Raises:
             UserError: a term gives something else, or a name that another has; one line.
@@ -180,13 +182,21 @@ class Terms:
                     raise UserError(f"commands.{name}: another command has an error {error!r} already; rename one of them")
                 found[f"error/{error}"] = value
         names, columns = list(found), [value[:, None] for value in found.values()]
-        for event in self.events["reset"]:
-            if hasattr(event.function, "shares"):
-                shares, *blocks = event.function.shares(moment)
-                for kind, block in zip(("share", "share_of"), blocks, strict=True):
-                    check_answer(f"events.{event.name}.shares", block, moment.num_envs, torch.float32, len(shares))
+        tellers = {f"commands.{name}": command for name, command in self.commands.items()}
+        tellers |= {f"events.{event.name}": event.function for event in self.events["reset"]}
+        for path, teller in tellers.items():
+            if hasattr(teller, "shares"):
+                given = teller.shares(moment)
+                shares = given[0] if isinstance(given, tuple) and len(given) == len(_SHARES) + 1 else None
+                if not isinstance(shares, list) or not all(isinstance(name, str) for name in shares):
+                    wanted = "(names, numbers, wholes), a list and two (N, names)"
+                    raise UserError(f"{path}: shares returns {wanted}; got {described(given)}")
+                for kind, block in zip(_SHARES, given[1:], strict=True):
+                    check_answer(f"{path}.shares", block, moment.num_envs, torch.float32, len(shares))
                     names += [f"{kind}/{name}" for name in shares]
                     columns.append(block)
+                if twice := next((name for name in names if names.count(name) > 1), None):
+                    raise UserError(f"{path}: another share is named {twice.partition('/')[2]!r} already; rename one of them")
         return names, columns
 
     def set_numbers(self, numbers: dict[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embodied_rl.config import Page, override
 from embodied_rl.config.learner_numbers import LEARNER_NUMBERS, why_not
-from embodied_rl.config.types import IntRange
+from embodied_rl.config.types import Fraction, IntRange
 from embodied_rl.config.validate import entry_model
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.bind import BoundTerm, bind, numbers
@@ -56,6 +56,40 @@ def linear(
     # torch.lerp(start, end, progress); the tuples of the signature arrive as tensors
     value = torch.lerp(torch.as_tensor(start), torch.as_tensor(end), progress)
     params[parameter].copy_(value.view(params[parameter].shape))
+
+
+@curriculum()
+def earned(
+    params: dict[str, Tensor],
+    statistics: dict[str, float],
+    iteration: int,
+    *,
+    parameter: str,
+    start: tuple[float, ...],
+    end: tuple[float, ...],
+    share: str,
+    above: Fraction = 0.8,
+    below: Fraction = 0.0,
+    step: Fraction = 0.02,
+) -> None:
+    """parameter goes from start to end as robots earn it: by `step` of the way after an iteration whose `share` is over `above`.
+
+    By as much back where it is under `below`.  `share` is what a command or an event counts, by its name in TensorBoard:
+    `Tracking/lin_vel`, how much of the commanded speed robots reach in its direction, or `Success/stairs/row_0`.  An
+    iteration without any moves nothing.  `parameter`, `start` and `end` as of `linear`.
+    """
+    first, last, number = torch.as_tensor(start), torch.as_tensor(end), params[parameter]
+    if not statistics:
+        number.copy_(first.view(number.shape))
+        return
+    whole = statistics[f"share_of/{share}"]
+    reached = statistics[f"share/{share}"] / whole if whole else None
+    if reached is None or below <= reached <= above:
+        return
+    way = last - first
+    gone = ((number.flatten() - first) * way).sum() / way.square().sum().clamp(min=1e-12)
+    progress = (gone + (step if reached > above else -step)).clamp(0.0, 1.0)
+    number.copy_(torch.lerp(first, last, progress).view(number.shape))
 
 
 class Curricula:

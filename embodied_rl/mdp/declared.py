@@ -17,7 +17,7 @@ from embodied_rl.problems import article, did_you_mean, lacking
 from embodied_rl.strict_yaml import display
 
 #: What the methods of any section's class are called with.
-_METHODS = {"update": ("env",), "resample": ("env", "done"), "settle": ("env",)}
+_METHODS = {"update": ("env",), "resample": ("env", "done"), "settle": ("env",), "shares": ("env",)}
 #: What else a term of a kind has: its methods, with what they are called with, and its other parts.
 _PARTS: dict[str, tuple[dict[str, Sequence[str]], Sequence[str]]] = {
     "command": (

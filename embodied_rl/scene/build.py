@@ -173,6 +173,7 @@ def build_scene(
     shown = _with_looks(robot, physics, controls, dry_friction)
     for one in () if isinstance(terrain, FlatTerrain) else (spec, shown):
         terrain.add_to(one)
+        one.stat.extent, one.stat.center = model.stat.extent, model.stat.center  # films' shadows are as sharp as on a plane
     model = model if isinstance(terrain, FlatTerrain) else spec.compile()
     feet = robot.feet if "foot_frames" in needs else ()
     turning = bool(feet) and ("foot_orientation" in needs or Feet(model, robot, torch.device("cpu")).needs_orientation)

@@ -122,6 +122,14 @@ class velocity:  # noqa: N801  named as its entry on the page
             "ang_vel_error": (env.robot.yaw_rate - self.command[:, 2]).abs(),
         }
 
+    def shares(self, env: Moment) -> tuple[list[str], Tensor, Tensor]:
+        """How much of what is asked for is reached, at most all of it: names, what is reached, what is asked, (N, 2) each."""
+        velocity = torch.cat((env.robot.lin_vel_yaw, env.robot.yaw_rate[:, None]), dim=-1)
+        asked = torch.stack((self.command[:, :2].norm(dim=-1), self.command[:, 2].abs()), dim=-1)
+        along = velocity * self.command
+        reached = torch.stack((along[:, :2].sum(-1), along[:, 2]), dim=-1) / asked.clamp(min=1e-6)
+        return ["Tracking/lin_vel", "Tracking/ang_vel"], torch.minimum(reached, asked), asked
+
     def contract(self) -> dict[str, Any]:
         """Return ranges and clock: standing is |v_xy| <= `standing_below` and |wz| <= `standing_below`."""
         return {

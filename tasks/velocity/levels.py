@@ -88,15 +88,18 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         draft.set_root_pose(env.robot, place, draft.root_quat(env.robot))
 
     def shares(self, env: Moment) -> tuple[list[str], Tensor, Tensor]:
-        """Mean row of each kind, and how many of those that are judged in each row go up; names, and both sides (N, names)."""
+        """Mean row, that of each kind, and how many of those judged in each row go up; names, and both sides (N, names)."""
         kinds, rows = env.terrain.kinds, env.terrain.origins.shape[1]
         of_kind = torch.nn.functional.one_hot(env.env_ids % len(kinds), len(kinds)).float()
         at = torch.nn.functional.one_hot(self.row, rows).float()
         cell = (of_kind[:, :, None] * at[:, None]).flatten(1)
         through, judged = self._judge(env)
-        names = [f"Level/{kind}" for kind in kinds] + [f"Success/{kind}/row_{row}" for kind in kinds for row in range(rows)]
-        value = torch.cat((of_kind * self.row[:, None], cell * through[:, None]), dim=-1)
-        return names, value, torch.cat((of_kind, cell * judged[:, None]), dim=-1)
+        names = ["Metrics/row", *(f"Level/{kind}" for kind in kinds)] + [
+            f"Success/{kind}/row_{row}" for kind in kinds for row in range(rows)
+        ]
+        row = self.row.float()[:, None]
+        value = torch.cat((row, of_kind * row, cell * through[:, None]), dim=-1)
+        return names, value, torch.cat((torch.ones_like(row), of_kind, cell * judged[:, None]), dim=-1)
 
     def _judge(self, env: Moment) -> tuple[Tensor, Tensor]:
         """Say whose episode ends with its row gone through, and whose ends with a judgement at all, bool (N,)."""

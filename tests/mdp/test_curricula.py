@@ -96,6 +96,40 @@ def test_a_line_between_two_iterations_whatever_the_statistics() -> None:
     assert found == [[-1.0, 1.0], [-1.0, 1.0], [-1.25, 1.5], [-2.0, 3.0], [-2.0, 3.0]]
 
 
+EARNED = "{term: earned, parameter: commands.velocity.lin_vel_x, start: [-0.2, 0.4], end: [-1.0, 2.0], "
+EARNED += "share: Metrics/speed, step: 0.25}"
+
+
+def speeds(reached: float, asked: float = 1.0) -> dict[str, float]:
+    return {"share/Metrics/speed": reached, "share_of/Metrics/speed": asked}
+
+
+def test_a_range_widens_as_it_is_earned() -> None:
+    widening = Curricula(load("go2_flat", [f"curriculum.wider={EARNED}", "curriculum.wider.below=0.4"]))
+    seen = []
+    for iteration, statistics in enumerate([{}, speeds(0.9), speeds(0.7), speeds(2.7, 3.0), speeds(0.3), speeds(0.0, 0.0)]):
+        widening.advance(statistics, iteration)
+        seen.append(widening.params[RANGE].tolist())
+    for now, progress in zip(seen, [0.0, 0.25, 0.25, 0.5, 0.25, 0.25], strict=True):
+        assert now == pytest.approx([-0.2 - 0.8 * progress, 0.4 + 1.6 * progress], abs=1e-6)
+    for iteration in range(6, 12):
+        widening.advance(speeds(1.0), iteration)
+    assert widening.params[RANGE].tolist() == [-1.0, 2.0]
+    other = Curricula(load("go2_flat", [f"curriculum.wider={EARNED}"]))
+    other.load_state_dict(widening.state_dict(), 12)
+    other.advance(speeds(0.7), 12)
+    assert other.params[RANGE].tolist() == [-1.0, 2.0]
+
+
+def test_a_share_that_nobody_counts_is_named() -> None:
+    widening = Curricula(load("go2_flat", [f"curriculum.wider={EARNED}", "curriculum.wider.share=Metrics/sped"]))
+    widening.advance({}, 0)
+    with pytest.raises(
+        UserError, match=r"curriculum\.wider.* reads the statistic 'share_of/Metrics/sped'.*'share_of/Metrics/speed'"
+    ):
+        widening.advance(speeds(1.0), 1)
+
+
 def test_what_has_moved_is_told_from_then_on_also_when_it_is_back() -> None:
     curricula = ramp()
     curricula.advance({}, 0)

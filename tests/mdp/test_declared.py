@@ -39,6 +39,7 @@ class mine:
     def contract(self): return {{}}
 """
 ERRORS = "def errors(self, env): return {body}"
+SHARES = ERRORS.format(body="{{}}") + "\n    def shares(self, {arguments}): return {body}"
 
 
 def refused(source: str, folder: Path, *entries: str) -> str:
@@ -129,6 +130,16 @@ def test_an_event_that_is_none(source: str, said: str, tmp_path: Path) -> None:
             COMMAND.format(body=ERRORS.format(body="{}")).replace("size, names = 1", "size, names = 3"),
             "commands.mine: its size is 3, its command has 1",
         ),
+        (COMMAND.format(body=SHARES.format(arguments="env", body="1")), "commands.mine: shares returns (names, numbers, wholes)"),
+        (
+            COMMAND.format(body=SHARES.format(arguments="env", body="['a', 'b'], self.command, self.command")),
+            "commands.mine.shares: a term returns float32 (16, 2), got float32 (16, 1)",
+        ),
+        (
+            COMMAND.format(body=SHARES.format(arguments="env", body="['Tracking/lin_vel'], self.command, self.command")),
+            "commands.mine: another share is named 'Tracking/lin_vel' already",
+        ),
+        (COMMAND.format(body=SHARES.format(arguments="", body="1")), "commands.mine: shares is called with (env)"),
         (
             COMMAND.format(body=ERRORS.format(body="{}") + "\n    def update(self, env): env.draw(1)"),
             "draws more random numbers than",

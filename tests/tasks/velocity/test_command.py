@@ -233,6 +233,17 @@ def test_errors_are_distances():
     torch.testing.assert_close(errors["ang_vel_error"], torch.tensor([0.3, 1.5]))
 
 
+def test_what_is_reached_of_a_command_lies_in_its_direction():
+    robots = Robots(_command(), 4)
+    robots.command.command.copy_(torch.tensor([[0.3, 0.4, 0.5], [1.0, 0.0, -1.0], [-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
+    robots.robot.lin_vel_yaw = torch.tensor([[0.3, 0.4], [2.0, 5.0], [1.0, 0.0], [1.0, 1.0]])
+    robots.robot.yaw_rate = torch.tensor([0.25, -3.0, -0.5, 1.0])
+    names, reached, asked = robots.command.shares(robots.view())
+    assert names == ["Tracking/lin_vel", "Tracking/ang_vel"]
+    torch.testing.assert_close(reached, torch.tensor([[0.5, 0.25], [1.0, 1.0], [-1.0, -0.5], [0.0, 0.0]]))
+    torch.testing.assert_close(asked, torch.tensor([[0.5, 0.5], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]))
+
+
 def _gait_rewards(offsets: tuple[float, float, float, float], share: float) -> torch.Tensor:
     """The gait reward over two cycles of 25 steps, of feet that stand for `share` of a cycle, each from its offset on."""
     robots = Robots(_command(gait_frequency=2.0), 50)

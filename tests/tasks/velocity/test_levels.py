@@ -136,8 +136,9 @@ def test_levels_and_successes_are_told_by_kind_and_row() -> None:
     fallen, others = torch.tensor([True, False, False, False]), torch.tensor([False, True, True, True])
     names, value, whole = robots.term.shares(robots.env(everybody, fallen, others))  # pyright: ignore
     summed = {name: (v, w) for name, v, w in zip(names, value.sum(0).tolist(), whole.sum(0).tolist(), strict=True)}
+    assert summed["Metrics/row"] == (8.0, 4.0)
     assert summed["Level/stairs"] == (4.0, 2.0) and summed["Level/slope"] == (4.0, 2.0)
     assert summed["Success/stairs/row_2"] == (1.0, 2.0) and summed["Success/slope/row_2"] == (2.0, 2.0)
     assert all(summed[name] == (0.0, 0.0) for name in names if name.startswith("Success") and not name.endswith("row_2"))
     _, _, whole = robots.term.shares(robots.env(nobody, nobody, nobody))  # pyright: ignore
-    assert whole.sum(0).tolist() == [2.0, 2.0] + [0.0] * 10
+    assert whole.sum(0).tolist() == [4.0, 2.0, 2.0] + [0.0] * 10
