@@ -75,7 +75,7 @@ class Env:
                 self._randomize(mode, 0)
             self.reset()
         terms.check(self.moment(Draw()), physics, self._registered())
-        own = (*self._registered().values(), *self.final_obs.values(), *self.quarantine.rows, self._totals.columns, env_ids)
+        own = (*self._registered().values(), *self.final_obs.values(), *self.quarantine.rows, *self._totals.rows, env_ids)
         rows = (*tensors_of(physics).values(), *own, self._draft.qpos, self._draft.qvel, self._touched)
         self._outcome, self._observe = compiler(Rowwise(self._outcome, rows)), compiler(Rowwise(self._observe, rows))
         self._add_totals = compiler(self._totals.add)
@@ -148,8 +148,8 @@ class Env:
             update(moment)
         lost = self.physics.unstable | episode.lost | self.quarantine.look("actions", episode.actions)
         ends = self._end(moment, lost)
-        told = self._told(moment)
-        lost = lost | self.quarantine.look("told", told)
+        told = self.terms.told(moment)
+        lost = lost | self.quarantine.look("told", told.numbers)
         for group in self.groups:
             if group.name in self.final_obs:
                 last = group.compute(moment, noisy=False, fresh=None)
@@ -160,7 +160,7 @@ class Env:
         episode.terminated.logical_or_(lost)
         episode.truncated.logical_and_(~lost)
         episode.done.logical_or_(lost)
-        self._count(ends, torch.where(lost[:, None], 0.0, told))
+        self._count(ends, torch.where(lost[:, None], 0.0, told.numbers), told.cells)
         self._restart(moment)
 
     def _end(self, moment: Moment, lost: Tensor) -> list[Tensor]:
@@ -203,15 +203,15 @@ class Env:
         episode.episode_rewards.add_(episode.reward_terms)
         return odd
 
-    def _count(self, ends: list[Tensor], told: Tensor) -> None:
+    def _count(self, ends: list[Tensor], told: Tensor, cells: Tensor) -> None:
         """Note what this step adds to the iteration's totals."""
         episode, done = self.episode, self.episode.done
         ended = done.float()
         columns = [torch.ones_like(ended), (~episode.valid).float(), ended, episode.terminated.float()]
         columns += [episode.episode_length * ended, *((end & done).float() for end in ends)]
-        self._totals.columns.copy_(
-            torch.cat((torch.stack(columns, dim=-1), told, episode.episode_rewards * ended[:, None]), dim=-1)
-        )
+        counted = torch.stack(columns, dim=-1)
+        self._totals.columns.copy_(torch.cat((counted, episode.episode_rewards * ended[:, None], told), dim=-1))
+        self._totals.cells.copy_(cells)
 
     def _restart(self, moment: Moment) -> None:
         """Begin episodes where one ended: memory, commands, reset events; interval events for the others."""
@@ -324,11 +324,6 @@ class Env:
         """Make what the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
         return self.terms.actions.controls(self.moment(Draw()))
 
-    def _told(self, moment: Moment) -> Tensor:
-        """Ask what terms tell of the robots, (N, totals)."""
-        columns = self.terms.told(moment)[1]
-        return torch.cat(columns, dim=-1) if columns else self.episode.actions[:, :0]
-
     def _allocate(self) -> None:
         """Every mutable tensor of the environment."""
         terms = self.terms
@@ -345,10 +340,10 @@ class Env:
                 self.memory.add(term.path, term)
         self.obs = {group.name: self._zeros(group.size) for group in self.groups}
         self.final_obs = {name: self._zeros(self.obs[name].shape[1]) for name in self.page.env.final_obs_groups}
-        told = terms.told(self.moment(Draw()))[0]
+        told = terms.told(self.moment(Draw()))
         drawn = {mode: self.fields.num_drawn(mode) for mode in terms.events}
         self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, told, drawn))
-        self._totals = Totals(total_names(terms, told), self.num_envs, self.device)
+        self._totals = Totals(total_names(terms, told.errors), told.shares, self.num_envs, self.device)
 
     def _randomize(self, mode: str, step: int) -> None:
         """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""

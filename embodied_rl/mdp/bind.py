@@ -23,6 +23,7 @@ from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.term import Action, check_answer, described
+from embodied_rl.mdp.totals import Share, Told
 from embodied_rl.mdp.trackers import TRACKERS, Trackers
 from embodied_rl.physics.protocol import Physics, tensors_of
 from embodied_rl.problems import did_you_mean
@@ -32,8 +33,6 @@ from embodied_rl.scene import NEEDS, Scene
 #: Needs that positions and velocities of the feet serve, and what begins the name of a model field.
 _FRAMES = {"foot_frames", "foot_orientation"}
 _MODEL = "model:"
-#: Names of the totals that are numbers of `shares`, and of those that are their wholes.
-_SHARES = ("share", "share_of")
 
 
 @dataclass(frozen=True)
@@ -162,42 +161,37 @@ class Terms:
                     _called(f"{section}.{term.name}", term, wanted, moment, tensors)
         self._faults.tell()
 
-    def told(self, moment: Moment) -> tuple[list[str], list[Tensor]]:
-        """Ask what terms tell of the robots: names of totals, and what a step adds to them, side by side (N, ...).
-
-        `error/NAME`: how far they are from what a command asks for, in the mean over steps.  `share/NAME` and `share_of/NAME`:
-        numbers of a command or an event that has `shares`, the sum of the former over that of the latter.
+    def told(self, moment: Moment) -> Told:
+        """Ask commands and reset events what they tell of the robots: how far they are from a command, and shares.
 
         Raises:
             UserError: a term gives something else, or a name that another has; one line.
         """
-        found: dict[str, Tensor] = {}
+        errors: dict[str, Tensor] = {}
         for name, command in self.commands.items():
             given = command.errors(moment)
             if not isinstance(given, dict):
                 raise UserError(f"commands.{name}: errors returns a {type(given).__name__}, no dict of (N,) by name")
             for error, value in given.items():
                 check_answer(f"commands.{name}.errors[{error!r}]", value, moment.num_envs, torch.float32)
-                if f"error/{error}" in found:
+                if error in errors:
                     raise UserError(f"commands.{name}: another command has an error {error!r} already; rename one of them")
-                found[f"error/{error}"] = value
-        names, columns = list(found), [value[:, None] for value in found.values()]
+                errors[error] = value
         tellers = {f"commands.{name}": command for name, command in self.commands.items()}
         tellers |= {f"events.{event.name}": event.function for event in self.events["reset"]}
-        for path, teller in tellers.items():
-            if hasattr(teller, "shares"):
-                given = teller.shares(moment)
-                shares = given[0] if isinstance(given, tuple) and len(given) == len(_SHARES) + 1 else None
-                if not isinstance(shares, list) or not all(isinstance(name, str) for name in shares):
-                    wanted = "(names, numbers, wholes), a list and two (N, names)"
-                    raise UserError(f"{path}: shares returns {wanted}; got {described(given)}")
-                for kind, block in zip(_SHARES, given[1:], strict=True):
-                    check_answer(f"{path}.shares", block, moment.num_envs, torch.float32, len(shares))
-                    names += [f"{kind}/{name}" for name in shares]
-                    columns.append(block)
-                if twice := next((name for name in names if names.count(name) > 1), None):
-                    raise UserError(f"{path}: another share is named {twice.partition('/')[2]!r} already; rename one of them")
-        return names, columns
+        shares = [one for path, teller in tellers.items() if hasattr(teller, "shares") for one in _shares(path, teller, moment)]
+        names = [name for share in shares for name in share.names]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"two commands or events have a share {twice!r}; rename one of them")
+        numbers = [*errors.values(), *(part for share in shares for part in (share.number, share.whole))]
+        nobody = moment.episode.actions[:, 0]
+        cells = [torch.zeros_like(nobody, dtype=torch.int64) if share.at is None else share.at for share in shares]
+        return Told(
+            list(errors),
+            [share.names for share in shares],
+            torch.stack(numbers, dim=-1) if numbers else nobody[:, None][:, :0],
+            torch.stack(cells, dim=-1) if cells else torch.zeros_like(nobody[:, None][:, :0], dtype=torch.int64),
+        )
 
     def set_numbers(self, numbers: dict[str, Tensor]) -> None:
         """Set numbers of the page, by dotted path, in place.
@@ -430,3 +424,21 @@ def _entries(page: Page) -> Iterator[tuple[str, str, Entry]]:
         for path, entries in parts.items():
             for name, entry in entries.items():
                 yield section, f"{path}.{name}", entry
+
+
+def _shares(path: str, teller: Any, moment: Moment) -> list[Share]:
+    """Ask a command or an event for its shares.
+
+    Raises:
+        UserError: it gives something else; one line.
+    """
+    given = teller.shares(moment)
+    if not isinstance(given, list) or not all(isinstance(one, Share) for one in given):
+        raise UserError(f"{path}: shares returns a list of Share(names, number, whole, at), got {described(given)}")
+    for share in given:
+        for part, wanted in (("number", torch.float32), ("whole", torch.float32), ("at", torch.int64)):
+            if part != "at" or share.at is not None:
+                check_answer(f"{path}.shares: {part}", getattr(share, part), moment.num_envs, wanted)
+        if share.at is None and len(share.names) != 1:
+            raise UserError(f"{path}.shares: {len(share.names)} names, and no `at` that says which of them robots count for")
+    return given

@@ -52,8 +52,8 @@ class Draw:
     def coarse(self, low: Tensor | float, high: Tensor | float, size: int) -> Tensor:
         """Numbers in (low, high) of 256 values each, (N, size); three for what one of the others costs."""
         words = (self(-(-size // 3)) * 2.0**24).int()
-        parts = torch.stack([(words >> shift) & 255 for shift in (0, 8, 16)], dim=-1)
-        return low + (high - low) * (parts.flatten(1)[:, :size].float() + 0.5) / 256.0
+        parts = torch.cat([(words >> shift) & 255 for shift in (0, 8, 16)], dim=-1)
+        return low + (high - low) * (parts[:, :size].float() + 0.5) / 256.0
 
     def integers(self, low: int, high: int) -> Tensor:
         """Uniform whole numbers from low to high, both included, as float32 (N,)."""

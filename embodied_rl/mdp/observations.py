@@ -79,8 +79,8 @@ class height_scan:  # noqa: N801  named as its entry on the page
         heading, base = env.robot.heading, env.robot.base_pos_w
         c, s = torch.cos(heading)[:, None], torch.sin(heading)[:, None]
         x, y = self._x + self._ahead, self._y
-        below = base[:, None, :2] + torch.stack((c * x - s * y, s * x + c * y), dim=-1)
-        return env.terrain.height(below) - (base[:, 2:] - self._level)
+        ground = env.terrain.height_at(base[:, :1] + c * x - s * y, base[:, 1:2] + s * x + c * y)
+        return ground - (base[:, 2:] - self._level)
 
 
 @observation(mirror="joints")

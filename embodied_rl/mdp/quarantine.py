@@ -18,6 +18,7 @@ from embodied_rl.vector_env import LARGEST
 if TYPE_CHECKING:
     from embodied_rl.mdp.bind import Terms
     from embodied_rl.mdp.group import ObservationGroup
+    from embodied_rl.mdp.totals import Told
 
 #: Robots that are named between two drains.
 _NAMED = 8
@@ -37,7 +38,8 @@ class Quarantine:
         self._looks: dict[str, tuple[int, Tensor]] = {}
         begin = 0
         for look, one in names.items():
-            self._looks[look] = begin, torch.arange(len(one), 0, -1, device=age.device)
+            # float32, as what is looked at: a processor compares whole vectors of one type
+            self._looks[look] = begin, torch.arange(len(one), 0, -1, dtype=torch.float32, device=age.device)
             begin += len(one)
         self._place = torch.full_like(age, -1)
         self._step = torch.zeros_like(age)
@@ -62,7 +64,7 @@ class Quarantine:
         odd = _odd(values)
         if rows is not None:
             odd = odd & rows[:, None]
-        rank = (odd * ranks).amax(-1)
+        rank = torch.where(odd, ranks, 0.0).amax(-1).long()
         found, column = rank > 0, len(ranks) - rank.clamp(min=1)
         new = found & (self._place < 0)
         self._place.copy_(torch.where(new, begin + column, self._place))
@@ -104,19 +106,19 @@ class Quarantine:
         ]
 
 
-def names_of(terms: Terms, groups: list[ObservationGroup], told: list[str], drawn: dict[str, int]) -> dict[str, list[str]]:
+def names_of(terms: Terms, groups: list[ObservationGroup], told: Told, drawn: dict[str, int]) -> dict[str, list[str]]:
     """Name all numbers that the policy and a page's terms give, by what `Env` looks at.
 
     Args:
         terms: the page's.
         groups: of observations.
-        told: names of what terms tell of the robots.
+        told: what terms tell of the robots.
         drawn: how many numbers the events of each mode draw.
     """
     names = {"actions": _numbered("the policy's action", terms.actions.size)}
     names["rewards"] = [*(f"rewards.{term.name}" for term in terms.rewards), "the sum of rewards"]
-    said = {"error": "the command's error", "share": "the event's share", "share_of": "the event's whole of"}
-    names["told"] = [f"{said[kind]} {name}" for kind, _, name in (one.partition("/") for one in told)]
+    names["told"] = [f"the command's error {name}" for name in told.errors]
+    names["told"] += [f"{part} of the share {share[0]}" for share in told.shares for part in ("the number", "the whole")]
     for name, command in terms.commands.items():
         names[f"commands.{name}"] = _numbered(f"commands.{name}", command.command.shape[1])
     for group in groups:

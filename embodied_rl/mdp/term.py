@@ -82,8 +82,7 @@ class Command(Protocol):
         """How far the robots are from what is asked for, by name, each (N,)."""
         ...
 
-    # It may have, as a reset event may, shares(self, env) -> (names, numbers, wholes): names as in TensorBoard, (N, names) each;
-    # what is told is the sum of the numbers over that of the wholes.
+    # It may have, as a reset event may, shares(self, env) -> list[embodied_rl.mdp.totals.Share].
 
     def hold(self, values: Sequence[float] | None) -> None:
         """Ask all robots for these numbers and nothing else from now on; None: draw again."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_rl.scene.field_height import field_height, load_library
 from embodied_rl.scene.plain import PLAIN
 
 #: Friction of the ground; what it meets has the higher priority, so the contact's is that of the other geom.
@@ -42,6 +43,10 @@ class FlatTerrain:
     def height(self, xy: Tensor) -> Tensor:
         """Height of the ground [m] at world positions (..., 2); shape (...,)."""
         return torch.zeros_like(xy[..., 0])
+
+    def height_at(self, x: Tensor, y: Tensor) -> Tensor:
+        """Height of the ground [m] at many coordinates [m], (...,) each, as for a scan."""
+        return torch.zeros_like(x)
 
     def normal(self, xy: Tensor) -> Tensor:
         """Upward normal of the ground at world positions (..., 2); unit vectors (..., 3)."""
@@ -79,6 +84,9 @@ class HeightField:
         self.kinds = tuple(kinds)
         """What its patches are called."""
         self._table = torch.tensor(self.heights.ravel(), dtype=torch.float32)
+        self._compiled = False
+        # the last point lies in the last cell: the largest float32 below the number of cells
+        self._most = tuple(float(np.nextafter(np.float32(count - 1), np.float32(0.0))) for count in heights.shape)
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
         """Add the ground to a model, in the place of the plane if there is one."""
@@ -99,36 +107,47 @@ class HeightField:
         exact = dtype == torch.float64
         moved._table = torch.tensor(self.heights.ravel(), device=device) if exact else self._table.to(device)
         moved.origins = self.origins.to(device, dtype)
+        moved._compiled = not exact and device.type == "cpu" and load_library() is not None
         return moved
 
     def height(self, xy: Tensor) -> Tensor:
         """Height of the ground [m] at world positions (..., 2); shape (...,)."""
-        corner, u, v, along_x, along_y = self._triangle(xy)
-        return corner + u * along_x + v * along_y
+        return self._height(*xy.unbind(-1))
+
+    def height_at(self, x: Tensor, y: Tensor) -> Tensor:
+        """Height of the ground [m] at many coordinates [m], (...,) each, as for a scan."""
+        if self._compiled and x.dtype == torch.float32:
+            # one operation, whose call costs what torch needs for some tens of points
+            return field_height(x, y, self._table, self.heights.shape[1], self.cell, list(self.half), list(self._most))
+        return self._height(x, y)
+
+    def _height(self, x: Tensor, y: Tensor) -> Tensor:
+        corner, beside, far, u, v = self._triangle(x, y)
+        return corner + torch.maximum(u, v) * (beside - corner) + torch.minimum(u, v) * (far - beside)
 
     def normal(self, xy: Tensor) -> Tensor:
         """Upward normal of the ground at world positions (..., 2); unit vectors (..., 3)."""
-        *_, along_x, along_y = self._triangle(xy)
+        corner, beside, far, u, v = self._triangle(*xy.unbind(-1))
+        first, second = beside - corner, far - beside
+        along_x, along_y = torch.where(u > v, first, second), torch.where(u > v, second, first)
         normal = torch.stack((-along_x, -along_y, torch.full_like(along_x, self.cell)), dim=-1)
         return normal / normal.norm(dim=-1, keepdim=True)
 
-    def _triangle(self, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _triangle(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Find the triangle below each point.
 
         Returns:
-            Height of its cell's corner of least x and y [m], where in the cell the point is, [0, 1] along x and y, and how far
-            the triangle rises over the cell along x and y [m]; each (...,).
+            Heights of its three corners [m], that of least x and y first and that of most last, and where in the cell the point
+            is, [0, 1] along x and y; each (...,).
         """
-        rows, columns = self.heights.shape
-        x = ((xy[..., 0] + self.half[0]) / self.cell).clamp(0.0, rows - 1.0)
-        y = ((xy[..., 1] + self.half[1]) / self.cell).clamp(0.0, columns - 1.0)
-        i, j = x.floor().clamp(max=rows - 2.0), y.floor().clamp(max=columns - 2.0)
-        at = i.long() * columns + j.long()
-        corner, far = self._table[at], self._table[at + columns + 1]
+        columns = self.heights.shape[1]
+        x = ((x + self.half[0]) / self.cell).nan_to_num().clamp(0.0, self._most[0])
+        y = ((y + self.half[1]) / self.cell).nan_to_num().clamp(0.0, self._most[1])
+        i, j = x.long(), y.long()
         u, v = x - i, y - j
-        beside = self._table[torch.where(u > v, at + columns, at + 1)]  # the triangle's third corner
-        first, second = beside - corner, far - beside
-        return corner, u, v, torch.where(u > v, first, second), torch.where(u > v, second, first)
+        at = i * columns + j
+        beside = self._table[torch.where(u > v, at + columns, at + 1)]
+        return self._table[at], beside, self._table[at + columns + 1], u, v
 
 
 Terrain = FlatTerrain | HeightField

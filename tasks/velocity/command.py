@@ -15,6 +15,7 @@ from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import State
 from embodied_rl.mdp.term import command
+from embodied_rl.mdp.totals import Share
 
 #: Below this a command asks for standing [m/s, rad/s].
 _STANDING = 0.1
@@ -122,13 +123,13 @@ class velocity:  # noqa: N801  named as its entry on the page
             "ang_vel_error": (env.robot.yaw_rate - self.command[:, 2]).abs(),
         }
 
-    def shares(self, env: Moment) -> tuple[list[str], Tensor, Tensor]:
-        """How much of what is asked for is reached, at most all of it: names, what is reached, what is asked, (N, 2) each."""
-        velocity = torch.cat((env.robot.lin_vel_yaw, env.robot.yaw_rate[:, None]), dim=-1)
-        asked = torch.stack((self.command[:, :2].norm(dim=-1), self.command[:, 2].abs()), dim=-1)
-        along = velocity * self.command
-        reached = torch.stack((along[:, :2].sum(-1), along[:, 2]), dim=-1) / asked.clamp(min=1e-6)
-        return ["Tracking/lin_vel", "Tracking/ang_vel"], torch.minimum(reached, asked), asked
+    def shares(self, env: Moment) -> list[Share]:
+        """Count how much of what is asked for is reached, at most all of it."""
+        ways = (
+            ("Tracking/lin_vel", (env.robot.lin_vel_yaw * self.command[:, :2]).sum(-1), self.command[:, :2].norm(dim=-1)),
+            ("Tracking/ang_vel", env.robot.yaw_rate * self.command[:, 2], self.command[:, 2].abs()),
+        )
+        return [Share([name], torch.minimum(along / asked.clamp(min=1e-6), asked), asked) for name, along, asked in ways]
 
     def contract(self) -> dict[str, Any]:
         """Return ranges and clock: standing is |v_xy| <= `standing_below` and |wz| <= `standing_below`."""

@@ -14,6 +14,7 @@ from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import State
 from embodied_rl.mdp.term import event
+from embodied_rl.mdp.totals import Share
 
 
 @event(mode="reset")
@@ -87,19 +88,17 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         place[:, :2] += origin[:, :2]
         draft.set_root_pose(env.robot, place, draft.root_quat(env.robot))
 
-    def shares(self, env: Moment) -> tuple[list[str], Tensor, Tensor]:
-        """Mean row, that of each kind, and how many of those judged in each row go up; names, and both sides (N, names)."""
-        kinds, rows = env.terrain.kinds, env.terrain.origins.shape[1]
-        of_kind = torch.nn.functional.one_hot(env.env_ids % len(kinds), len(kinds)).float()
-        at = torch.nn.functional.one_hot(self.row, rows).float()
-        cell = (of_kind[:, :, None] * at[:, None]).flatten(1)
+    def shares(self, env: Moment) -> list[Share]:
+        """Count the mean row, that of each kind, and how many of those judged in each row go up."""
+        kinds, rows, one = env.terrain.kinds, env.terrain.origins.shape[1], torch.ones_like(self.time)
+        kind, row = env.env_ids % len(kinds), self.row.float()
         through, judged = self._judge(env)
-        names = ["Metrics/row", *(f"Level/{kind}" for kind in kinds)] + [
-            f"Success/{kind}/row_{row}" for kind in kinds for row in range(rows)
+        cells = [f"Success/{name}/row_{row}" for name in kinds for row in range(rows)]
+        return [
+            Share(["Metrics/row"], row, one),
+            Share([f"Level/{name}" for name in kinds], row, one, kind),
+            Share(cells, through.float(), judged.float(), kind * rows + self.row),
         ]
-        row = self.row.float()[:, None]
-        value = torch.cat((row, of_kind * row, cell * through[:, None]), dim=-1)
-        return names, value, torch.cat((torch.ones_like(row), of_kind, cell * judged[:, None]), dim=-1)
 
     def _judge(self, env: Moment) -> tuple[Tensor, Tensor]:
         """Say whose episode ends with its row gone through, and whose ends with a judgement at all, bool (N,)."""

@@ -19,6 +19,8 @@ from embodied_rl.mdp.term import action, command, event, observation, reward, te
 RIGHT = "@reward()\ndef mine(env, *, k: float = 1.0): return k * env.actions[:, 0]\n"
 OF_CLASS = "@reward()\nclass mine:\n    {body}\n    def __call__(self, env): return env.actions[:, 0]\n"
 COMMAND = """
+from embodied_rl.mdp.totals import Share
+
 @command()
 class mine:
     size, names = 1, ("x [m]",)
@@ -130,14 +132,23 @@ def test_an_event_that_is_none(source: str, said: str, tmp_path: Path) -> None:
             COMMAND.format(body=ERRORS.format(body="{}")).replace("size, names = 1", "size, names = 3"),
             "commands.mine: its size is 3, its command has 1",
         ),
-        (COMMAND.format(body=SHARES.format(arguments="env", body="1")), "commands.mine: shares returns (names, numbers, wholes)"),
+        (COMMAND.format(body=SHARES.format(arguments="env", body="1")), "commands.mine: shares returns a list of Share(names"),
+        (COMMAND.format(body=SHARES.format(arguments="env", body="[('a', 1, 2)]")), "shares returns a list of Share(names"),
         (
-            COMMAND.format(body=SHARES.format(arguments="env", body="['a', 'b'], self.command, self.command")),
-            "commands.mine.shares: a term returns float32 (16, 2), got float32 (16, 1)",
+            COMMAND.format(body=SHARES.format(arguments="env", body="[Share(['a'], self.command, self.command)]")),
+            "commands.mine.shares: number: a term returns float32 (16,), got float32 (16, 1)",
         ),
         (
-            COMMAND.format(body=SHARES.format(arguments="env", body="['Tracking/lin_vel'], self.command, self.command")),
-            "commands.mine: another share is named 'Tracking/lin_vel' already",
+            COMMAND.format(
+                body=SHARES.format(arguments="env", body="[Share(['a', 'b'], self.command[:, 0], self.command[:, 0])]")
+            ),
+            "commands.mine.shares: 2 names, and no `at`",
+        ),
+        (
+            COMMAND.format(
+                body=SHARES.format(arguments="env", body="[Share(['Tracking/lin_vel'], self.command[:, 0], self.command[:, 0])]")
+            ),
+            "two commands or events have a share 'Tracking/lin_vel'",
         ),
         (COMMAND.format(body=SHARES.format(arguments="", body="1")), "commands.mine: shares is called with (env)"),
         (

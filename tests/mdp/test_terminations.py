@@ -45,9 +45,9 @@ def test_tilt_counts_in_every_direction(moment, call):
 
 def test_who_fails_does_not_truncate():
     flags = {name: _term(name).time_out for name in find_terms()[0]["termination"]}
-    assert flags == {name: name in ("time_out", "leaves_ground", "leaves_patch") for name in flags}
+    assert flags == {name: name in ("time_out", "leaves_ground", "leaves_patch", "stuck") for name in flags}
 
 
 def test_every_termination_has_a_case():
     # that one: tests/tasks/rough
-    assert {name for name, _, _ in CASES} | {"leaves_patch"} == set(find_terms()[0]["termination"])
+    assert {name for name, _, _ in CASES} | {"leaves_patch", "stuck"} == set(find_terms()[0]["termination"])

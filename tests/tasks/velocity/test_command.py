@@ -238,10 +238,12 @@ def test_what_is_reached_of_a_command_lies_in_its_direction():
     robots.command.command.copy_(torch.tensor([[0.3, 0.4, 0.5], [1.0, 0.0, -1.0], [-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
     robots.robot.lin_vel_yaw = torch.tensor([[0.3, 0.4], [2.0, 5.0], [1.0, 0.0], [1.0, 1.0]])
     robots.robot.yaw_rate = torch.tensor([0.25, -3.0, -0.5, 1.0])
-    names, reached, asked = robots.command.shares(robots.view())
-    assert names == ["Tracking/lin_vel", "Tracking/ang_vel"]
-    torch.testing.assert_close(reached, torch.tensor([[0.5, 0.25], [1.0, 1.0], [-1.0, -0.5], [0.0, 0.0]]))
-    torch.testing.assert_close(asked, torch.tensor([[0.5, 0.5], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]))
+    lin, ang = robots.command.shares(robots.view())
+    assert lin.names == ["Tracking/lin_vel"] and ang.names == ["Tracking/ang_vel"]
+    torch.testing.assert_close(lin.number, torch.tensor([0.5, 1.0, -1.0, 0.0]))
+    torch.testing.assert_close(ang.number, torch.tensor([0.25, 1.0, -0.5, 0.0]))
+    torch.testing.assert_close(lin.whole, torch.tensor([0.5, 1.0, 1.0, 0.0]))
+    torch.testing.assert_close(ang.whole, torch.tensor([0.5, 1.0, 1.0, 0.0]))
 
 
 def _gait_rewards(offsets: tuple[float, float, float, float], share: float) -> torch.Tensor:

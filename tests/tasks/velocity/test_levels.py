@@ -132,13 +132,23 @@ def test_levels_and_successes_are_told_by_kind_and_row() -> None:
     robots = Robots(rows=(2, 2), num=4)
     robots.go(4.0, (0.5, 0.0, 0.0), (0.5, 0.0))
     robots.speed = torch.tensor([[0.5, 0.0]]).expand(4, 2)
-    nobody, everybody = torch.zeros(4).bool(), torch.ones(4).bool()
+    nobody = torch.zeros(4).bool()
     fallen, others = torch.tensor([True, False, False, False]), torch.tensor([False, True, True, True])
-    names, value, whole = robots.term.shares(robots.env(everybody, fallen, others))  # pyright: ignore
-    summed = {name: (v, w) for name, v, w in zip(names, value.sum(0).tolist(), whole.sum(0).tolist(), strict=True)}
+
+    def told(terminated: Tensor, timed_out: Tensor) -> dict[str, tuple[float, float]]:
+        found: dict[str, tuple[float, float]] = {}
+        for share in robots.term.shares(robots.env(terminated | timed_out, terminated, timed_out)):  # pyright: ignore
+            at = torch.zeros(4, dtype=torch.int64) if share.at is None else share.at
+            for index, name in enumerate(share.names):
+                found[name] = share.number[at == index].sum().item(), share.whole[at == index].sum().item()
+        return found
+
+    summed = told(fallen, others)
     assert summed["Metrics/row"] == (8.0, 4.0)
     assert summed["Level/stairs"] == (4.0, 2.0) and summed["Level/slope"] == (4.0, 2.0)
     assert summed["Success/stairs/row_2"] == (1.0, 2.0) and summed["Success/slope/row_2"] == (2.0, 2.0)
-    assert all(summed[name] == (0.0, 0.0) for name in names if name.startswith("Success") and not name.endswith("row_2"))
-    _, _, whole = robots.term.shares(robots.env(nobody, nobody, nobody))  # pyright: ignore
-    assert whole.sum(0).tolist() == [4.0, 2.0, 2.0] + [0.0] * 10
+    assert all(pair == (0.0, 0.0) for name, pair in summed.items() if name.startswith("Success") and name[-1] != "2")
+    summed = told(nobody, nobody)
+    assert summed["Level/stairs"] == (4.0, 2.0) and all(
+        pair == (0.0, 0.0) for name, pair in summed.items() if name.startswith("Success")
+    )
