@@ -21,6 +21,7 @@ from embodied_rl.config.page import VideoSettings
 from embodied_rl.errors import UserError
 from embodied_rl.machine import GL_REMEDY, gl_backend
 from embodied_rl.mdp.demo import Demo
+from embodied_rl.view.window import Window
 
 _COMMAND, _MEASURED = (0.16, 0.64, 0.32), (0.13, 0.42, 0.92)
 """Green and blue, of arrows and text alike."""
@@ -63,7 +64,8 @@ class Film:
         container = container_of(path)
         self.frames, self.fps = 0, video.fps
         self._width, self._height = video.width & ~1, video.height & ~1  # yuv420p halves both for its colours
-        self._model, self._base = model, model.body(base).id
+        self._ground = Window(model)
+        self._model, self._base = self._ground.model, model.body(base).id
         self._data = mujoco.MjData(self._model)
         self._camera = _ChaseCamera(size, 1.0 / video.fps)
         self._size, self._demo = size, demo
@@ -71,7 +73,7 @@ class Film:
         use_gl()
         frame = self._model.vis.global_
         frame.offwidth, frame.offheight = self._width, self._height
-        self._renderer = mujoco.Renderer(self._model, self._height, self._width)
+        self._renderer: mujoco.Renderer | None = None  # made where the first frame is
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # faststart: a browser shows the first frame before it has the last
         options = {} if container == "matroska" else {"movflags": "faststart"}
@@ -86,7 +88,8 @@ class Film:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.mux(self._stream.encode())
         self._file.close()
-        self._renderer.close()
+        if self._renderer:
+            self._renderer.close()
 
     def shoot(
         self, qpos: Sequence[np.ndarray], measured: Sequence[float] = (), command: Sequence[float] | None = None
@@ -105,8 +108,10 @@ class Film:
         self._pose(qpos[0])
         position, heading = self._data.xpos[self._base].copy(), _heading(self._data.xmat[self._base])
         self._camera.follow(position, heading, len(qpos))
-        self._renderer.update_scene(self._data, self._camera.view)
-        scene = self._renderer.scene
+        renderer = self._renderer_at(position)
+        self._pose(qpos[0])
+        renderer.update_scene(self._data, self._camera.view)
+        scene = renderer.scene
         for other in qpos[1:]:
             self._pose(other)
             add_robot(self._model, self._data, scene)
@@ -114,9 +119,17 @@ class Film:
             above = np.array([0.0, 0.0, self._size * (0.75 + 0.12 * layer)])
             assert self._demo is not None
             self._demo.draw(_Canvas(scene, position + above, heading, self._size, rgb), vector)
-        image = self._panel.draw_on(self._renderer.render(), self.frames / self.fps, drawn)
+        image = self._panel.draw_on(renderer.render(), self.frames / self.fps, drawn)
         self._encode(image)
         return image
+
+    def _renderer_at(self, place: np.ndarray) -> mujoco.Renderer:
+        """Return what draws the ground around a place."""
+        if self._ground.follow(place) and self._renderer:
+            self._renderer.close()
+            self._renderer = None
+        self._renderer = self._renderer or mujoco.Renderer(self._model, self._height, self._width)
+        return self._renderer
 
     def _drawn(self, measured: Sequence[float], command: Sequence[float] | None) -> list:
         """Collect what is drawn and written, each with its colour."""

@@ -123,3 +123,18 @@ def test_beside_the_field_lies_its_edge() -> None:
     assert found.tolist() == pytest.approx([0.0, 11.0, 8.0, 6.0], abs=1e-5)
     assert FlatTerrain().height(torch.ones(2, 3, 2)).shape == (2, 3)
     assert FlatTerrain().normal(torch.ones(2, 2)).tolist() == [[0.0, 0.0, 1.0]] * 2
+
+
+def test_one_operation_gives_torchs_heights_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    ground = HeightField(rng.uniform(-0.5, 0.5, (41, 33)), 0.05, np.zeros((1, 1, 3))).on(torch.device("cpu"))
+    xy = torch.tensor(rng.uniform(-1.3, 1.3, (50, 70, 2)), dtype=torch.float32)
+    xy[0, 0], xy[0, 1], xy[0, 2] = torch.tensor([1.0, 0.8]), torch.tensor([-9.0, 9.0]), torch.tensor(float("nan"))
+    assert ground._compiled
+    found = ground.height_at(xy[..., 0], xy[..., 1])
+    whole = torch.compile(ground.height_at, fullgraph=True, dynamic=False)(xy[..., 0], xy[..., 1])
+    assert torch.equal(found, ground.height(xy)) and torch.equal(whole, found) and bool(found.isfinite().all())
+    monkeypatch.setattr("embodied_rl.scene.terrain.load_library", lambda: None)
+    without = ground.on(torch.device("cpu"))
+    assert not without._compiled and torch.equal(without.height_at(xy[..., 0], xy[..., 1]), found)
+    assert FlatTerrain().height_at(xy[..., 0], xy[..., 1]).eq(0.0).all()
