@@ -82,8 +82,8 @@ class Draft:
         pos, heading = self.root_pos(part), rotations.yaw_of(self.root_quat(part))
         c, s = torch.cos(heading)[:, None], torch.sin(heading)[:, None]
         x, y = part.footprint.unbind(-1)
-        below = pos[:, None, :2] + torch.stack((c * x - s * y, s * x + c * y), dim=-1)
-        self.qpos[:, part.root_qpos + 2] += terrain.height(below).amax(-1)
+        below = terrain.height_at(pos[:, :1] + c * x - s * y, pos[:, 1:2] + s * x + c * y)
+        self.qpos[:, part.root_qpos + 2] += below.amax(-1)
 
     def set_root_velocity(self, part: Part | PartState, linear: Tensor, angular: Tensor) -> None:
         """Set a floating base's velocity: linear (N, 3) [m/s] in the world, angular (N, 3) [rad/s] in the base."""

@@ -16,6 +16,8 @@ from embodied_rl.scene.plain import PLAIN
 
 #: Friction of the ground; what it meets has the higher priority, so the contact's is that of the other geom.
 _FRICTION = (1.0, 0.02, 0.01)
+#: Points of a robot from which on their heights are one operation, whose call costs what torch needs for some tens of them.
+_MANY = 64
 #: How far a height field reaches below its lowest point [m]: what is deeper in the ground than that falls through it.
 _BASE = 1.0
 
@@ -45,7 +47,7 @@ class FlatTerrain:
         return torch.zeros_like(xy[..., 0])
 
     def height_at(self, x: Tensor, y: Tensor) -> Tensor:
-        """Height of the ground [m] at many coordinates [m], (...,) each, as for a scan."""
+        """Height of the ground [m] at coordinates [m], (..., P) each, as for a scan."""
         return torch.zeros_like(x)
 
     def normal(self, xy: Tensor) -> Tensor:
@@ -115,9 +117,8 @@ class HeightField:
         return self._height(*xy.unbind(-1))
 
     def height_at(self, x: Tensor, y: Tensor) -> Tensor:
-        """Height of the ground [m] at many coordinates [m], (...,) each, as for a scan."""
-        if self._compiled and x.dtype == torch.float32:
-            # one operation, whose call costs what torch needs for some tens of points
+        """Height of the ground [m] at coordinates [m], (..., P) each, as for a scan."""
+        if self._compiled and x.dtype == torch.float32 and x.shape[-1] >= _MANY:
             return field_height(x, y, self._table, self.heights.shape[1], self.cell, list(self.half), list(self._most))
         return self._height(x, y)
 

@@ -15,13 +15,15 @@ from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import State
 from embodied_rl.mdp.term import event
 from embodied_rl.mdp.totals import Share
+from embodied_rl.problems import did_you_mean
 
 
 @event(mode="reset")
 class start_on_patch:  # noqa: N801  named as its entry on the page
     """Start robots in the middle of a patch: each on one kind for ever, in first rows of `rows`, dealt out by their numbers.
 
-    First rows are every `step`-th from the first of `rows` to the last.
+    Kinds are dealt out in the order of `kinds`, where one that stands twice gets twice as many; without any each once.  First
+    rows are every `step`-th from the first of `rows` to the last.
 
     With `curriculum` a robot's row is judged when its episode ends.  One that fell goes a row down.  One whose time is up goes
     a row up if it went `share` of the way that the last command asked for, in that command's direction as it turned; no
@@ -44,6 +46,7 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         self,
         robot: Part,
         *,
+        kinds: tuple[str, ...] = (),
         rows: IntRange = (0, 3),
         step: Annotated[int, Ge(1)] = 1,
         curriculum: bool = True,
@@ -54,6 +57,7 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
     ) -> None:
         if not robot.floating:
             raise UserError(f"rows: {robot.spec.name} is mounted, and cannot begin elsewhere; take the entry off the page")
+        self._kinds = kinds
         self._rows, self._step, self._curriculum, self._command = rows, step, curriculum, command
         self._share, self._window_s, self._speed = share, window_s, speed
         flag, number = State(dtype=torch.bool, fresh="keep"), State(fresh="keep")
@@ -75,15 +79,15 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         """Place robots on their patches, as if the ground were level there: all are lifted onto it at the end."""
         if env.terrain.origins is None:
             raise UserError("a term places robots on patches, and the page has none; add patches: {stairs: {}}, or take it off")
-        kinds, rows = env.terrain.origins.shape[:2]
+        rows, turns = env.terrain.origins.shape[1], len(self._kinds or env.terrain.kinds)
         low, high = min(self._rows[0], rows - 1), min(self._rows[1], rows - 1)
-        kind, first = env.env_ids % kinds, low + self._step * (env.env_ids // kinds % ((high - low) // self._step + 1))
+        first = low + self._step * (env.env_ids // turns % ((high - low) // self._step + 1))
         row = torch.where(self.begun, self._judged(env, rows), first)
         self.row.copy_(torch.where(env.done, row, self.row))
         self.begun.logical_or_(env.done)
         self.time.copy_(torch.where(env.done, 0.0, self.time))
         self.way.copy_(torch.where(env.done[:, None], 0.0, self.way))
-        origin = env.terrain.origins[kind, self.row]
+        origin = env.terrain.origins[self._kind(env), self.row]
         place = draft.root_pos(env.robot)
         place[:, :2] += origin[:, :2]
         draft.set_root_pose(env.robot, place, draft.root_quat(env.robot))
@@ -91,7 +95,7 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
     def shares(self, env: Moment) -> list[Share]:
         """Count the mean row, that of each kind, and how many of those judged in each row go up."""
         kinds, rows, one = env.terrain.kinds, env.terrain.origins.shape[1], torch.ones_like(self.time)
-        kind, row = env.env_ids % len(kinds), self.row.float()
+        kind, row = self._kind(env), self.row.float()
         through, judged = self._judge(env)
         cells = [f"Success/{name}/row_{row}" for name in kinds for row in range(rows)]
         return [
@@ -99,6 +103,14 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
             Share([f"Level/{name}" for name in kinds], row, one, kind),
             Share(cells, through.float(), judged.float(), kind * rows + self.row),
         ]
+
+    def _kind(self, env: Moment) -> Tensor:
+        """Kind of each robot's patch, int64 (N,)."""
+        kinds = env.terrain.kinds
+        if odd := next((name for name in self._kinds if name not in kinds), None):
+            raise UserError(f"kinds: the page has no patches {odd!r}{did_you_mean(odd, kinds)}")
+        dealt = torch.tensor([kinds.index(name) for name in self._kinds or kinds], device=env.env_ids.device)
+        return dealt[env.env_ids % len(dealt)]
 
     def _judge(self, env: Moment) -> tuple[Tensor, Tensor]:
         """Say whose episode ends with its row gone through, and whose ends with a judgement at all, bool (N,)."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from embodied_rl.errors import UserError
 from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.moment import Draw
 from embodied_rl.mdp.state import Memory
@@ -126,6 +127,17 @@ def test_without_a_curriculum_rows_stay() -> None:
     assert rows == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     robots.go(5.0, (1.0, 0.0, 0.0), (1.0, 0.0))
     assert robots.end() == rows and robots.end(fell=True) == rows
+
+
+def test_a_kind_that_stands_twice_gets_twice_as_many() -> None:
+    robots = Robots(rows=(1, 2), num=6, kinds=("slope", "stairs", "slope"))
+    draft = robots.reset()
+    assert draft.qpos[:, 1].tolist() == [10.0, 0.0, 10.0] * 2  # slopes are the second kind
+    assert robots.term.row.tolist() == [1, 1, 1, 2, 2, 2]
+    levels = next(share for share in robots.term.shares(robots.env(*[torch.zeros(6).bool()] * 3)) if len(share.names) == 2)  # pyright: ignore
+    assert levels.at is not None and levels.at.tolist() == [1, 0, 1] * 2
+    with pytest.raises(UserError, match="kinds: the page has no patches 'stair'; did you mean 'stairs'"):
+        Robots(kinds=("stair",))
 
 
 def test_levels_and_successes_are_told_by_kind_and_row() -> None:
