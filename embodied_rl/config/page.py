@@ -328,6 +328,10 @@ class Entry(Model):
     """Factor of a reward."""
     noise: PerGroup[NonNegative] = 0.0
     """Half the width of the uniform noise on an observation."""
+    offset: NonNegative = 0.0
+    """Half the width of what is drawn for an episode and added to all numbers of an observation."""
+    dropout: Fraction = 0.0
+    """Share of an observation's numbers that is missing in each step, where they read 0."""
     scale: float = 1.0
     """Factor of an observation."""
     clip: Range | None = None

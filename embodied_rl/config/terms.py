@@ -38,7 +38,7 @@ SECTIONS = {
 _KINDS = (*SECTIONS.values(), "score")
 
 #: Keys of an entry that belong to its section, by kind of term; no parameter may bear their names.
-EXTRAS = {"reward": ("weight",), "observation": ("noise", "scale", "clip", "delay", "history")}
+EXTRAS = {"reward": ("weight",), "observation": ("noise", "offset", "dropout", "scale", "clip", "delay", "history")}
 
 #: What a term is called with, by kind; the others are classes.
 CALLED_WITH = {kind: ("env",) for kind in ("observation", "reward", "termination")}

@@ -61,10 +61,11 @@ def golden_page(page: Page) -> Page:
 
 
 def quiet(page: Page) -> list[str]:
-    """List what takes noise and delays off a page."""
+    """List what takes noise, gaps and delays off a page."""
     changes = [f"actions.{name}.latency=[0, 0]" for name, entry in page.actions.items() if "latency" in entry.params]
     for name in page.observations["actor"]:
-        changes += [f"observations.actor.{name}.noise=0.0", f"observations.actor.{name}.delay=[0, 0]"]
+        none = {"noise": "0.0", "offset": "0.0", "dropout": "0.0", "delay": "[0, 0]"}
+        changes += [f"observations.actor.{name}.{key}={value}" for key, value in none.items()]
     return changes
 
 

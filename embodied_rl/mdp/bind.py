@@ -240,6 +240,8 @@ class Terms:
             function=term.function,
             params=term.params,
             noise=self.params.get(f"{path}.noise"),
+            offset=float(entry.offset),
+            dropout=float(entry.dropout),
             scale=self.params[f"{path}.scale"],
             clip=entry.clip,
             delay=entry.delay,

@@ -1,6 +1,6 @@
 """Terms side by side: the observations of a group, the actions of a page.
 
-On the way of an observation to the policy: the term's value, + uniform noise, clip, x scale, delay, history.
+On the way of an observation to the policy: the term's value, + uniform noise and offset, dropout, clip, x scale, delay, history.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class ObservationTerm:
     function: Callable[..., Tensor]
     params: dict
     noise: Tensor | None
+    offset: float
+    dropout: float
     scale: Tensor
     clip: tuple[float, float] | None
     delay: tuple[int, int]
@@ -39,6 +41,8 @@ class ObservationTerm:
     coarse: bool = False
     """Whether its noise is of 256 values."""
 
+    off: Tensor = field(init=False)
+    """What this episode adds to all its numbers, (N,)."""
     past: Tensor = field(init=False)
     """(N, delay + history, size): the newest value stands last; the oldest that any delay and history can reach, first."""
     lag: Tensor = field(init=False)
@@ -53,7 +57,8 @@ class ObservationTerm:
     def state(self) -> dict[str, State]:
         """What it remembers, filled when it is first computed in an episode."""
         past = {"past": State((self.delay[1] + self.history, self.size), fresh="keep")} if self.buffered else {}
-        return past | ({"lag": State(fresh="keep")} if self.delay[1] > 0 else {})
+        off = {"off": State(fresh="keep")} if self.offset else {}
+        return past | off | ({"lag": State(fresh="keep")} if self.delay[1] > 0 else {})
 
 
 class ObservationGroup:
@@ -81,9 +86,8 @@ class ObservationGroup:
         for term in self.terms:
             value = term.function(env, **term.params)
             check_answer(term.path, value, env.num_envs, torch.float32, term.size)
-            if noisy and term.noise is not None:
-                draw = env.draw.coarse if term.coarse else env.draw.between
-                value = value + term.noise * draw(-1.0, 1.0, term.size)
+            if noisy:
+                value = self._worsened(env, term, value, fresh)
             if term.clip is not None:
                 value = value.clamp(term.clip[0], term.clip[1])
             value = value * term.scale
@@ -104,6 +108,19 @@ class ObservationGroup:
                 signs.append(sign)
                 start += term.size
         return torch.cat(indices), torch.cat(signs)
+
+    def _worsened(self, env: Moment, term: ObservationTerm, value: Tensor, fresh: Tensor | None) -> Tensor:
+        """Add noise and offset, and leave numbers out."""
+        if term.noise is not None:
+            draw = env.draw.coarse if term.coarse else env.draw.between
+            value = value + term.noise * draw(-1.0, 1.0, term.size)
+        if term.offset:
+            if fresh is not None:
+                term.off.copy_(torch.where(fresh, env.draw.between(-term.offset, term.offset, 1)[:, 0], term.off))
+            value = value + term.off[:, None]
+        if term.dropout:
+            value = torch.where(env.draw.coarse(0.0, 1.0, term.size) < term.dropout, 0.0, value)
+        return value
 
     def _through_time(self, env: Moment, term: ObservationTerm, value: Tensor, fresh: Tensor | None) -> Tensor:
         past = torch.cat((term.past[:, 1:], value[:, None]), dim=1)

@@ -19,7 +19,7 @@ LARGEST = 1.0 - 2.0**-24
 
 def _term(name: str = "value", size: int = 2, **options) -> ObservationTerm:
     mirror = options.pop("mirror", "scalar")
-    given = {"noise": None, "scale": 1.0, "clip": None, "delay": (0, 0), "history": 1} | options
+    given = {"noise": None, "offset": 0.0, "dropout": 0.0, "scale": 1.0, "clip": None, "delay": (0, 0), "history": 1} | options
     for key in ("noise", "scale"):
         given[key] = None if given[key] is None else torch.tensor(given[key])
 
@@ -89,6 +89,27 @@ def test_coarse_noise_has_256_values_in_the_same_range():
     mixed = (apart.T @ apart / 64.0).fill_diagonal_(0.0).abs() / noise.var()
     assert mixed.max() < 0.6  # three come from one word, and know nothing of each other
     assert harness.used == 17
+
+
+def test_an_offset_is_drawn_for_an_episode_and_is_all_numbers():
+    harness = Harness([_term(size=3, offset=0.2, scale=2.0)], count=20_000)
+    everybody = tuple(range(20_000))
+    first = harness.compute(5.0, fresh=everybody, noisy=True) / 2.0 - 5.0
+    assert harness.used == 1 and torch.equal(first, first[:, :1].expand(-1, 3))
+    assert -0.2 <= first.min() < -0.199 and 0.199 < first.max() <= 0.2 + 1e-6 and abs(float(first.mean())) < 0.005
+    harness.block = harness.block.flip(0)
+    later = harness.compute(5.0, fresh=everybody[:10_000], noisy=True) / 2.0 - 5.0
+    assert torch.equal(later[10_000:], first[10_000:]) and not torch.equal(later[:10_000], first[:10_000])
+    assert torch.equal(harness.compute(5.0, fresh=None, noisy=False), torch.full((20_000, 3), 10.0))
+
+
+def test_numbers_that_are_missing_read_0_in_each_step_anew():
+    harness = Harness([_term(size=30, noise=0.1, dropout=0.25, clip=(1.0, 9.0))], count=2000)
+    seen = harness.compute(5.0, noisy=True)
+    missing = seen == 1.0  # 0, within the clip
+    assert abs(float(missing.float().mean()) - 0.25) < 0.01 and bool((seen[~missing] > 4.8).all())
+    assert missing.float().mean(0).std() < 0.02 and harness.used == 30 + 10
+    assert torch.equal(harness.compute(5.0, noisy=False), torch.full((2000, 30), 5.0))
 
 
 def test_noise_comes_before_the_clip():
