@@ -303,7 +303,7 @@ def _eval(options: argparse.Namespace) -> int:
         print(f"{name:32s} {value:.4f}{bound}" if isinstance(value, float) else f"{name:32s} {value}")
     print(verdict.sentence)
     if stresses:
-        same = {"seed": options.seed, "reference": options.reference}
+        same = {"seed": options.seed, "reference": options.reference, "keep": options.engine is None}
         result["stressed"] = stress(loaded, page, stresses, result, list(limits), **same)
     _write_json(options.json, result)
     return 0

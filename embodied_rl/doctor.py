@@ -201,7 +201,9 @@ def _compiler() -> Check:
     remedy = {"linux": "apt-get install g++ python3-dev", "darwin": "xcode-select --install"}.get(
         sys.platform, "install Microsoft C++ Build Tools"
     )
-    return Check("compiler", False, reason, f"the step runs without torch.compile, slower: {remedy}")
+    return Check(
+        "compiler", False, reason, f"the step runs without torch.compile, slower, and on rough ground not at all: {remedy}"
+    )
 
 
 def _package(name: str, module: str, *, extra: str = "", required: bool = True) -> Check:

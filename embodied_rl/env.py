@@ -343,7 +343,8 @@ class Env:
         told = terms.told(self.moment(Draw()))
         drawn = {mode: self.fields.num_drawn(mode) for mode in terms.events}
         self.quarantine = Quarantine(self.episode.age, names_of(terms, self.groups, told, drawn))
-        self._totals = Totals(total_names(terms, told.errors), told.shares, self.num_envs, self.device)
+        names = total_names((term.name for term in terms.terminations), (term.name for term in terms.rewards), told.errors)
+        self._totals = Totals(names, told.shares, self.num_envs, self.device)
 
     def _randomize(self, mode: str, step: int) -> None:
         """Draw what is drawn between steps: once at startup, or for an iteration; outside any graph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 
 from embodied_rl.config import Page
@@ -10,6 +11,8 @@ from embodied_rl.errors import UserError
 from embodied_rl.learn.evaluate import SEEDS, evaluation_page
 from embodied_rl.mdp.score import score_of
 from embodied_rl.runs import LoadedRun, evaluate_policy
+
+log = logging.getLogger("embodied_rl")
 
 Stresses = dict[str, list[str]]
 """Changes of the page that a policy is judged on, by the name of the stress."""
@@ -24,7 +27,13 @@ def stresses_of(page: Page) -> Stresses:
     stresses = getattr(score_of(page), "stresses", None)
     if stresses is None:
         raise UserError(f"{page.name}: task: {page.task}: its score has no stresses(self, page) (docs/families.md)")
-    return stresses(page)
+    found = stresses(page)
+    sound = isinstance(found, dict) and all(
+        isinstance(changes, list | tuple) and all(isinstance(one, str) for one in changes) for changes in found.values()
+    )
+    if not sound:
+        raise UserError(f"{page.name}: task: {page.task}: stresses(page) gives no lists of 'key.path=value' by name")
+    return found
 
 
 def stress(
@@ -36,6 +45,7 @@ def stress(
     *,
     seed: int,
     reference: bool,
+    keep: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Judge a policy under stresses, print and keep what comes out.
 
@@ -50,6 +60,7 @@ def stress(
         shown: figures that are printed.
         seed: 1, 2 or 3.
         reference: in reference physics.
+        keep: write what comes out beside the run.
 
     Returns:
         Figures of each stress.
@@ -57,11 +68,17 @@ def stress(
     found: dict[str, dict[str, float]] = {}
     for name, changes in stresses.items():
         found[name] = evaluate_policy(page, loaded.policy, seed=SEEDS[seed - 1], reference=reference, changes=changes)
-        print(f"{name:32s} {'   '.join(f'{figure} {found[name][figure]:.4f}' for figure in shown)}")
+        print(f"{name:32s} {'   '.join(f'{figure} {found[name][figure]:.4f}' for figure in shown if figure in found[name])}")
+    if not keep:
+        return found
     plain = loaded.evaluation(seed, reference)
     kept = plain.with_name(f"{plain.stem}.robustness.json")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({**figures, "stressed": found}, indent=2) + "\n")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({**figures, "stressed": found}, indent=2) + "\n")
+    except OSError as error:
+        log.warning("%s: the figures are not kept there (%s)", kept.parent, error.strerror)
+        return found
     print(kept)
     if page.patches:
         from embodied_rl.view.ground import draw_successes

@@ -149,6 +149,8 @@ def step_metrics(totals: dict[str, float]) -> dict[str, float]:
         kind, _, term = name.partition("/")
         if kind == "error":
             metrics[f"Metrics/{term}"] = value / steps
+        elif kind == "share" and totals[f"share_of/{term}"]:
+            metrics[term] = value / totals[f"share_of/{term}"]
         elif kind == "termination":
             metrics[f"Episode_Termination/{term}"] = value
         elif kind == "pool":
@@ -169,10 +171,6 @@ def episode_metrics(totals: dict[str, float]) -> dict[str, float]:
         "Train/terminated": totals["terminated"] / episodes,
         "Train/episodes": episodes,
     }
-    for name, value in totals.items():
-        kind, _, share = name.partition("/")
-        if kind == "share" and totals[f"share_of/{share}"]:
-            metrics[share] = value / totals[f"share_of/{share}"]
     terms = {name.removeprefix("reward/"): value for name, value in totals.items() if name.startswith("reward/")}
     return metrics | {f"Episode_Reward/{term}": value / episodes for term, value in terms.items() if term != "total"}
 
@@ -184,4 +182,4 @@ def _columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
 
 def _is_of_episodes(name: str) -> bool:
     """Whether a total is one that `episode_metrics` reads."""
-    return name in ("episodes", "terminated", "episode_length") or name.startswith(("reward/", "share"))
+    return name in ("episodes", "terminated", "episode_length") or name.startswith("reward/")

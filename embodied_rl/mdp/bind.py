@@ -22,8 +22,8 @@ from embodied_rl.mdp.group import ActionGroup, ObservationGroup, ObservationTerm
 from embodied_rl.mdp.mirrors import reflection, tensors
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.part import Part
-from embodied_rl.mdp.term import Action, check_answer, described
-from embodied_rl.mdp.totals import Share, Told
+from embodied_rl.mdp.term import Action, check_answer
+from embodied_rl.mdp.totals import Told, shares_of
 from embodied_rl.mdp.trackers import TRACKERS, Trackers
 from embodied_rl.physics.protocol import Physics, tensors_of
 from embodied_rl.problems import did_you_mean
@@ -178,8 +178,8 @@ class Terms:
                     raise UserError(f"commands.{name}: another command has an error {error!r} already; rename one of them")
                 errors[error] = value
         tellers = {f"commands.{name}": command for name, command in self.commands.items()}
-        tellers |= {f"events.{event.name}": event.function for event in self.events["reset"]}
-        shares = [one for path, teller in tellers.items() if hasattr(teller, "shares") for one in _shares(path, teller, moment)]
+        tellers |= {f"events.{event.name}": event.function for events in self.events.values() for event in events}
+        shares = [one for path, teller in tellers.items() if hasattr(teller, "shares") for one in shares_of(path, teller, moment)]
         names = [name for share in shares for name in share.names]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"two commands or events have a share {twice!r}; rename one of them")
@@ -234,6 +234,8 @@ class Terms:
         _check_place(path, value, self._device)
         if isinstance(entry.noise, dict) and term.function.mirror != "joints":
             raise UserError(f"{path}.noise: numbers by joint are for values with one number a joint; write one number")
+        if term.function.coarse and 0.0 < entry.dropout < 1 / 256:
+            raise UserError(f"{path}.dropout: {entry.dropout:g} is less than the 1/256 that it is drawn in here; take 0.004")
         return ObservationTerm(
             name=term.name,
             path=path,
@@ -426,21 +428,3 @@ def _entries(page: Page) -> Iterator[tuple[str, str, Entry]]:
         for path, entries in parts.items():
             for name, entry in entries.items():
                 yield section, f"{path}.{name}", entry
-
-
-def _shares(path: str, teller: Any, moment: Moment) -> list[Share]:
-    """Ask a command or an event for its shares.
-
-    Raises:
-        UserError: it gives something else; one line.
-    """
-    given = teller.shares(moment)
-    if not isinstance(given, list) or not all(isinstance(one, Share) for one in given):
-        raise UserError(f"{path}: shares returns a list of Share(names, number, whole, at), got {described(given)}")
-    for share in given:
-        for part, wanted in (("number", torch.float32), ("whole", torch.float32), ("at", torch.int64)):
-            if part != "at" or share.at is not None:
-                check_answer(f"{path}.shares: {part}", getattr(share, part), moment.num_envs, wanted)
-        if share.at is None and len(share.names) != 1:
-            raise UserError(f"{path}.shares: {len(share.names)} names, and no `at` that says which of them robots count for")
-    return given

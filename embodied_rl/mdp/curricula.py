@@ -78,6 +78,8 @@ def earned(
     `Tracking/lin_vel`, how much of the commanded speed robots reach in its direction, or `Success/stairs/row_0`.  An
     iteration without any moves nothing.  `parameter`, `start` and `end` as of `linear`.
     """
+    if below > above:
+        raise UserError(f"a term has below: {float(below):g}, over above: {float(above):g}; swap them")
     first, last, number = torch.as_tensor(start), torch.as_tensor(end), params[parameter]
     if not statistics:
         number.copy_(first.view(number.shape))
@@ -86,8 +88,11 @@ def earned(
     reached = statistics[f"share/{share}"] / whole if whole else None
     if reached is None or below <= reached <= above:
         return
-    way = last - first
-    gone = ((number.flatten() - first) * way).sum() / way.square().sum().clamp(min=1e-12)
+    span = (last - first).abs().max()
+    if span == 0.0:
+        return
+    way = (last - first) / span  # a weight's own square may be less than a float32 holds
+    gone = ((number.flatten() - first) / span * way).sum() / way.square().sum()
     progress = (gone + (step if reached > above else -step)).clamp(0.0, 1.0)
     number.copy_(torch.lerp(first, last, progress).view(number.shape))
 

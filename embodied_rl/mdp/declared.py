@@ -95,6 +95,8 @@ def check_made(path: str, section: str, made: Any, joints: int) -> None:
             raise UserError(
                 f"{path}: {name} is called with ({', '.join(wanted)}); write def {name}({', '.join(('self', *wanted))})"
             )
+    if kind not in ("command", "event") and callable(getattr(made, "shares", None)):
+        raise UserError(f"{path}: has shares, and commands and events alone are asked for them; rename it")
     _check_state(path, made)
     if kind == "action":
         _check_action(path, made, joints)

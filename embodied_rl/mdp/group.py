@@ -1,6 +1,6 @@
 """Terms side by side: the observations of a group, the actions of a page.
 
-On the way of an observation to the policy: the term's value, + uniform noise and offset, dropout, clip, x scale, delay, history.
+On the way of an observation to the policy: the term's value, + offset and uniform noise, dropout, clip, x scale, delay, history.
 """
 
 from __future__ import annotations
@@ -86,8 +86,12 @@ class ObservationGroup:
         for term in self.terms:
             value = term.function(env, **term.params)
             check_answer(term.path, value, env.num_envs, torch.float32, term.size)
+            if term.offset:
+                if noisy and fresh is not None:
+                    term.off.copy_(torch.where(fresh, env.draw.between(-term.offset, term.offset, 1)[:, 0], term.off))
+                value = value + term.off[:, None]  # the last look of an episode is at what it has seen all along
             if noisy:
-                value = self._worsened(env, term, value, fresh)
+                value = self._worsened(env, term, value)
             if term.clip is not None:
                 value = value.clamp(term.clip[0], term.clip[1])
             value = value * term.scale
@@ -109,17 +113,14 @@ class ObservationGroup:
                 start += term.size
         return torch.cat(indices), torch.cat(signs)
 
-    def _worsened(self, env: Moment, term: ObservationTerm, value: Tensor, fresh: Tensor | None) -> Tensor:
-        """Add noise and offset, and leave numbers out."""
+    def _worsened(self, env: Moment, term: ObservationTerm, value: Tensor) -> Tensor:
+        """Add noise, and leave numbers out."""
         if term.noise is not None:
             draw = env.draw.coarse if term.coarse else env.draw.between
             value = value + term.noise * draw(-1.0, 1.0, term.size)
-        if term.offset:
-            if fresh is not None:
-                term.off.copy_(torch.where(fresh, env.draw.between(-term.offset, term.offset, 1)[:, 0], term.off))
-            value = value + term.off[:, None]
         if term.dropout:
-            value = torch.where(env.draw.coarse(0.0, 1.0, term.size) < term.dropout, 0.0, value)
+            draw = env.draw.coarse if term.coarse else env.draw.between
+            value = torch.where(draw(0.0, 1.0, term.size) < term.dropout, 0.0, value)
         return value
 
     def _through_time(self, env: Moment, term: ObservationTerm, value: Tensor, fresh: Tensor | None) -> Tensor:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_rl.errors import UserError
+from embodied_rl.mdp.term import check_answer, described
+
 if TYPE_CHECKING:
-    from embodied_rl.mdp.bind import Terms
+    from embodied_rl.mdp.moment import Moment
+
+#: What names of the trainer's own metrics begin with.
+_RESERVED = ("Train", "Perf", "Physics", "Policy", "Pool", "Loss", "Score", "Episode_Reward", "Episode_Termination")
 
 
 class Share(NamedTuple):
@@ -22,7 +28,7 @@ class Share(NamedTuple):
     whole: Tensor
     """(N,)."""
     at: Tensor | None = None
-    """Which of the names each robot counts for, int64 (N,); None: there is one."""
+    """Which of the names each robot counts for, int64 (N,); one that is none of them counts for nothing.  None: there is one."""
 
 
 class Told(NamedTuple):
@@ -49,27 +55,29 @@ class Totals:
     """
 
     def __init__(self, names: list[str], shares: list[list[str]], num_envs: int, device: torch.device) -> None:
-        self._names, self._shared = names, [name for share in shares for name in share]
+        self._names, self._shares = names, shares
         self.columns = torch.zeros(num_envs, len(names) + 2 * len(shares), device=device)
         """What a step adds, (N, names + 2 shares)."""
         self.cells = torch.zeros(num_envs, len(shares), dtype=torch.int64, device=device)
         """Which name of each share it adds to, (N, shares)."""
         self.rows = (self.columns, self.cells)
-        begins = np.cumsum([0, *(len(share) for share in shares)])[:-1].tolist()
-        self._begins = torch.tensor(begins, dtype=torch.int64, device=device)
-        self._sums = torch.zeros(len(names) + 2 * len(self._shared), device=device)
+        self._sums = torch.zeros(len(names) + 2 * sum(map(len, shares)), device=device)
 
     def add(self) -> None:
         """Add one step, as it stands in `columns` and `cells`."""
-        plain, shares = self.columns.split([len(self._names), self.columns.shape[1] - len(self._names)], dim=1)
-        self._sums[: len(self._names)].add_(plain.sum(0))
-        if self._shared:
-            pairs = self._sums[len(self._names) :].view(-1, 2)
-            pairs.index_add_(0, (self.cells + self._begins).flatten(), shares.reshape(-1, 2))
+        plain = len(self._names)
+        parts = [self.columns[:, :plain].sum(0)]
+        for share, names in enumerate(self._shares):  # sums, whose order of addition is always the same
+            pair = self.columns[:, plain + 2 * share : plain + 2 * share + 2]
+            if len(names) > 1:
+                here = self.cells[:, share, None] == torch.arange(len(names), device=pair.device)
+                pair = torch.where(here[..., None], pair[:, None], 0.0).flatten(1)
+            parts.append(pair.sum(0))
+        self._sums.add_(torch.cat(parts))
 
     def drain(self) -> dict[str, float]:
         """Read the sums by name, and begin anew; waits for the device."""
-        pairs = [f"{kind}/{name}" for name in self._shared for kind in ("share", "share_of")]
+        pairs = [f"{kind}/{name}" for share in self._shares for name in share for kind in ("share", "share_of")]
         totals = dict(zip([*self._names, *pairs], self._sums.tolist(), strict=True))
         self._sums.zero_()
         return totals
@@ -83,14 +91,35 @@ class Totals:
         self._sums.copy_(saved)
 
 
-def total_names(terms: Terms, errors: list[str]) -> list[str]:
+def total_names(terminations: Iterable[str], rewards: Iterable[str], errors: Iterable[str]) -> list[str]:
     """Name the columns of a step of `Env` but its shares': what is counted of it, and of the episodes that it ends.
 
     Args:
-        terms: the page's.
+        terminations: the page's.
+        rewards: the page's.
         errors: what commands tell of how far robots are from them.
     """
     names = ["steps", "unstable", "episodes", "terminated", "episode_length"]
-    names += [f"termination/{term.name}" for term in terms.terminations]
-    names += [*(f"reward/{term.name}" for term in terms.rewards), "reward/total"]
+    names += [f"termination/{name}" for name in terminations]
+    names += [*(f"reward/{name}" for name in rewards), "reward/total"]
     return [*names, *(f"error/{name}" for name in errors)]
+
+
+def shares_of(path: str, teller: Any, moment: Moment) -> list[Share]:
+    """Ask a command or an event for its shares.
+
+    Raises:
+        UserError: it gives something else; one line.
+    """
+    given = teller.shares(moment)
+    if not isinstance(given, list) or not all(isinstance(one, Share) for one in given):
+        raise UserError(f"{path}: shares returns a list of Share(names, number, whole, at), got {described(given)}")
+    for share in given:
+        for part, wanted in (("number", torch.float32), ("whole", torch.float32), ("at", torch.int64)):
+            if part != "at" or share.at is not None:
+                check_answer(f"{path}.shares: {part}", getattr(share, part), moment.num_envs, wanted)
+        if odd := next((name for name in share.names if name.split("/")[0] in _RESERVED), None):
+            raise UserError(f"{path}.shares: {odd!r} is a name of the trainer's own; take another than {odd.split('/')[0]}/...")
+        if share.at is None and len(share.names) != 1:
+            raise UserError(f"{path}.shares: {len(share.names)} names, and no `at` that says which of them robots count for")
+    return given

@@ -25,7 +25,7 @@ from embodied_rl.robot import RobotSpec, load_robot, robot_names
 from embodied_rl.scene import Scene, build_scene
 from embodied_rl.scene.contacts import collides
 from embodied_rl.strict_yaml import display
-from embodied_rl.view.film import use_gl
+from embodied_rl.view.film import check_picture, use_gl
 from embodied_rl.waiting import Waiting
 
 #: How long it has to stand [s], how far it may lean [rad] and which share of its height it may lose.
@@ -54,9 +54,8 @@ def new_robot(file: Path, output: Path | None = None, png: Path | None = None) -
     folder = output or Path(file.name.partition(".")[0])
     if folder.exists():
         raise UserError(f"{folder}: is there already; name another --output, or remove it")
-    if png is not None and png.suffix.lower() != ".png":
-        raise UserError(f"--png {png}: a picture is a .png, and this ends in {png.suffix or 'nothing'}; name another")
     if png is not None:
+        check_picture(png)
         use_gl()  # what cannot draw says so before anything is written
     with ExitStack() as stack:
         waiting = stack.enter_context(Waiting(f"a robot of {file.name}"))

@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int TRIANGLES = 512;  // in reach of one ball, at most
-constexpr int CONTACTS = 8;     // of one ball, at most
+constexpr int CONTACTS = mjMAXCONPAIR;
 constexpr double SAME = 1e-9;   // distance of two points that are one [m]
 constexpr double NONE = 1e-6;   // distance from the surface that has no direction [m]
 
@@ -128,15 +128,17 @@ int field_and_ball(const mjModel* m, mjData* d, mjPreContact* contacts, int fiel
 
   for (int i = 0; i < count && found < CONTACTS; i++) {
     const Triangle& t = triangles[i];
-    bool counts = t.away < reach;
+    const auto faces = [&](const Triangle& one) { return dot(p - t.nearest, one.normal) >= -NONE; };
+    bool counts = t.away < reach, outside = faces(t);
     for (int j = 0; j < count && counts && !t.inside; j++) {
       bool inside;
       if (j == i || length(nearest(triangles[j], t.nearest, &inside) - t.nearest) > SAME) continue;  // it is not at this point
-      const bool nearer = triangles[j].away < t.away - SAME;
-      const bool twin = j < i && length(triangles[j].nearest - t.nearest) < SAME;
-      counts = !nearer && !twin;
+      // one that is, and whose own nearest point is another, has a nearer one; of twins the last counts, or who has it inside
+      const bool twin = length(triangles[j].nearest - t.nearest) < SAME;
+      counts = twin && j < i && !triangles[j].inside;
+      outside = outside || faces(triangles[j]);
     }
-    if (counts) {
+    if (counts && outside) {  // from within the ground, as through a thin ridge, all is the other way round
       const Vector normal = t.inside || t.away < NONE ? t.normal : (1.0 / t.away) * (p - t.nearest);
       add(contacts[found++], t.nearest, normal, t.away - radius);
     }

@@ -48,7 +48,7 @@ class FlatTerrain:
 
     def height_at(self, x: Tensor, y: Tensor) -> Tensor:
         """Height of the ground [m] at coordinates [m], (..., P) each, as for a scan."""
-        return torch.zeros_like(x)
+        return torch.zeros_like(x + y)
 
     def normal(self, xy: Tensor) -> Tensor:
         """Upward normal of the ground at world positions (..., 2); unit vectors (..., 3)."""
@@ -118,7 +118,8 @@ class HeightField:
 
     def height_at(self, x: Tensor, y: Tensor) -> Tensor:
         """Height of the ground [m] at coordinates [m], (..., P) each, as for a scan."""
-        if self._compiled and x.dtype == torch.float32 and x.shape[-1] >= _MANY:
+        x, y = torch.broadcast_tensors(x, y)
+        if self._compiled and x.dtype == y.dtype == torch.float32 and x.dim() and x.shape[-1] >= _MANY:
             return field_height(x, y, self._table, self.heights.shape[1], self.cell, list(self.half), list(self._most))
         return self._height(x, y)
 

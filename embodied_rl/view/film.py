@@ -173,6 +173,16 @@ def container_of(path: str | Path) -> str:
     return _FORMATS[ending]
 
 
+def check_picture(file: Path) -> None:
+    """Refuse a picture whose file is called otherwise.
+
+    Raises:
+        FilmError: its name ends in something else than .png; one line.
+    """
+    if file.suffix.lower() != ".png":
+        raise FilmError(f"--png {file}: a picture is a .png, and this ends in {file.suffix or 'nothing'}; name another")
+
+
 class _ChaseCamera:
     """Looks at the base from behind and aside; it follows softly, so that the robot's own motion stays visible."""
 

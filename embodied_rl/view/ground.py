@@ -12,6 +12,7 @@ from embodied_rl.config.page import Page
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.ground import make_ground
 from embodied_rl.scene.terrain import FlatTerrain
+from embodied_rl.view.film import check_picture
 
 #: Side of a patch, and of a field of the table of successes [pixels].
 _PATCH, _FIELD = 96, 64
@@ -29,8 +30,9 @@ def draw_map(page: Page, file: Path) -> None:
     """Draw the ground of a page from above: kinds along y, rows of difficulty along x, with the heights' scale.
 
     Raises:
-        UserError: the page's ground is a plane.
+        UserError: the page's ground is a plane, or the file's name is no picture's.
     """
+    check_picture(file)
     _save(_map(page), file)
 
 

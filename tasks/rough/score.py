@@ -81,6 +81,7 @@ class Cross:
             "events.reset_base={position: 0.0, yaw: 0.0}",
             f"events.reset_joints={{position: {self._start_joint_pos}}}",
             *foot_friction(self._friction),
+            *(f"terminations.{name}=null" for name, entry in page.terminations.items() if entry.term == "stuck"),
             # beside the page's own, under names that no page has
             f"terminations.score_left={{term: leaves_patch, size: {page.terrain.size}}}",
             "terminations.score_time_out={term: time_out}",
@@ -121,9 +122,10 @@ class Cross:
         table = across.view(-1, kinds).cpu()  # rows, kinds; NaN in rows that nobody begins in
         found = {
             "success": float(table.nanmean()),
-            "easy_failures": 1.0 - float(table[: self._easy_rows].nanmean()),
             "hard_failures": 1.0 - float(table[self._hard_row].mean()),
         }
+        if not (easy := table[: self._easy_rows]).isnan().all():
+            found["easy_failures"] = 1.0 - float(easy.nanmean())
         for kind, name in enumerate(self._kinds):
             shares = table[:, kind].tolist()
             found |= {f"success/{name}/row_{row}": share for row, share in enumerate(shares) if not math.isnan(share)}

@@ -57,7 +57,7 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
     ) -> None:
         if not robot.floating:
             raise UserError(f"rows: {robot.spec.name} is mounted, and cannot begin elsewhere; take the entry off the page")
-        self._kinds = kinds
+        self._kinds, self._dealt = kinds, None
         self._rows, self._step, self._curriculum, self._command = rows, step, curriculum, command
         self._share, self._window_s, self._speed = share, window_s, speed
         flag, number = State(dtype=torch.bool, fresh="keep"), State(fresh="keep")
@@ -77,9 +77,8 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
 
     def __call__(self, env: Moment, draft: Draft) -> None:
         """Place robots on their patches, as if the ground were level there: all are lifted onto it at the end."""
-        if env.terrain.origins is None:
-            raise UserError("a term places robots on patches, and the page has none; add patches: {stairs: {}}, or take it off")
-        rows, turns = env.terrain.origins.shape[1], len(self._kinds or env.terrain.kinds)
+        origins = _origins(env)
+        rows, turns = origins.shape[1], len(self._kinds or env.terrain.kinds)
         low, high = min(self._rows[0], rows - 1), min(self._rows[1], rows - 1)
         first = low + self._step * (env.env_ids // turns % ((high - low) // self._step + 1))
         row = torch.where(self.begun, self._judged(env, rows), first)
@@ -87,14 +86,14 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         self.begun.logical_or_(env.done)
         self.time.copy_(torch.where(env.done, 0.0, self.time))
         self.way.copy_(torch.where(env.done[:, None], 0.0, self.way))
-        origin = env.terrain.origins[self._kind(env), self.row]
+        origin = origins[self._kind(env), self.row]
         place = draft.root_pos(env.robot)
         place[:, :2] += origin[:, :2]
         draft.set_root_pose(env.robot, place, draft.root_quat(env.robot))
 
     def shares(self, env: Moment) -> list[Share]:
         """Count the mean row, that of each kind, and how many of those judged in each row go up."""
-        kinds, rows, one = env.terrain.kinds, env.terrain.origins.shape[1], torch.ones_like(self.time)
+        kinds, rows, one = env.terrain.kinds, _origins(env).shape[1], torch.ones_like(self.time)
         kind, row = self._kind(env), self.row.float()
         through, judged = self._judge(env)
         cells = [f"Success/{name}/row_{row}" for name in kinds for row in range(rows)]
@@ -106,18 +105,20 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
 
     def _kind(self, env: Moment) -> Tensor:
         """Kind of each robot's patch, int64 (N,)."""
-        kinds = env.terrain.kinds
-        if odd := next((name for name in self._kinds if name not in kinds), None):
-            raise UserError(f"kinds: the page has no patches {odd!r}{did_you_mean(odd, kinds)}")
-        dealt = torch.tensor([kinds.index(name) for name in self._kinds or kinds], device=env.env_ids.device)
-        return dealt[env.env_ids % len(dealt)]
+        if self._dealt is None:
+            kinds = env.terrain.kinds
+            if odd := next((name for name in self._kinds if name not in kinds), None):
+                raise UserError(f"start_on_patch: kinds: the page has no patches {odd!r}{did_you_mean(odd, kinds)}")
+            self._dealt = torch.tensor([kinds.index(name) for name in self._kinds or kinds], device=env.env_ids.device)
+        return self._dealt[env.env_ids % len(self._dealt)]
 
     def _judge(self, env: Moment) -> tuple[Tensor, Tensor]:
         """Say whose episode ends with its row gone through, and whose ends with a judgement at all, bool (N,)."""
         if env.terminated is None:  # nobody is judged at `Env.reset`
             return torch.zeros_like(self.begun), torch.zeros_like(self.begun)
         long_enough = (self.time >= self._window_s) & (self.way[:, 0] >= self._speed * self.time)
-        up = env.timed_out & long_enough
+        # others end a time-out before its time, as where the robot is stuck or the ground ends
+        up = env.timed_out & (env.episode_length >= env.max_episode_length) & long_enough
         return up & (self.way[:, 1] >= self._share * self.way[:, 0]), up | env.terminated
 
     def _judged(self, env: Moment, rows: int) -> Tensor:
@@ -128,3 +129,16 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         through, judged = self._judge(env)
         row = self.row + through.long() - (judged & ~env.timed_out).long()
         return torch.where(row >= rows, anywhere, row.clamp(min=0))
+
+
+def _origins(env: Moment) -> Tensor:
+    """Return where robots begin on patches, (kinds, rows, 3).
+
+    Raises:
+        UserError: the page has none; one line.
+    """
+    if env.terrain.origins is None:
+        raise UserError(
+            "start_on_patch places robots on patches, and the page has none; add patches: {stairs: {}}, or take it off"
+        )
+    return env.terrain.origins

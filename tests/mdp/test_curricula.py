@@ -121,6 +121,22 @@ def test_a_range_widens_as_it_is_earned() -> None:
     assert other.params[RANGE].tolist() == [-1.0, 2.0]
 
 
+def test_small_weights_are_earned_too_and_bounds_stand_in_their_order() -> None:
+    given = EARNED.replace("commands.velocity.lin_vel_x", "rewards.action_rate.weight").replace("step: 0.25", "step: 0.1")
+    given = given.replace("[-0.2, 0.4]", "[0.0]").replace("[-1.0, 2.0]", "[-2.5e-7]")
+    small = Curricula(load("go2_flat", [f"curriculum.smooth={given}"]))
+    small.advance({}, 0)
+    for iteration in range(1, 11):
+        small.advance(speeds(1.0), iteration)
+        assert small.params["rewards.action_rate.weight"].item() == pytest.approx(-2.5e-8 * iteration, rel=1e-3)
+    still = Curricula(load("go2_flat", [f"curriculum.still={EARNED}", "curriculum.still.start=[-1.0, 2.0]"]))
+    still.advance({}, 0)
+    still.advance(speeds(1.0), 1)
+    assert still.params[RANGE].tolist() == [-1.0, 2.0]
+    with pytest.raises(UserError, match=r"curriculum\.wider: has below: 0\.9, over above: 0\.8; swap them"):
+        Curricula(load("go2_flat", [f"curriculum.wider={EARNED}", "curriculum.wider.below=0.9"])).advance({}, 0)
+
+
 def test_a_share_that_nobody_counts_is_named() -> None:
     widening = Curricula(load("go2_flat", [f"curriculum.wider={EARNED}", "curriculum.wider.share=Metrics/sped"]))
     widening.advance({}, 0)

@@ -152,6 +152,12 @@ def test_an_event_that_is_none(source: str, said: str, tmp_path: Path) -> None:
         ),
         (COMMAND.format(body=SHARES.format(arguments="", body="1")), "commands.mine: shares is called with (env)"),
         (
+            COMMAND.format(
+                body=SHARES.format(arguments="env", body="[Share(['Train/mean_reward'], self.command[:, 0], self.command[:, 0])]")
+            ),
+            "commands.mine.shares: 'Train/mean_reward' is a name of the trainer's own; take another than Train/",
+        ),
+        (
             COMMAND.format(body=ERRORS.format(body="{}") + "\n    def update(self, env): env.draw(1)"),
             "draws more random numbers than",
         ),

@@ -100,7 +100,8 @@ def test_an_offset_is_drawn_for_an_episode_and_is_all_numbers():
     harness.block = harness.block.flip(0)
     later = harness.compute(5.0, fresh=everybody[:10_000], noisy=True) / 2.0 - 5.0
     assert torch.equal(later[10_000:], first[10_000:]) and not torch.equal(later[:10_000], first[:10_000])
-    assert torch.equal(harness.compute(5.0, fresh=None, noisy=False), torch.full((20_000, 3), 10.0))
+    last = harness.compute(5.0, fresh=None, noisy=False)  # what a time-out bootstraps from is seen through the same sensor
+    torch.testing.assert_close(last / 2.0 - 5.0, later)
 
 
 def test_numbers_that_are_missing_read_0_in_each_step_anew():
@@ -108,7 +109,7 @@ def test_numbers_that_are_missing_read_0_in_each_step_anew():
     seen = harness.compute(5.0, noisy=True)
     missing = seen == 1.0  # 0, within the clip
     assert abs(float(missing.float().mean()) - 0.25) < 0.01 and bool((seen[~missing] > 4.8).all())
-    assert missing.float().mean(0).std() < 0.02 and harness.used == 30 + 10
+    assert missing.float().mean(0).std() < 0.02 and harness.used == 30 + 30
     assert torch.equal(harness.compute(5.0, noisy=False), torch.full((2000, 30), 5.0))
 
 

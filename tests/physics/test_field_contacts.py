@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
+
 import mujoco
 import numpy as np
 import pytest
@@ -133,6 +137,83 @@ def test_contacts_are_where_the_ground_has_its_nearest_points() -> None:
     assert 20 < several < 130
 
 
+def test_a_thin_ridge_pushes_back_whoever_touches_it() -> None:
+    """Not through it, as from its far side."""
+    ground = field(lambda x, y: np.where(np.abs(x) < 1e-6, 0.2, 0.0))
+    exact = ground.on(torch.device("cpu"), torch.float64)
+    places = np.array([[x, 0.013, z] for x in np.linspace(-0.06, 0.06, 41) for z in np.linspace(0.02, 0.23, 43)])
+    touching = 0
+    for place, found in zip(places, contacts_of(world(ground, places)).values(), strict=True):
+        if height_of(exact, place[:2]) >= place[2]:
+            continue  # its centre is in the ground
+        for dist, normal, position in found:
+            nearest = position - 0.5 * dist * normal
+            np.testing.assert_allclose(normal * (RADIUS + dist), place - nearest, atol=1e-6)
+            touching += 1
+    assert touching > 100
+
+
+def test_beside_an_inner_edge_is_one_contact_however_near() -> None:
+    """Also a few micrometres from it, where two triangles have nearest points that are all but one."""
+    near = np.array([0.0, 1e-9, 1e-8, 1e-7, 1e-6, 3e-6, 1e-5, 1e-4])
+    places = np.array([[x, y, 0.9 * RADIUS] for x in near for y in (*near, 0.013)])
+    for found in contacts_of(world(field(lambda x, y: 0.0 * x), places)).values():
+        assert len(found) == 1 and found[0][0] == pytest.approx(-0.1 * RADIUS, abs=1e-7)
+
+
+def test_a_ball_that_fits_into_a_bowl_is_pushed_to_no_side() -> None:
+    along = 0.08 * (np.arange(11) - 5)
+    x, y = np.meshgrid(along, along, indexing="ij")
+    bowl = HeightField(0.2 - np.sqrt(np.maximum(0.2**2 - x**2 - y**2, 0.0)), 0.08, np.zeros((1, 1, 3)))
+    spec = mujoco.MjSpec()
+    bowl.add_to(spec)
+    spec.geom("ground").contype = 1
+    body = spec.worldbody.add_body(pos=[0.0, 0.0, 0.199])
+    body.add_freejoint()
+    body.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[0.2, 0.0, 0.0], conaffinity=1, contype=0)
+    normals = np.array([one[1] for one in contacts_of(spec.compile())[0]])
+    assert 8 < len(normals) < 50 and np.abs(normals.mean(axis=0)[:2]).max() < 0.05
+
+
+def test_other_geoms_are_mujocos() -> None:
+    """What a capsule, a box and a ball among fine cells meet is what they met before."""
+    rng = np.random.default_rng(6)
+    heights = rng.uniform(-0.02, 0.02, (201, 201))
+    spec = mujoco.MjSpec()
+    HeightField(heights, 0.0025, np.zeros((1, 1, 3))).add_to(spec)
+    spec.geom("ground").contype = 1
+    for index, (kind, size) in enumerate(
+        (("CAPSULE", [0.02, 0.03, 0.0]), ("BOX", [0.02, 0.03, 0.01]), ("SPHERE", [0.05, 0.0, 0.0]))
+    ):
+        body = spec.worldbody.add_body(pos=[0.1 * index - 0.1, 0.0, 0.03 if kind == "SPHERE" else 0.01])
+        body.add_freejoint()
+        body.add_geom(type=getattr(mujoco.mjtGeom, f"mjGEOM_{kind}"), size=size, conaffinity=1, contype=0)
+    model = spec.compile()
+    code = "import sys, mujoco, numpy as np; m = mujoco.MjModel.from_binary_path(sys.argv[1]); d = mujoco.MjData(m); "
+    code += (
+        "mujoco.mj_forward(m, d); np.save(sys.argv[2], np.array([[*c.geom, c.dist, *c.frame[:3], *c.pos] for c in d.contact]))"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        mujoco.mj_saveModel(model, f"{folder}/model.mjb")
+        subprocess.run([sys.executable, "-c", code, f"{folder}/model.mjb", f"{folder}/found.npy"], check=True)
+        before = np.load(f"{folder}/found.npy")
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    after = np.array([[*one.geom, one.dist, *one.frame[:3], *one.pos] for one in data.contact])
+    assert set(before[:, 1]) == {1.0, 2.0, 3.0}
+    np.testing.assert_array_equal(after, before)
+
+
+def test_margin_is_a_planes() -> None:
+    for height in (0.0199, 0.0201, 0.0299, 0.0301):
+        counts = []
+        for ground in (None, field(lambda x, y: 0.0 * x)):
+            model = world(ground, np.array([[0.01, 0.013, height]]))
+            model.geom_margin[:] = 0.005
+            counts.append([one[0] for one in contacts_of(model)[0]])
+        assert counts[0] == pytest.approx(counts[1], abs=1e-9)
+
+
 def test_a_ball_in_the_ground_goes_out_by_the_way_of_the_triangle_above() -> None:
     slope = 0.5
     normal = np.array([-slope, 0.0, 1.0]) / np.hypot(slope, 1.0)
@@ -167,11 +248,6 @@ def test_beside_the_field_is_nothing_and_its_edge_is_an_edge() -> None:
     beside, far, away = contacts_of(world(ground, places)).values()
     assert len(beside) == 1 and beside[0][0] == pytest.approx(np.hypot(0.6, 0.5) * RADIUS - RADIUS, abs=1e-9)
     assert far == away == []
-
-
-def test_cells_that_are_many_to_a_ball_are_mujocos() -> None:
-    ground = field(lambda x, y: 0.0 * x, cell=0.001)
-    assert contacts_of(world(ground, np.array([[0.0, 0.0, 0.9 * RADIUS]])))[0]
 
 
 def test_every_kind_of_ground_holds_a_ball() -> None:

@@ -134,6 +134,12 @@ def test_one_operation_gives_torchs_heights_to_the_bit(monkeypatch: pytest.Monke
     found = ground.height_at(xy[..., 0], xy[..., 1])
     whole = torch.compile(ground.height_at, fullgraph=True, dynamic=False)(xy[..., 0], xy[..., 1])
     assert torch.equal(found, ground.height(xy)) and torch.equal(whole, found) and bool(found.isfinite().all())
+    assert torch.equal(
+        ground.height_at(xy[..., 0], xy[:1, :, 1]), ground.height(torch.stack((xy[..., 0], xy[:1, :, 1].expand(50, 70)), -1))
+    )
+    mixed = ground.height_at(xy[..., 0], xy[..., 1].double()).float()
+    torch.testing.assert_close(mixed, found, rtol=0.0, atol=1e-4)
+    assert ground.height_at(*xy[0, 0]).shape == ()
     monkeypatch.setattr("embodied_rl.scene.terrain.load_library", lambda: None)
     without = ground.on(torch.device("cpu"))
     assert not without._compiled and torch.equal(without.height_at(xy[..., 0], xy[..., 1]), found)

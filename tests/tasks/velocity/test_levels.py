@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from embodied_rl import make_env
+from embodied_rl.config import load
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.draft import Draft
 from embodied_rl.mdp.moment import Draw
@@ -25,6 +27,7 @@ class Robots:
         kind, row = torch.meshgrid(torch.arange(KINDS), torch.arange(ROWS), indexing="ij")
         self.origins = torch.stack((10.0 * row, 10.0 * kind, 0.0 * row), dim=-1)
         self.num, self.command, self.speed = num, torch.zeros(num, 3), torch.zeros(num, 2)
+        self.length = 100
         self.reset()
 
     def env(self, done: Tensor, terminated: Tensor | None, timed_out: Tensor) -> SimpleNamespace:
@@ -36,6 +39,8 @@ class Robots:
             command=lambda name: self.command,
             step_dt=DT,
             done=done,
+            episode_length=torch.full((self.num,), self.length),
+            max_episode_length=100,
             terminated=terminated,
             timed_out=timed_out,
             draw=Draw(torch.rand(self.num, 8, generator=torch.Generator().manual_seed(1))),
@@ -129,6 +134,23 @@ def test_without_a_curriculum_rows_stay() -> None:
     assert robots.end() == rows and robots.end(fell=True) == rows
 
 
+def test_a_time_out_before_its_time_is_no_judgement() -> None:
+    """As where a robot is stuck or the ground ends."""
+    robots = Robots(rows=(2, 2))
+    robots.length = 60
+    robots.go(4.0, (0.5, 0.0, 0.0), (0.5, 0.0))
+    assert robots.end() == [2, 2, 2, 2]
+    robots.length = 100
+    robots.go(4.0, (0.5, 0.0, 0.0), (0.5, 0.0))
+    assert robots.end() == [3, 3, 3, 3]
+
+
+def test_without_patches_it_is_refused() -> None:
+    page = load("go2_flat", ["events.start_on_patch={}", "env.num_envs=2", "env.compile=false"])
+    with pytest.raises(UserError, match="start_on_patch places robots on patches, and the page has none; add patches"):
+        make_env.make(page)
+
+
 def test_a_kind_that_stands_twice_gets_twice_as_many() -> None:
     robots = Robots(rows=(1, 2), num=6, kinds=("slope", "stairs", "slope"))
     draft = robots.reset()
@@ -136,7 +158,7 @@ def test_a_kind_that_stands_twice_gets_twice_as_many() -> None:
     assert robots.term.row.tolist() == [1, 1, 1, 2, 2, 2]
     levels = next(share for share in robots.term.shares(robots.env(*[torch.zeros(6).bool()] * 3)) if len(share.names) == 2)  # pyright: ignore
     assert levels.at is not None and levels.at.tolist() == [1, 0, 1] * 2
-    with pytest.raises(UserError, match="kinds: the page has no patches 'stair'; did you mean 'stairs'"):
+    with pytest.raises(UserError, match="start_on_patch: kinds: the page has no patches 'stair'; did you mean 'stairs'"):
         Robots(kinds=("stair",))
 
 
