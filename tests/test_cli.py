@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ SMALL = [
 FLAGS = {
     "train": "config overrides --iterations --num-envs --device --engine --seed --run-dir --resume",
     "play": "run overrides --video --command --seconds --num-envs --agent",
-    "eval": "run --json --reference --seed --engine",
+    "eval": "run --json --reference --seed --engine --robustness",
     "export": "run --output --checkpoint",
     "sim2sim": "export --model --keep-motors --golden --episodes --video --json",
     "list": "--terms",
-    "view": "what --report",
+    "view": "what --report --png",
     "new": "kind file --output --png",
     "check": "config overrides --print",
     "schema": "kind",
@@ -43,9 +44,9 @@ FLAGS = {
 }
 
 
-def brief_evaluation(page: Page, seed: int, *, reference: bool = False) -> Page:
+def brief_evaluation(page: Page, seed: int, *, reference: bool = False, changes: Iterable[str] = ()) -> Page:
     """Episodes of a second."""
-    return override(protocol.evaluation_page(page, seed, reference=reference), ["env.episode_s=1.0"])
+    return override(protocol.evaluation_page(page, seed, reference=reference, changes=changes), ["env.episode_s=1.0"])
 
 
 @pytest.fixture(autouse=True)

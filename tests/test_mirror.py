@@ -42,7 +42,10 @@ def _make(name: str, changes: list[str]) -> Env:
         if entry.noise
     ]
     clock = [f"commands.velocity.gait_frequency={frequency}"] if "velocity" in page.commands else []
-    return embodied_rl.make(name, ["env.compile=false", *quiet, *clock, *changes], num_envs=COUNT)
+    # a ground whose mirror image is itself
+    level = [f"patches.{kind}=null" for kind in page.patches if kind != "flat"]
+    level += ["events.start_on_patch.kinds=[]"] if level else []
+    return embodied_rl.make(name, ["env.compile=false", *quiet, *clock, *level, *changes], num_envs=COUNT)
 
 
 #: A pool's pages are another's environments, or a page of these in other processes.

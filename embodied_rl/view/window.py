@@ -22,7 +22,8 @@ class Window:
         self.model = model
         """What is to be drawn."""
         self._middle: np.ndarray | None = None
-        self._field = int(model.geom("ground").dataid[0])
+        ground = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "ground")
+        self._field = int(model.geom_dataid[ground]) if ground >= 0 else -1  # none in another's model
         if self._field < 0:
             return
         rows, columns = int(model.hfield_nrow[self._field]), int(model.hfield_ncol[self._field])

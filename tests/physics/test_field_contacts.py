@@ -254,6 +254,7 @@ def test_every_kind_of_ground_holds_a_ball() -> None:
     """Balls let go everywhere come to rest no deeper in the ground than on a plane, or roll off."""
     kinds = ("random_rough", "slope", "stairs", "discrete", "waves")
     ground = make_ground(load("go2_flat", ["terrain={rows: 2, size: 4.0, border: 1.0}", *(f"patches.{k}={{}}" for k in kinds)]))
+    assert isinstance(ground, HeightField)
     rng = np.random.default_rng(4)
     places = np.column_stack((rng.uniform(-0.95, 0.95, (80, 2)) * np.array(ground.half), np.zeros(80)))
     exact = ground.on(torch.device("cpu"), torch.float64)
