@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -53,9 +53,7 @@ def linear(
     """
     first, last = iterations
     progress = min(max((iteration - first) / max(last - first, 1), 0.0), 1.0)
-    # torch.lerp(start, end, progress); the tuples of the signature arrive as tensors
-    value = torch.lerp(torch.as_tensor(start), torch.as_tensor(end), progress)
-    params[parameter].copy_(value.view(params[parameter].shape))
+    _go_to(params[parameter], start, end, progress)
 
 
 @curriculum()
@@ -82,7 +80,7 @@ def earned(
         raise UserError(f"a term has below: {float(below):g}, over above: {float(above):g}; swap them")
     first, last, number = torch.as_tensor(start), torch.as_tensor(end), params[parameter]
     if not statistics:
-        number.copy_(first.view(number.shape))
+        _go_to(number, start, end, 0.0)
         return
     whole = statistics[f"share_of/{share}"]
     reached = statistics[f"share/{share}"] / whole if whole else None
@@ -94,7 +92,12 @@ def earned(
     way = (last - first) / span  # a weight's own square may be less than a float32 holds
     gone = ((number.flatten() - first) / span * way).sum() / way.square().sum()
     progress = (gone + (step if reached > above else -step)).clamp(0.0, 1.0)
-    number.copy_(torch.lerp(first, last, progress).view(number.shape))
+    _go_to(number, start, end, progress)
+
+
+def _go_to(number: Tensor, start: Sequence[float], end: Sequence[float], progress: Tensor | float) -> None:
+    """Set a number of the page between its two ends, which a term's signature has as tuples and which arrive as tensors."""
+    number.copy_(torch.lerp(torch.as_tensor(start), torch.as_tensor(end), progress).view(number.shape))
 
 
 class Curricula:

@@ -171,10 +171,11 @@ def build_scene(
     root = _root(model, robot)
     check_pose(model, robot, None if root is None else root.qpos)  # on the plane: other ground is nowhere at z = 0
     shown = _with_looks(robot, physics, controls, dry_friction)
-    for one in () if isinstance(terrain, FlatTerrain) else (spec, shown):
-        terrain.add_to(one)
-        one.stat.extent, one.stat.center = model.stat.extent, model.stat.center  # films' shadows are as sharp as on a plane
-    model = model if isinstance(terrain, FlatTerrain) else spec.compile()
+    if not isinstance(terrain, FlatTerrain):
+        for one in (spec, shown):
+            terrain.add_to(one)
+            one.stat.extent, one.stat.center = model.stat.extent, model.stat.center  # films' shadows are as sharp as on a plane
+        model = spec.compile()
     feet = robot.feet if "foot_frames" in needs else ()
     turning = bool(feet) and ("foot_orientation" in needs or Feet(model, robot, torch.device("cpu")).needs_orientation)
     return Scene(
