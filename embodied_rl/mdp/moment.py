@@ -160,7 +160,7 @@ class Moment:
 
     @property
     def episode_length(self) -> Tensor:
-        """Control steps since the episode began, int64 (N,)."""
+        """Control steps since the episode began, int64 (N,); for events, where one begins, 0."""
         return self.episode.episode_length
 
     @property

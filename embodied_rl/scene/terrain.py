@@ -17,7 +17,7 @@ from embodied_rl.scene.plain import PLAIN
 #: Friction of the ground; what it meets has the higher priority, so the contact's is that of the other geom.
 _FRICTION = (1.0, 0.02, 0.01)
 #: Points of a robot from which on their heights are one operation, whose call costs what torch needs for some tens of them.
-_MANY = 64
+_MANY = 32
 #: How far a height field reaches below its lowest point [m]: what is deeper in the ground than that falls through it.
 _BASE = 1.0
 

@@ -41,6 +41,8 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
     """Ways since then: asked for, and gone in that direction, each at most as far as asked [m], (N, 2)."""
     time: Tensor
     """Time since then [s], (N,)."""
+    over: Tensor
+    """Whether the episode's whole time is up, bool (N,): when events happen, its length is that of the next one."""
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         self._rows, self._step, self._curriculum, self._command = rows, step, curriculum, command
         self._share, self._window_s, self._speed = share, window_s, speed
         flag, number = State(dtype=torch.bool, fresh="keep"), State(fresh="keep")
-        self.state = {"row": State(dtype=torch.int64, fresh="keep"), "begun": flag, "time": number}
+        self.state = {"row": State(dtype=torch.int64, fresh="keep"), "begun": flag, "time": number, "over": flag}
         self.state |= {"asked": State((2,), fresh="keep"), "way": State((2,), fresh="keep")}
 
     def update(self, env: Moment) -> None:
@@ -74,6 +76,7 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         self.way.copy_(way)
         self.time.copy_(torch.where(other, 0.0, self.time) + env.step_dt)
         self.asked.copy_(asked)
+        self.over.copy_(env.episode_length >= env.max_episode_length)
 
     def __call__(self, env: Moment, draft: Draft) -> None:
         """Place robots on their patches, as if the ground were level there: all are lifted onto it at the end."""
@@ -117,8 +120,8 @@ class start_on_patch:  # noqa: N801  named as its entry on the page
         if env.terminated is None:  # nobody is judged at `Env.reset`
             return torch.zeros_like(self.begun), torch.zeros_like(self.begun)
         long_enough = (self.time >= self._window_s) & (self.way[:, 0] >= self._speed * self.time)
-        # others end a time-out before its time, as where the robot is stuck or the ground ends
-        up = env.timed_out & (env.episode_length >= env.max_episode_length) & long_enough
+        # other time-outs come before that, as where the robot is stuck or the ground ends
+        up = env.timed_out & self.over & long_enough
         return up & (self.way[:, 1] >= self._share * self.way[:, 0]), up | env.terminated
 
     def _judged(self, env: Moment, rows: int) -> Tensor:

@@ -39,7 +39,7 @@ class Robots:
             command=lambda name: self.command,
             step_dt=DT,
             done=done,
-            episode_length=torch.full((self.num,), self.length),
+            episode_length=torch.where(done, 0, self.length),  # an event sees that of the next episode
             max_episode_length=100,
             terminated=terminated,
             timed_out=timed_out,
@@ -143,6 +143,24 @@ def test_a_time_out_before_its_time_is_no_judgement() -> None:
     robots.length = 100
     robots.go(4.0, (0.5, 0.0, 0.0), (0.5, 0.0))
     assert robots.end() == [3, 3, 3, 3]
+
+
+def test_who_gets_there_goes_up_in_an_env() -> None:
+    """In the order in which an environment's step asks: what it clears before it places robots is not judged."""
+    small = ["env.num_envs=3", "env.compile=false", "env.random_episode_phase=false", "env.episode_s=0.3", "terrain.rows=3"]
+    hold = ["events.start_on_patch={rows: [1, 1], window_s: 0.1, kinds: [flat]}", "commands.velocity.resample_s=[10.0, 10.0]"]
+    page = load("go2_rough", [*small, *hold, "commands.velocity.standing=0.0"])
+    env = make_env.make(page)
+    env.reset()
+    state = {name: env.buffers[f"events.start_on_patch.{name}"] for name in ("row", "way")}
+    rows = [[1, 1, 1]]
+    while len(rows) < 3:
+        state["way"].copy_(torch.tensor([[1.0, 1.0], [1.0, 0.2], [1.0, 1.0]]))  # asked for, and gone
+        env.step(torch.zeros(3, env.num_actions))
+        if env.episode.truncated.all():
+            rows.append(state["row"].tolist())
+    assert rows == [[1, 1, 1], [2, 1, 2], rows[2]] and rows[2][1] == 1
+    env.close()
 
 
 def test_without_patches_it_is_refused() -> None:
