@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from embodied_rl.replay import Calls, Notes
+
 log = logging.getLogger("embodied_rl")
 
 #: B: few enough that what lies between two operations stays in the second-level cache and a last block that is not full wastes
@@ -52,10 +54,11 @@ def in_blocks(work: Rowwise) -> Callable[[], None] | None:
             kernel, inputs = _compiled(work.function)
             ours = [id(tensor) in rows for tensor in inputs]
             _check_rows_are_apart(kernel, inputs, ours)
+            notes = _notes(kernel, inputs)
     except Exception as error:  # what is really wrong will be so again when all rows are compiled at once, and told then
         log.debug("%r is not compiled for blocks of rows: %s", work.function, error)
         return None
-    return _Blocks(kernel, inputs, ours)
+    return _Blocks(kernel, inputs, ours, notes)
 
 
 def _compiled(function: Callable[[], Any]) -> tuple[Callable[..., Any], list[Tensor]]:
@@ -111,6 +114,23 @@ def _check_rows_are_apart(kernel: Callable[..., Any], inputs: list[Tensor], ours
             raise _NotRowwiseError("it writes what all rows share")
 
 
+def _notes(kernel: Callable[..., Any], inputs: list[Tensor]) -> Notes | None:
+    """Make notes of what the kernel calls; None where calling that again is not the same, as tried on copies of the inputs."""
+    notes = Notes(kernel)
+    once, again = ([tensor.clone() for tensor in inputs] for _ in range(2))
+    try:
+        calls = notes.take(again)
+    except Exception as error:  # of what torch has inside, which it may change
+        log.debug("what is compiled is called as torch does it: %s", error)
+        return None
+    for tensor, before in zip(again, inputs, strict=True):
+        tensor.copy_(before)
+    notes.spoil()
+    kernel(*once)
+    calls()
+    return notes if all(map(_same, once, again)) else None
+
+
 def _same(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
@@ -135,10 +155,12 @@ class _Blocks:
         kernel: takes the inputs.
         inputs: tensors (N, ...), which are given to it by blocks, among those that all rows share.
         ours: which of them are (N, ...).
+        notes: of what it calls for a block, where that need be found out but once.
     """
 
-    def __init__(self, kernel: Callable[..., Any], inputs: list[Tensor], ours: list[bool]) -> None:
-        self._kernel = kernel
+    def __init__(self, kernel: Callable[..., Any], inputs: list[Tensor], ours: list[bool], notes: Notes | None) -> None:
+        self._kernel, self._notes = kernel, notes
+        self._calls: dict[int, Calls] = {}
         rows = [tensor for tensor, own in zip(inputs, ours, strict=True) if own]
         full, left = divmod(len(rows[0]), BLOCK)
 
@@ -156,9 +178,17 @@ class _Blocks:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        for inputs in self._full:
-            self._kernel(*inputs)
+        for index, inputs in enumerate(self._full):
+            self._call(index, inputs)
         if self._last:
             torch._foreach_copy_(self._own, self._left)  # pyright: ignore[reportPrivateImportUsage]
-            self._kernel(*self._last)
+            self._call(-1, self._last)
             torch._foreach_copy_(self._left, self._own)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _call(self, index: int, inputs: list[Tensor]) -> None:
+        if self._notes is None:
+            self._kernel(*inputs)
+        elif calls := self._calls.get(index):
+            calls()
+        else:
+            self._calls[index] = self._notes.take(inputs)

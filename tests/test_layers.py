@@ -16,8 +16,8 @@ from embodied_rl.paths import PACKAGE, shipped
 # Bottom to top.  A unit (a module, or a package with all it holds) imports itself and the rows below its own.
 # A package may have one row and a module of it another: the longest name counts.
 LAYERS = (
-    ("paths", "errors", "machine", "compiled", "rotations", "random", "blocks", "startup", "urdf", "waiting"),
-    ("problems", "doctor", "vector_env"),
+    ("paths", "errors", "machine", "compiled", "rotations", "random", "replay", "startup", "urdf", "waiting"),
+    ("problems", "doctor", "vector_env", "blocks"),
     ("strict_yaml", "own", "arguments"),
     ("sections",),
     ("robot",),

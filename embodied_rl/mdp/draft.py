@@ -79,10 +79,8 @@ class Draft:
         """
         if isinstance(terrain, FlatTerrain) or not part.floating:
             return
-        pos, heading = self.root_pos(part), rotations.yaw_of(self.root_quat(part))
-        c, s = torch.cos(heading)[:, None], torch.sin(heading)[:, None]
-        x, y = part.footprint.unbind(-1)
-        below = terrain.height_at(pos[:, :1] + c * x - s * y, pos[:, 1:2] + s * x + c * y)
+        place, heading = self.root_pos(part)[:, :2], rotations.yaw_of(self.root_quat(part))
+        below = terrain.heights_around(place, heading, part.footprint)
         self.qpos[:, part.root_qpos + 2] += below.amax(-1)
 
     def set_root_velocity(self, part: Part | PartState, linear: Tensor, angular: Tensor) -> None:

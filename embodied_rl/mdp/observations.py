@@ -65,21 +65,18 @@ class height_scan:  # noqa: N801  named as its entry on the page
         self, robot: Part, *, length: Positive = 1.6, width: Positive = 1.0, spacing: Positive = 0.1, ahead: float = 0.0
     ) -> None:
         along, across = _grid(float(length), float(width), float(spacing))
-        x, y = torch.meshgrid(
-            (torch.arange(along) - 0.5 * (along - 1)) * float(spacing),
+        points = torch.meshgrid(
+            (torch.arange(along) - 0.5 * (along - 1)) * float(spacing) + ahead,
             (torch.arange(across) - 0.5 * (across - 1)) * float(spacing),
             indexing="ij",
         )
-        device = robot.default_joint_pos.device
-        self._x, self._y, self._ahead = x.flatten().to(device), y.flatten().to(device), ahead
+        self._points = torch.stack(points, dim=-1).flatten(0, 1).to(robot.default_joint_pos.device)
         self._level = robot.spec.base_height
 
     def __call__(self, env: Moment) -> Tensor:
         """Ask the ground for all points."""
-        heading, base = env.robot.heading, env.robot.base_pos_w
-        c, s = torch.cos(heading)[:, None], torch.sin(heading)[:, None]
-        x, y = self._x + self._ahead, self._y
-        ground = env.terrain.height_at(base[:, :1] + c * x - s * y, base[:, 1:2] + s * x + c * y)
+        base = env.robot.base_pos_w
+        ground = env.terrain.heights_around(base[:, :2], env.robot.heading, self._points)
         return ground - (base[:, 2:] - self._level)
 
 

@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embodied_rl.scene.field_height import field_height, load_library
+from embodied_rl.scene.field_height import field_height, load_function
 from embodied_rl.scene.plain import PLAIN
 
 #: Friction of the ground; what it meets has the higher priority, so the contact's is that of the other geom.
 _FRICTION = (1.0, 0.02, 0.01)
-#: Points of a robot from which on their heights are one operation, whose call costs what torch needs for some tens of them.
-_MANY = 32
 #: How far a height field reaches below its lowest point [m]: what is deeper in the ground than that falls through it.
 _BASE = 1.0
 
@@ -46,9 +44,15 @@ class FlatTerrain:
         """Height of the ground [m] at world positions (..., 2); shape (...,)."""
         return torch.zeros_like(xy[..., 0])
 
-    def height_at(self, x: Tensor, y: Tensor) -> Tensor:
-        """Height of the ground [m] at coordinates [m], (..., P) each, as for a scan."""
-        return torch.zeros_like(x + y)
+    def heights_around(self, place: Tensor, heading: Tensor, points: Tensor) -> Tensor:
+        """Heights of the ground [m] around robots, (N, P).
+
+        Args:
+            place: where each is in the world [m], (N, 2).
+            heading: and its heading [rad], (N,).
+            points: places in the frame of each, ahead and to the left [m], (P, 2).
+        """
+        return place.new_zeros((place.shape[0], points.shape[0]))
 
     def normal(self, xy: Tensor) -> Tensor:
         """Upward normal of the ground at world positions (..., 2); unit vectors (..., 3)."""
@@ -86,9 +90,10 @@ class HeightField:
         self.kinds = tuple(kinds)
         """What its patches are called."""
         self._table = torch.tensor(self.heights.ravel(), dtype=torch.float32)
-        self._compiled = False
         # the last point lies in the last cell: the largest float32 below the number of cells
         self._most = tuple(float(np.nextafter(np.float32(count - 1), np.float32(0.0))) for count in heights.shape)
+        self._grid = torch.tensor([cell, *self.half, *self._most], dtype=torch.float32)
+        self._compiled = False
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
         """Add the ground to a model, in the place of the plane if there is one."""
@@ -109,19 +114,26 @@ class HeightField:
         exact = dtype == torch.float64
         moved._table = torch.tensor(self.heights.ravel(), device=device) if exact else self._table.to(device)
         moved.origins = self.origins.to(device, dtype)
-        moved._compiled = not exact and device.type == "cpu" and load_library() is not None
+        moved._compiled = not exact and device.type == "cpu" and load_function() is not None
         return moved
 
     def height(self, xy: Tensor) -> Tensor:
         """Height of the ground [m] at world positions (..., 2); shape (...,)."""
         return self._height(*xy.unbind(-1))
 
-    def height_at(self, x: Tensor, y: Tensor) -> Tensor:
-        """Height of the ground [m] at coordinates [m], (..., P) each, as for a scan."""
-        x, y = torch.broadcast_tensors(x, y)
-        if self._compiled and x.dtype == y.dtype == torch.float32 and x.dim() and x.shape[-1] >= _MANY:
-            return field_height(x, y, self._table, self.heights.shape[1], self.cell, list(self.half), list(self._most))
-        return self._height(x, y)
+    def heights_around(self, place: Tensor, heading: Tensor, points: Tensor) -> Tensor:
+        """Heights of the ground [m] around robots, (N, P).
+
+        Args:
+            place: where each is in the world [m], (N, 2).
+            heading: and its heading [rad], (N,).
+            points: places in the frame of each, ahead and to the left [m], (P, 2).
+        """
+        (ahead, left), c, s = points.unbind(-1), torch.cos(heading)[:, None], torch.sin(heading)[:, None]
+        if self._compiled and place.dtype == heading.dtype == points.dtype == torch.float32:
+            frames = torch.cat((place, c, s), dim=-1)
+            return field_height(frames, ahead.contiguous(), left.contiguous(), self._table, self._grid, self.heights.shape[1])
+        return self._height(place[:, :1] + c * ahead - s * left, place[:, 1:] + s * ahead + c * left)
 
     def _height(self, x: Tensor, y: Tensor) -> Tensor:
         corner, beside, far, u, v = self._triangle(x, y)

@@ -127,20 +127,24 @@ def test_beside_the_field_lies_its_edge() -> None:
 
 def test_one_operation_gives_torchs_heights_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
-    ground = HeightField(rng.uniform(-0.5, 0.5, (41, 33)), 0.05, np.zeros((1, 1, 3))).on(torch.device("cpu"))
-    xy = torch.tensor(rng.uniform(-1.3, 1.3, (50, 70, 2)), dtype=torch.float32)
-    xy[0, 0], xy[0, 1], xy[0, 2] = torch.tensor([1.0, 0.8]), torch.tensor([-9.0, 9.0]), torch.tensor(float("nan"))
+    field = HeightField(rng.uniform(-0.5, 0.5, (41, 33)), 0.05, np.zeros((1, 1, 3)))
+    ground = field.on(torch.device("cpu"))
+    place, heading = torch.tensor(rng.uniform(-1.3, 1.3, (50, 2))).float(), torch.tensor(rng.uniform(-4.0, 4.0, 50)).float()
+    points = torch.tensor(rng.uniform(-0.8, 0.8, (70, 2))).float()
+    place[:3], heading[:4], points[0] = torch.tensor([[1.0, 0.8], [-9.0, 9.0], [float("nan"), 0.0]]), 0.0, 0.0
+    heading[4] = float("nan")
     assert ground._compiled
-    found = ground.height_at(xy[..., 0], xy[..., 1])
-    whole = torch.compile(ground.height_at, fullgraph=True, dynamic=False)(xy[..., 0], xy[..., 1])
-    assert torch.equal(found, ground.height(xy)) and torch.equal(whole, found) and bool(found.isfinite().all())
-    assert torch.equal(
-        ground.height_at(xy[..., 0], xy[:1, :, 1]), ground.height(torch.stack((xy[..., 0], xy[:1, :, 1].expand(50, 70)), -1))
-    )
-    mixed = ground.height_at(xy[..., 0], xy[..., 1].double()).float()
-    torch.testing.assert_close(mixed, found, rtol=0.0, atol=1e-4)
-    assert ground.height_at(*xy[0, 0]).shape == ()
-    monkeypatch.setattr("embodied_rl.scene.terrain.load_library", lambda: None)
-    without = ground.on(torch.device("cpu"))
-    assert not without._compiled and torch.equal(without.height_at(xy[..., 0], xy[..., 1]), found)
-    assert FlatTerrain().height_at(xy[..., 0], xy[..., 1]).eq(0.0).all()
+    found = ground.heights_around(place, heading, points)
+    whole = torch.compile(ground.heights_around, fullgraph=True, dynamic=False)(place, heading, points)
+    assert found.shape == (50, 70) and bool(found.isfinite().all() & whole.isfinite().all())
+    torch.testing.assert_close(whole[5:], found[5:], rtol=0.0, atol=2e-5)  # it rounds sines otherwise
+    c, s = torch.cos(heading)[:, None, None], torch.sin(heading)[:, None, None]
+    turned = torch.cat((c * points[:, :1] - s * points[:, 1:], s * points[:, :1] + c * points[:, 1:]), dim=-1)
+    torch.testing.assert_close(found[5:], ground.height(place[:, None] + turned)[5:], rtol=0.0, atol=2e-5)
+    assert torch.equal(found[:4, 0], ground.height(place[:4]))
+    mixed = ground.heights_around(place.double(), heading, points).float()
+    torch.testing.assert_close(mixed[5:], found[5:], rtol=0.0, atol=1e-4)
+    monkeypatch.setattr("embodied_rl.scene.terrain.load_function", lambda: None)
+    without = field.on(torch.device("cpu"))
+    assert not without._compiled and torch.equal(without.heights_around(place, heading, points), found)
+    assert FlatTerrain().heights_around(place, heading, points).tolist() == torch.zeros(50, 70).tolist()
