@@ -1,6 +1,6 @@
 """A function of rows, compiled for a block of them, so that what is compiled once serves any number of robots.
 
-Legend: N rows, B rows of a block.
+Legend: N rows, B rows of a block: BLOCK, or N where there are fewer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from embodied_rl.replay import Calls, Notes
 
 log = logging.getLogger("embodied_rl")
 
-#: B: few enough that what lies between two operations stays in the second-level cache and a last block that is not full wastes
+#: Few enough that what lies between two operations stays in the second-level cache and a last block that is not full wastes
 #: little, many enough that calling a block costs little beside computing it.
 BLOCK = 128
 
@@ -44,7 +44,7 @@ class _NotRowwiseError(Exception):
 
 
 def in_blocks(work: Rowwise) -> Callable[[], None] | None:
-    """Compile a function for B rows and make of it one for all N >= B; None where that is not the same.
+    """Compile a function for B rows and make of it one for all N; None where that is not the same.
 
     It is not for a function that answers, changes what is no tensor, or lets rows influence each other.
     """
@@ -141,7 +141,7 @@ def _narrowed(tensors: Sequence[Tensor]) -> Iterator[None]:
     whole = [tensor.data for tensor in tensors]
     try:
         for tensor in tensors:
-            tensor.data = tensor.data[:BLOCK]
+            tensor.data = tensor.data[:BLOCK]  # all there are, if there are fewer
         yield
     finally:
         for tensor, data in zip(tensors, whole, strict=True):
@@ -162,19 +162,20 @@ class _Blocks:
         self._kernel, self._notes = kernel, notes
         self._calls: dict[int, Calls] = {}
         rows = [tensor for tensor, own in zip(inputs, ours, strict=True) if own]
-        full, left = divmod(len(rows[0]), BLOCK)
+        block = min(BLOCK, len(rows[0]))
+        full, left = divmod(len(rows[0]), block)
 
         def given(of_rows: Sequence[Tensor]) -> list[Tensor]:
             parts = iter(of_rows)
             return [next(parts) if own else tensor for tensor, own in zip(inputs, ours, strict=True)]
 
-        self._full = [given([tensor[index * BLOCK : (index + 1) * BLOCK] for tensor in rows]) for index in range(full)]
+        self._full = [given([tensor[index * block : (index + 1) * block] for tensor in rows]) for index in range(full)]
         self._last: list[Tensor] = []
         if left:
             # beside the rows that are left stand copies of others, which nobody reads
-            self._copies = [tensor[:BLOCK].clone() for tensor in rows]
+            self._copies = [tensor[:block].clone() for tensor in rows]
             self._last, self._own = given(self._copies), [tensor[:left] for tensor in self._copies]
-            self._left = [tensor[full * BLOCK :] for tensor in rows]
+            self._left = [tensor[full * block :] for tensor in rows]
 
     @torch.no_grad()
     def __call__(self) -> None:

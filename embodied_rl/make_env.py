@@ -211,12 +211,12 @@ def _compiled(function: Callable, page: Page, device: torch.device) -> Callable:
     work = function if isinstance(function, Rowwise) else None
     if work is not None:
         function = work.function
-    blocks = work is not None and device.type == "cpu" and page.env.num_envs >= BLOCK
+    blocks = work is not None and device.type == "cpu"
     compiled: Callable | None = None
     owner, _, name = getattr(function, "__qualname__", type(function).__name__).rpartition(".")
     part = owner.lower() if name.startswith("__") else name.strip("_").replace("_", " ")
     robots = f"for {page.env.num_envs} robots"
-    kept = "for as many robots" if not blocks else f"for any {BLOCK} robots or more"
+    kept = f"for any {BLOCK} robots or more" if blocks and page.env.num_envs >= BLOCK else "for as many robots"
 
     def call(*arguments: Any, **named: Any) -> Any:
         nonlocal compiled

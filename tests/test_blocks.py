@@ -55,7 +55,7 @@ class Walk:
         pass
 
 
-@pytest.mark.parametrize("rows", [BLOCK, 2 * BLOCK, 2 * BLOCK + 5])
+@pytest.mark.parametrize("rows", [1, 9, BLOCK, 2 * BLOCK, 2 * BLOCK + 5])
 def test_blocks_of_rows_are_all_rows(rows: int, uncompiled: None) -> None:
     walk, whole = Walk(rows), Walk(rows)
     step = in_blocks(Rowwise(walk.step, walk.rows))
