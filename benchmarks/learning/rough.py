@@ -1,7 +1,9 @@
 """Who gets across which ground, minute by minute of trainings on it.
 
-    python benchmarks/learning/rough.py NAME=RUN[,RUN...] ... [--points 8] [--robots 8] [--json F] [--plot F.svg]
+    python benchmarks/learning/rough.py NAME=RUN[,RUN...] ... [--points 8] [--robots 8] [--json F] [--plot F.svg] [--rows F.svg]
     python benchmarks/learning/rough.py --from F --plot F.svg
+
+`--plot` draws success against minutes, `--rows` that of the last checkpoints against the row: of all kinds, and of the hardest.
 
 Each run's checkpoints, as far apart as makes so many points, are judged by the page's score, `robots` for each kind and row.
 NAME says what the runs after it, one a seed, have in common: curves are their means, bands reach from the least to the greatest.
@@ -29,6 +31,8 @@ CURVES = {
     "all rows": lambda figures: figures["success"],
 }
 
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Success on rough ground against minutes of training.")
@@ -37,12 +41,13 @@ def main() -> None:
     parser.add_argument("--robots", type=int, default=8, metavar="N", help="for each kind and row")
     parser.add_argument("--json", type=Path, metavar="F")
     parser.add_argument("--plot", type=Path, metavar="F")
-    parser.add_argument("--from", type=Path, metavar="F", dest="source", help="draw these figures, and judge nothing")
+    parser.add_argument("--rows", type=Path, metavar="F")
+    parser.add_argument(
+        "--from", type=Path, metavar="F", dest="source", action="append", help="draw these figures, and judge nothing"
+    )
     options = parser.parse_args()
     try:
-        result = (
-            json.loads(options.source.read_text()) if options.source else measure(options.groups, options.points, options.robots)
-        )
+        result = joined(options.source) if options.source else measure(options.groups, options.points, options.robots)
     except UserError as error:
         sys.exit(str(error))
     print(table(result))
@@ -50,6 +55,20 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.plot:
         plot(result, options.plot)
+    if options.rows:
+        plot_rows(result, options.rows)
+
+
+def joined(sources: list[Path]) -> dict[str, Any]:
+    """Read the figures of several files, the runs of groups with one name together."""
+    results = [json.loads(source.read_text()) for source in sources]
+    if odd := [str(source) for source, one in zip(sources, results, strict=True) if one["robots"] != results[0]["robots"]]:
+        raise UserError(f"--from {odd[0]}: judged with {results[0]['robots']} robots in others; judge with as many")
+    groups: dict[str, Any] = {}
+    for one in results:
+        for name, each in one["groups"].items():
+            groups.setdefault(name, []).extend(each)
+    return {"robots": results[0]["robots"], "groups": groups}
 
 
 def measure(groups: list[str], points: int, robots: int) -> dict[str, Any]:
@@ -93,29 +112,62 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw the mean over the runs of each group, and from the least to the greatest."""
+def by_row(judged: dict[str, Any], kind: str | None = None) -> list[float]:
+    """Give the success in each row, of a kind or as the mean of all."""
+    found: dict[int, list[float]] = {}
+    for key, value in judged["figures"].items():
+        if key.startswith(f"success/{kind}/row_" if kind else "success/") and "/row_" in key:
+            found.setdefault(int(key.rpartition("_")[2]), []).append(value)
+    return [statistics.mean(found[row]) for row in sorted(found)]
+
+
+def new_figure(panels: int) -> Any:
+    """Make an empty figure."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise SystemExit(f"--plot: matplotlib is not installed; {install_hint('plot')}") from None
-    figure = Figure(figsize=(4 * len(CURVES), 3.6), layout="constrained")
+    return Figure(figsize=(4 * panels, 3.6), layout="constrained")
+
+
+def draw(axes: Any, x: list[float], values: list[tuple[float, ...]], color: str, label: str) -> None:
+    """Draw means over runs, and from the least to the greatest."""
+    axes.plot(x, [statistics.mean(point) for point in values], color=color, marker="o", markersize=3, label=label)
+    axes.fill_between(x, [min(p) for p in values], [max(p) for p in values], color=color, alpha=0.2, linewidth=0)
+    axes.grid(alpha=0.3)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw the mean over the runs of each group, and from the least to the greatest."""
+    figure = new_figure(len(CURVES))
     for axes, (title, of) in zip(figure.subplots(1, len(CURVES), sharey=True), CURVES.items(), strict=True):
-        for color, (name, each) in zip(
-            ("tab:blue", "tab:orange", "tab:green", "tab:red"), result["groups"].items(), strict=False
-        ):
+        for color, (name, each) in zip(COLORS, result["groups"].items(), strict=False):
             together = list(zip(*each, strict=False))  # a run that was cut short cuts the others' ends off
             minutes = [statistics.mean(one["seconds"] for one in point) / 60 for point in together]
-            values = [[of(one["figures"]) for one in point] for point in together]
             seeds = f", {len(each)} seeds" if len(each) > 1 else ""
-            axes.plot(
-                minutes, [statistics.mean(point) for point in values], color=color, marker="o", markersize=3, label=name + seeds
-            )
-            axes.fill_between(minutes, [min(p) for p in values], [max(p) for p in values], color=color, alpha=0.2, linewidth=0)
-        axes.set(title=title, xlabel="minutes of training", ylim=(0.0, 1.0))
-        axes.grid(alpha=0.3)
+            draw(axes, minutes, [tuple(of(one["figures"]) for one in point) for point in together], color, name + seeds)
+        axes.set(title=title, xlabel="minutes of training", ylim=(0.0, 1.03))
     figure.axes[0].set_ylabel("share of robots that get across")
     figure.axes[0].legend()
+    figure.savefig(path)
+
+
+def plot_rows(result: dict[str, Any], path: Path) -> None:
+    """Draw success against the row of difficulty after the last checkpoints, as `plot` does against minutes."""
+    last = {name: [judged[-1] for judged in each] for name, each in result["groups"].items()}
+    every = [one for each in last.values() for one in each]
+    kinds = sorted({key.split("/")[1] for one in every for key in one["figures"] if key.startswith("success/")})
+    hardest = min(kinds, key=lambda kind: statistics.mean(statistics.mean(by_row(one, kind)) for one in every))
+    figure = new_figure(2)
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), (None, hardest), strict=True):
+        for color, (name, each) in zip(COLORS, last.items(), strict=False):
+            values = list(zip(*(by_row(one, kind) for one in each), strict=True))
+            minutes = statistics.mean(one["seconds"] for one in each) / 60
+            label = f"{name}, {minutes:.0f} min, {len(each)} seeds"
+            draw(axes, list(range(len(values))), values, color, label)
+        axes.set(title=kind.replace("_", " ") + ", the hardest kind" if kind else "all kinds", xlabel="row", ylim=(0.0, 1.03))
+    figure.axes[0].set_ylabel("share of robots that get across")
+    figure.axes[0].legend(loc="lower left")
     figure.savefig(path)
 
 

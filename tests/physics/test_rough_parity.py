@@ -40,13 +40,13 @@ def settle(engine: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["warp", "mjx"])
 def test_a_robot_stands_on_it_as_in_c(engine: str) -> None:
-    """Within 1 mm of height on the level, where prisms push it aside by 5 mm; 1 cm and 0.05 rad on slopes and steps."""
+    """Within 1 mm of height on the level, where prisms push it aside by 5 mm; 1.5 cm and 0.05 rad on slopes and steps."""
     pytest.importorskip(MODULES[engine])
     (native, ground), (other, _) = settle("native"), settle(engine)
     assert np.all(native[:, 2] - ground > 0.15)
     level = slice(0, 8)
     np.testing.assert_allclose(other[level, 2], native[level, 2], rtol=0.0, atol=1e-3)
     np.testing.assert_allclose(other[level, :2], native[level, :2], rtol=0.0, atol=5e-3)
-    np.testing.assert_allclose(other[:, :3], native[:, :3], rtol=0.0, atol=1e-2)
+    np.testing.assert_allclose(other[:, :3], native[:, :3], rtol=0.0, atol=1.5e-2)
     turned = 2.0 * np.arccos(np.clip(np.abs((other[:, 3:7] * native[:, 3:7]).sum(-1)), 0.0, 1.0))
     assert turned.max() < 0.05
