@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 
 #: What makes a tensor of memory, or of a part of another's, by the names that inductor's Python has for them.
 _MAKES, _VIEWS = "empty_strided_cpu", "reinterpret_tensor"
+#: Held while a graph's calls go elsewhere.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class NotRepeatableError(Exception):
@@ -122,15 +125,18 @@ class Notes:
 
 @contextmanager
 def _in_place_of_graphs(noting: Callable[[Any, Sequence[Any]], Any]) -> Iterator[None]:
-    """Let `noting` be called instead of each graph that inductor compiled."""
+    """Let `noting` be called instead of each graph that inductor compiled, in this thread."""
     from torch._inductor.output_code import CompiledFxGraph  # heavy
 
-    called = CompiledFxGraph.__call__
-    CompiledFxGraph.__call__ = lambda self, inputs: noting(self, inputs)
-    try:
-        yield
-    finally:
-        CompiledFxGraph.__call__ = called
+    here = threading.get_ident()
+    with _ONE_AT_A_TIME:
+        called = CompiledFxGraph.__call__
+        ours = lambda self, inputs: (noting if threading.get_ident() == here else called)(self, inputs)  # noqa: E731
+        CompiledFxGraph.__call__ = ours
+        try:
+            yield
+        finally:
+            CompiledFxGraph.__call__ = called
 
 
 def _with_notes(source: str) -> ast.Module:

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from embodied_rl import machine
-from embodied_rl.blocks import BLOCK, Rowwise, in_blocks
+from embodied_rl import machine, make_env
+from embodied_rl.blocks import BLOCK, Rowwise, _compiled, in_blocks
 from embodied_rl.replay import Calls, Notes, NotRepeatableError, _with_notes
 
 pytestmark = pytest.mark.skipif(machine.cpp_error() is not None, reason="no compiler")
@@ -43,7 +44,7 @@ def test_calls_are_noted_once_and_do_the_same_again(
     from torch._inductor.output_code import CompiledFxGraph
 
     ours, theirs = Rows(rows), Rows(rows)
-    step = in_blocks(Rowwise(ours.step, [ours.x, ours.y]))
+    step = in_blocks(Rowwise(make_env._copied(ours.step), [ours.x, ours.y]))
     assert step is not None and _noted(caplog)
     step()  # notes are taken
     theirs.step()
@@ -65,7 +66,7 @@ def test_calls_are_noted_once_and_do_the_same_again(
 def test_what_makes_other_tensors_each_time_is_called_as_torch_does_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "embodied_rl")
     ours, theirs = Rows(2 * BLOCK), Rows(2 * BLOCK)
-    order = in_blocks(Rowwise(ours.ordered, [ours.x]))
+    order = in_blocks(Rowwise(make_env._copied(ours.ordered), [ours.x]))
     assert order is not None and not _noted(caplog)
     for gain in (-1.0, 3.0):
         ours.gain.fill_(gain)
@@ -73,6 +74,27 @@ def test_what_makes_other_tensors_each_time_is_called_as_torch_does_it(caplog: p
         order()
         theirs.ordered()
         assert torch.equal(ours.x, theirs.x)
+
+
+def test_what_another_thread_calls_meanwhile_is_not_noted() -> None:
+    """As a learner does while robots take their first step."""
+    ours, theirs, others, alone = (Rows(BLOCK) for _ in range(4))
+    (kernel, inputs), (learn, learned) = (_compiled(make_env._copied(rows.step)) for rows in (ours, others))
+
+    def meanwhile(*inputs: Tensor) -> None:
+        thread = threading.Thread(target=learn, args=learned)
+        thread.start()
+        thread.join()
+        kernel(*inputs)
+
+    with torch.no_grad():
+        calls = Notes(meanwhile).take(inputs)
+        calls()
+    for _ in range(2):
+        theirs.step()
+    alone.step()
+    torch.testing.assert_close(ours.x, theirs.x)
+    torch.testing.assert_close(others.x, alone.x)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +137,7 @@ def test_notes_that_do_something_else_are_not_used(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(blocks, "Notes", Forgetful)
     ours, theirs = Rows(BLOCK), Rows(BLOCK)
-    step = in_blocks(Rowwise(ours.step, [ours.x, ours.y]))
+    step = in_blocks(Rowwise(make_env._copied(ours.step), [ours.x, ours.y]))
     assert step is not None and len(made) == 1
     for _ in range(2):
         step()
