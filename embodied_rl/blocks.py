@@ -53,8 +53,7 @@ def in_blocks(work: Rowwise) -> Callable[[], None] | None:
         with _narrowed(list(rows.values())), torch.no_grad():
             kernel, inputs = _compiled(work.function)
             ours = [id(tensor) in rows for tensor in inputs]
-            _check_rows_are_apart(kernel, inputs, ours)
-            notes = _notes(kernel, inputs)
+            notes = _notes(kernel, inputs, _rows_are_apart(kernel, inputs, ours))
     except Exception as error:  # what is really wrong will be so again when all rows are compiled at once, and told then
         log.debug("%r is not compiled for blocks of rows: %s", work.function, error)
         return None
@@ -95,8 +94,8 @@ def _compiled(function: Callable[[], Any]) -> tuple[Callable[..., Any], list[Ten
     return found[0]
 
 
-def _check_rows_are_apart(kernel: Callable[..., Any], inputs: list[Tensor], ours: list[bool]) -> None:
-    """Check on copies of the inputs that the first row becomes the same whatever the others are.
+def _rows_are_apart(kernel: Callable[..., Any], inputs: list[Tensor], ours: list[bool]) -> list[Tensor]:
+    """Check on copies of the inputs that the first row becomes the same whatever the others are; what the inputs become.
 
     Raises:
         _NotRowwiseError: it does not, or something is written that is no row.
@@ -112,12 +111,12 @@ def _check_rows_are_apart(kernel: Callable[..., Any], inputs: list[Tensor], ours
             raise _NotRowwiseError("rows influence each other")
         if not own and not _same(before, one):
             raise _NotRowwiseError("it writes what all rows share")
+    return once
 
 
-def _notes(kernel: Callable[..., Any], inputs: list[Tensor]) -> Notes | None:
-    """Make notes of what the kernel calls; None where calling that again is not the same, as tried on copies of the inputs."""
-    notes = Notes(kernel)
-    once, again = ([tensor.clone() for tensor in inputs] for _ in range(2))
+def _notes(kernel: Callable[..., Any], inputs: list[Tensor], once: list[Tensor]) -> Notes | None:
+    """Make notes of what the kernel calls; None where copies of the inputs do not become what it makes of them once."""
+    notes, again = Notes(kernel), [tensor.clone() for tensor in inputs]
     try:
         calls = notes.take(again)
     except Exception as error:  # of what torch has inside, which it may change
@@ -126,7 +125,6 @@ def _notes(kernel: Callable[..., Any], inputs: list[Tensor]) -> Notes | None:
     for tensor, before in zip(again, inputs, strict=True):
         tensor.copy_(before)
     notes.spoil()
-    kernel(*once)
     calls()
     return notes if all(map(_same, once, again)) else None
 

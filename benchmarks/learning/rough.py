@@ -103,22 +103,19 @@ def table(result: dict[str, Any]) -> str:
     for name, each in result["groups"].items():
         for judged in each:
             last = judged[-1]
-            shares = {key.split("/")[1] for key in last["figures"] if key.startswith("success/")}
             lines.append(f"{name}: {last['seconds'] / 60:.1f} min, {last['env_steps'] / 1e6:.1f} M steps")
-            for kind in sorted(shares):
-                rows = sorted(int(key.rpartition("_")[2]) for key in last["figures"] if key.startswith(f"success/{kind}/"))
-                values = " ".join(f"{last['figures'][f'success/{kind}/row_{row}']:.2f}" for row in rows)
-                lines.append(f"  {kind:16s} {values}")
+            lines += [f"  {kind:16s} {' '.join(f'{one:.2f}' for one in rows)}" for kind, rows in by_kind(last).items()]
     return "\n".join(lines)
 
 
-def by_row(judged: dict[str, Any], kind: str | None = None) -> list[float]:
-    """Give the success in each row, of a kind or as the mean of all."""
-    found: dict[int, list[float]] = {}
+def by_kind(judged: dict[str, Any]) -> dict[str, list[float]]:
+    """Give the success on each kind of ground, row by row."""
+    found: dict[str, dict[int, float]] = {}
     for key, value in judged["figures"].items():
-        if key.startswith(f"success/{kind}/row_" if kind else "success/") and "/row_" in key:
-            found.setdefault(int(key.rpartition("_")[2]), []).append(value)
-    return [statistics.mean(found[row]) for row in sorted(found)]
+        if key.startswith("success/"):
+            _, kind, row = key.split("/")
+            found.setdefault(kind, {})[int(row.removeprefix("row_"))] = value
+    return {kind: [found[kind][row] for row in sorted(found[kind])] for kind in sorted(found)}
 
 
 def new_figure(panels: int) -> Any:
@@ -154,15 +151,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def plot_rows(result: dict[str, Any], path: Path) -> None:
     """Draw success against the row of difficulty after the last checkpoints, as `plot` does against minutes."""
-    last = {name: [judged[-1] for judged in each] for name, each in result["groups"].items()}
-    every = [one for each in last.values() for one in each]
-    kinds = sorted({key.split("/")[1] for one in every for key in one["figures"] if key.startswith("success/")})
-    hardest = min(kinds, key=lambda kind: statistics.mean(statistics.mean(by_row(one, kind)) for one in every))
+    shares = {name: [by_kind(judged[-1]) for judged in each] for name, each in result["groups"].items()}
+    every = [one for each in shares.values() for one in each]
+    hardest = min(every[0], key=lambda kind: statistics.mean(statistics.mean(one[kind]) for one in every))
     figure = new_figure(2)
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), (None, hardest), strict=True):
-        for color, (name, each) in zip(COLORS, last.items(), strict=False):
-            values = list(zip(*(by_row(one, kind) for one in each), strict=True))
-            minutes = statistics.mean(one["seconds"] for one in each) / 60
+        for color, (name, each) in zip(COLORS, shares.items(), strict=False):
+            rows = [one[kind] if kind else [statistics.mean(row) for row in zip(*one.values(), strict=True)] for one in each]
+            values = list(zip(*rows, strict=True))
+            minutes = statistics.mean(judged[-1]["seconds"] for judged in result["groups"][name]) / 60
             label = f"{name}, {minutes:.0f} min, {len(each)} seeds"
             draw(axes, list(range(len(values))), values, color, label)
         axes.set(title=kind.replace("_", " ") + ", the hardest kind" if kind else "all kinds", xlabel="row", ylim=(0.0, 1.03))
