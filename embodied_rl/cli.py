@@ -278,7 +278,7 @@ def _eval(options: argparse.Namespace) -> int:
     with Waiting(f"opening {options.run}"):
         from embodied_rl import make_env, runs
         from embodied_rl.learn.evaluate import SEEDS, evaluation_page
-        from embodied_rl.mdp.score import judged, score_of
+        from embodied_rl.mdp.score import judged, report_lines, score_of
         from embodied_rl.robustness import stress, stresses_of
 
         loaded = runs.load(options.run)
@@ -298,9 +298,8 @@ def _eval(options: argparse.Namespace) -> int:
             _write_json(loaded.evaluation(options.seed, options.reference), result)
         except OSError as error:
             logging.warning("%s: the figures are not kept there (%s)", loaded.run.path, error.strerror)
-    for name, value in result.items():
-        bound = f"   (limit {limits[name]:g})" if name in limits else ""
-        print(f"{name:32s} {value:.4f}{bound}" if isinstance(value, float) else f"{name:32s} {value}")
+    for line in report_lines(score, result, limits):
+        print(line)
     print(verdict.sentence)
     if stresses:
         same = {"seed": options.seed, "reference": options.reference, "keep": options.engine is None}

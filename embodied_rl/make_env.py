@@ -75,7 +75,7 @@ def make_scene(page: Page, measure: Iterable[str] = ()) -> Scene:
 
     Args:
         page: the page.
-        measure: what to measure beside what its terms need.
+        measure: what to measure beside what its terms need, where the robot has it.
 
     Raises:
         UserError: the page has no robot, or one that its terms do not fit.
@@ -86,7 +86,8 @@ def make_scene(page: Page, measure: Iterable[str] = ()) -> Scene:
         )
     robot = load_robot(page.robot)
     readers = needed(page)
-    needs, controls = readers.keys() | set(measure), driven(page, robot)
+    beside = {need for need in measure if robot.feet or not need.startswith("foot_")}
+    needs, controls = readers.keys() | beside, driven(page, robot)
     try:
         return build_scene(
             robot, physics=page.physics, needs=needs, controls=controls, terrain=make_ground(page), **page.scene.model_dump()

@@ -82,7 +82,7 @@ class Evaluations:
         where = "reference" if reference else "training"
         with Waiting(f"{self._page.name}: evaluating robots in {where} physics", self._skip) as waiting:
             score = score_of(self._page)
-            env = self._at_its_beginning(moved, score.needs, seed, reference)
+            env = self._at_its_beginning(moved, (*score.needs, *score.wants), seed, reference)
             try:
                 return evaluate(env, policy, score, waiting)
             finally:

@@ -90,6 +90,12 @@ FOOT_VEL = [
     [[0.3, 0.4, 9.0], [1.0, 0.0, 0.0], [0.0, 2.0, 1.0], [0.0, 0.0, 5.0]],
     [[0.1, 0.2, 0.0], [0.3, 0.0, 0.0], [4.0, 0.0, 0.0], [0.0, 4.0, 0.0]],
 ]
+UPRIGHT = [1.0, 0.0, 0.0, 0.0]
+FOOT_QUAT = [  # robot 1: one foot rolled by 30 degrees, one pitched by 60, one turned about the vertical alone
+    [UPRIGHT] * 4,
+    [[cos(pi / 12), sin(pi / 12), 0.0, 0.0], [cos(pi / 6), 0.0, sin(pi / 6), 0.0], [cos(pi / 4), 0.0, 0.0, sin(pi / 4)], UPRIGHT],
+    [UPRIGHT] * 4,
+]
 SENSORS = {
     "foot_contact": [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0]],
     "contact:thighs": [[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]],
@@ -123,7 +129,7 @@ def moment() -> Moment:
         qvel=torch.tensor(QVEL),
         frame_pos=torch.tensor(FOOT_POS),
         frame_lin_vel=torch.tensor(FOOT_VEL),
-        frame_quat=None,
+        frame_quat=torch.tensor(FOOT_QUAT),
         sensors={name: torch.tensor(values) for name, values in SENSORS.items()},
         joint_torque=torch.tensor([[0.0, 0.0], [2.0, -3.0], [-10.0, 4.0]]),
     )
@@ -135,11 +141,13 @@ def moment() -> Moment:
         joint_limits=torch.tensor([[-1.0, -1.5], [1.0, 0.5]]),
         qpos_index=torch.tensor([8, 7]),
         qvel_index=torch.tensor([7, 6]),
-        measured={*SENSORS, "foot_frames", "joint_torque"},
+        measured={*SENSORS, "foot_frames", "foot_orientation", "joint_torque"},
         feet=SimpleNamespace(undersides=lambda position, _: position[..., 2] - 0.02),
         # diagonal feet share a clock: front left, front right, rear left, rear right
         gait_offset=torch.tensor([0.0, 0.5, 0.5, 0.0]),
         first_foot_geoms=torch.tensor([1, 2, 3, 4]),
+        foot_pairs=([0, 2], [1, 3]),
+        default_foot_up=torch.tensor([[0.0, 0.0, 1.0]] * 4),
     )
     slope = SimpleNamespace(height=lambda xy: 0.1 * xy[..., 0], half=(2.0, 4.0))
     return Moment(

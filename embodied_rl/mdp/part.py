@@ -75,6 +75,11 @@ class Part:
         """Which geoms of the model are a foot's, bool (ngeom,)."""
         self._first_foot_geoms = torch.tensor(scene.first_foot_geoms, dtype=torch.int64, device=device)
         self.feet = scene.feet(device) if scene.frames else None
+        places, ups = scene.default_feet()
+        self.default_foot_up = torch.tensor(ups, dtype=torch.float32, device=device)
+        """The world's vertical in each foot's frame, in the default pose, (F, 3)."""
+        self._foot_across = places[:, 1].tolist()
+        self._foot_pairs: tuple[list[int], list[int]] | None = None
         self.footprint = torch.tensor(scene.footprint(), dtype=torch.float32, device=device)
         """Where the feet stand in the default pose, in the frame of the base's heading: their corners and middles [m], (P, 2)."""
         asked = {"foot_frames": scene.frames, "foot_orientation": scene.frame_orientation, "joint_torque": scene.joint_torque}
@@ -94,6 +99,21 @@ class Part:
                 "one; give each a gait_offset, like 0.0 and 0.5 for legs that take turns"
             )
         return self._gait_offset
+
+    @property
+    def foot_pairs(self) -> tuple[list[int], list[int]]:
+        """Left feet, and the right one that is each one's reflection, counted in robot.yaml's order.
+
+        Raises:
+            UserError: robot.yaml has no `mirror`, or feet that are their own reflection alone.
+        """
+        if self._foot_pairs is None:
+            page, mirror = self.spec.folder / "robot.yaml", self.spec.foot_mirror() if self.spec.mirror else ()
+            left = [foot for foot, partner in enumerate(mirror) if self._foot_across[foot] > self._foot_across[partner]]
+            if not left:
+                raise UserError(f"{page}: mirror: a term of the page reads pairs of feet, and none are named; name left and right")
+            self._foot_pairs = left, [mirror[foot] for foot in left]
+        return self._foot_pairs
 
     @property
     def first_foot_geoms(self) -> Tensor:
@@ -190,6 +210,16 @@ class PartState:
     def gait_offset(self) -> Tensor:
         """Share of a gait's cycle by which each foot's begins after the clock's, (F,); see `Part.gait_offset`."""
         return self._part.gait_offset
+
+    @property
+    def default_foot_up(self) -> Tensor:
+        """The world's vertical in each foot's frame, in the default pose, (F, 3)."""
+        return self._part.default_foot_up
+
+    @property
+    def foot_pairs(self) -> tuple[list[int], list[int]]:
+        """Left feet, and the right one that is each one's reflection; see `Part.foot_pairs`."""
+        return self._part.foot_pairs
 
     @once
     def base_pos_w(self) -> Tensor:
@@ -295,6 +325,11 @@ class PartState:
     def foot_contact(self) -> Tensor:
         """1 where a foot touches something, (N, F).  *force*"""
         return self._measured("foot_contact").sensors["foot_contact"]
+
+    @property
+    def foot_touchdown(self) -> Tensor:
+        """How often each foot came down in the last control step, every physics step looked at, (N, F).  *force*"""
+        return self._measured("foot_touchdown").sensors["foot_touchdown"]
 
     def contact(self, group: str) -> Tensor:
         """1 where a body of the group touches something, feet aside, (N, bodies of the group).  *force*"""

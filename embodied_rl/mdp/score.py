@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -85,6 +86,8 @@ class Score(Protocol):
 
     needs: tuple[str, ...]
     """What the scene must measure for it, as of a term; the decorator says it."""
+    wants: tuple[str, ...]
+    """What it measures where it can; the decorator says it."""
     failure: str
     """The family's word for an episode that ends other than by time, in the singular: `fall` gives the figure `fall_rate`."""
 
@@ -119,6 +122,8 @@ class Score(Protocol):
     def near(self, metrics: dict[str, float]) -> bool:
         """Whether an iteration's metrics, by TensorBoard name, make an evaluation worth its time."""
         ...
+
+    # It may have `tabled`, what the names of some figures begin with, and table(self, figures) -> lines that `eval` prints for them.
 
 
 def score_of(page: Page) -> Score:
@@ -167,6 +172,18 @@ def judged(score: Score, figures: dict[str, float], reference: bool) -> tuple[Ve
     if not isinstance(verdict, Verdict) or not isinstance(verdict.passed, bool) or not isinstance(verdict.sentence, str):
         raise FamilyError(f"{_file(score)}: verdict() gives {verdict!r}, and Verdict(True or False, 'a sentence') is needed")
     return verdict, {name: float(limit) for name, limit in limits.items()}
+
+
+def report_lines(score: Score, figures: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+    """Lay out the figures of an evaluation: one a line with its limit, but those that the score's table shows in its place."""
+    tabled = getattr(score, "tabled", None)
+    lines = []
+    for name, value in figures.items():
+        if tabled is None or not name.startswith(tabled):
+            bound = f"   (limit {limits[name]:g})" if name in limits else ""
+            lines.append(f"{name:32s} {value:.4f}{bound}" if isinstance(value, float) else f"{name:32s} {value}")
+    numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
+    return lines + (cast("Any", score).table(numbers) if tabled is not None else [])
 
 
 def _number(value: Any) -> float | None:

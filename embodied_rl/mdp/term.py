@@ -45,7 +45,8 @@ from embodied_rl.problems import article, did_you_mean
 
 T = TypeVar("T", bound=Callable)
 
-#: What a term may ask for: of the scene `foot_contact` (flags), `foot_frames` (positions and velocities), `joint_torque`, or
+#: What a term may ask for: of the scene `foot_contact` (flags), `foot_touchdown` (how often they begin in a control step, at the
+#: price of looking at every physics step), `foot_frames` (positions and velocities), `foot_orientation`, `joint_torque`, or
 #: `contact:{group}` (flags of a body group, named by the term's parameter `group`); a tracker by its name
 #: (`embodied_rl.mdp.trackers`); `model:FIELD`, a model field of MuJoCo's for `env.model`.
 Need = str
@@ -235,9 +236,10 @@ def curriculum() -> Callable[[T], T]:
     return _declare("curriculum")
 
 
-def score(*, needs: tuple[Need, ...] = ()) -> Callable[[T], T]:
+def score(*, needs: tuple[Need, ...] = (), wants: tuple[Need, ...] = ()) -> Callable[[T], T]:
     """Declare the one class of a task family that judges its policies: see `embodied_rl.mdp.score.Score`.
 
-    Its keyword-only parameters are the schema of the page's section `score`; they arrive as Python values.
+    Its keyword-only parameters are the schema of the page's section `score`; they arrive as Python values.  What it `wants` is
+    measured where it can be, of robots that have feet and in our own environments, and `env.robot.measured` says so.
     """
-    return _declare("score", needs=needs)
+    return _declare("score", needs=needs, wants=wants)

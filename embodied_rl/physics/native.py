@@ -21,7 +21,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.physics.field_contacts import smooth_fields
 from embodied_rl.physics.kinematics import Kinematics
 from embodied_rl.physics.protocol import Controller
-from embodied_rl.physics.tensors import touches, track
+from embodied_rl.physics.tensors import touchdowns, touches, track
 from embodied_rl.scene import Scene
 from embodied_rl.vector_env import LARGEST
 
@@ -75,8 +75,9 @@ class NativePhysics:
         frames = (self.frame_pos, self.frame_lin_vel, self.frame_quat)
         self._kinematics = compiler(Rowwise(self._kinematics, (self.qpos, self.qvel, *frames)))
         self._sensordata = _writable(self._batch.bind("sensordata")) if scene.sensors else None
-        self._sensor_slices = scene.sensors
+        self._sensor_slices = {name: where for name, where in scene.sensors.items() if name != "foot_touchdown"}
         self.sensors = {n: torch.zeros(num_envs, shape[0], *shape[2:]) for n, (_, shape) in scene.sensors.items()}
+        self._touchdowns = touchdowns(scene, self.sensors)
         self._torque = _writable(self._batch.bind("actuator_force")) if scene.joint_torque else None
         self.joint_torque = torch.zeros(num_envs, scene.model.nu)
         self.unstable = torch.zeros(num_envs, dtype=torch.bool)
@@ -91,16 +92,21 @@ class NativePhysics:
         np.copyto(self._history[slot], self._rows)
         self._steps += 1
         errors: dict[int, str] = {}
-        if controller is None and ctrl.dim() == 2:
+        if controller is None and ctrl.dim() == 2 and self._touchdowns is None:
             self._ctrl[:] = ctrl.numpy()
             self._history_ctrl[slot] = self._ctrl[:, None]
             errors = self._advance(self._decimation)
         else:
+            if self._touchdowns is not None:
+                self._touchdowns.start()
+            ctrl = ctrl[:, None].expand(-1, self._decimation, -1) if ctrl.dim() == 2 else ctrl
             for substep in range(self._decimation):
                 row = controller(self, substep) if controller else ctrl[:, substep]
                 self._ctrl[:] = row.numpy()
                 self._history_ctrl[slot, :, substep] = self._ctrl
                 errors = self._advance(1) | errors
+                if self._touchdowns is not None:
+                    self._touchdowns.look(self._sensordata)
                 if controller and substep + 1 < self._decimation:
                     self._pull_state()
         self._pull_state()

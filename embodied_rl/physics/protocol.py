@@ -43,7 +43,8 @@ class Physics(Protocol):
     frame_quat: Tensor
     """Orientations of the frames in the world, wxyz, (N, K, 4); (N, 0, 4) unless the scene's `frame_orientation`.  *kinematic*"""
     sensors: dict[str, Tensor]
-    """By meaning, in {0, 1}: `foot_contact` (N, F), `contact:<group>` (N, B).  *force*"""
+    """By meaning, in {0, 1}: `foot_contact` (N, F), `contact:<group>` (N, B); and `foot_touchdown` (N, F), how often each foot
+    came down in the last control step, whose every substep is looked at.  *force*"""
     joint_torque: Tensor
     """Torques of the actuators at the joints [N m], (N, nu).  *force*"""
     unstable: Tensor

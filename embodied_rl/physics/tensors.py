@@ -64,8 +64,10 @@ class TensorPhysics(ABC):
             for name, tensor in state.items()
         }
         self._model_fields: dict[str, Tensor] = {}
-        self._slices, self._reads_torque = scene.sensors, scene.joint_torque
+        self._slices = {name: where for name, where in scene.sensors.items() if name != "foot_touchdown"}
+        self._reads_torque = scene.joint_torque
         self.sensors = {name: self._zeros(shape[0], *shape[2:]) for name, (_, shape) in scene.sensors.items()}
+        self._touchdowns = touchdowns(scene, self.sensors)
         self.joint_torque = self._zeros(scene.model.nu)
         self.unstable = self._zeros().bool()
         self.frame_pos, self.frame_lin_vel = self._zeros(len(scene.frames), 3), self._zeros(len(scene.frames), 3)
@@ -116,12 +118,15 @@ class TensorPhysics(ABC):
     # ------------------------------------------------------------------------------------------------------ the protocol
 
     def step(self, ctrl: Tensor, controller: Controller | None = None) -> None:
-        if controller is None and ctrl.dim() == 2:
+        if controller is None and ctrl.dim() == 2 and self._touchdowns is None:
             self._remember(ctrl[:, None].expand(-1, self._decimation, -1))
             self._ctrl.copy_(ctrl)
             self._advance(self._decimation)
         else:
-            self._remember(ctrl if ctrl.dim() == 3 else ctrl[:, None].expand(-1, self._decimation, -1))
+            ctrl = ctrl if ctrl.dim() == 3 else ctrl[:, None].expand(-1, self._decimation, -1)
+            self._remember(ctrl)
+            if self._touchdowns is not None:
+                self._touchdowns.start()
             slot = (self._steps - 1) % _HISTORY
             for substep in range(self._decimation):
                 self._ctrl.copy_(controller(self, substep) if controller else ctrl[:, substep])
@@ -129,7 +134,9 @@ class TensorPhysics(ABC):
                     held = self._history_ctrl[:, :, substep]
                     current = torch.arange(_HISTORY, device=self.device) == slot
                     held.copy_(torch.where((current & ~self._kept[:, None])[..., None], self._ctrl[:, None], held))
-                self._advance(1, sense=substep == self._decimation - 1)
+                self._advance(1, sense=self._touchdowns is not None or substep == self._decimation - 1)
+                if self._touchdowns is not None:
+                    self._touchdowns.look(self._sensordata)
         self._finish()
 
     def write(self, mask: Tensor, **fields: Tensor) -> None:
@@ -283,6 +290,40 @@ def _assign_columns(mask: Tensor, target: Tensor, columns: Tensor, values: Tenso
     """Set the columns (C,) of the rows in mask of the target (N, M) to the values (N, C)."""
     held = target.index_select(1, columns)
     target.index_copy_(1, columns, torch.where(mask[:, None], values, held))
+
+
+class Touchdowns:
+    """Counts how often feet come down within a control step.
+
+    Args:
+        columns: of the sensor data, that are the contacts of the feet's geoms.
+        shape: feet, and geoms of each.
+        contact: whether each foot touched after the last control step, (N, F).
+        count: how often each came down in it, (N, F).
+    """
+
+    def __init__(self, columns: slice, shape: tuple[int, ...], contact: Tensor, count: Tensor) -> None:
+        self._columns, self._shape, self._contact, self._count = columns, shape, contact, count
+        self._touching = contact
+
+    def start(self) -> None:
+        """Begin a control step."""
+        self._count.zero_()
+        self._touching = self._contact
+
+    def look(self, sensordata: Tensor) -> None:
+        """Look at the contacts after a substep, in sensor data (N, nsensordata)."""
+        touching = touches(sensordata[:, self._columns].view(-1, *self._shape))
+        self._count.add_(touching * (1.0 - self._touching))
+        self._touching = touching
+
+
+def touchdowns(scene: Scene, sensors: dict[str, Tensor]) -> Touchdowns | None:
+    """Make what counts touchdowns, where they are asked for."""
+    if "foot_touchdown" not in scene.sensors:
+        return None
+    columns, shape = scene.sensors["foot_touchdown"]
+    return Touchdowns(columns, shape, sensors["foot_contact"], sensors["foot_touchdown"])
 
 
 def touches(values: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from embodied_rl.scene.terrain import FlatTerrain, Terrain
 #: mjtConDataField bits and the netforce reduction of the contact sensor (MuJoCo XML reference, sensor/contact).
 _FOUND = 1
 #: Needs that the scene and the engine know how to serve; `contact:<group>` aside.
-NEEDS = ("foot_contact", "foot_frames", "foot_orientation", "joint_torque")
+NEEDS = ("foot_contact", "foot_touchdown", "foot_frames", "foot_orientation", "joint_torque")
 #: Kinds of control: what a joint's number in `ctrl` is.
 _CONTROLS = ("position", "velocity")
 _DISABLED = (
@@ -114,6 +114,15 @@ class Scene:
         """Give the corners and middles of the feet in the default pose, from the base in the frame of its heading, (P, 2)."""
         return footprint(self.model, self.default_qpos(), self.base_body, [foot.geoms for foot in self.robot.feet])
 
+    def default_feet(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give where the feet are in the default pose [m], from the base along its axes, and the vertical in theirs, (F, 3) each."""
+        data = mujoco.MjData(self.model)
+        data.qpos[:] = self.default_qpos()
+        mujoco.mj_kinematics(self.model, data)
+        base, sites = data.body(self.base_body), [data.site(foot.site) for foot in self.robot.feet]
+        places = [base.xmat.reshape(3, 3).T @ (site.xpos - base.xpos) for site in sites]
+        return np.reshape(places, (-1, 3)), np.reshape([site.xmat[6:] for site in sites], (-1, 3))
+
     def feet(self, device: torch.device) -> Feet:
         """Make what knows the undersides of the feet, on a device.
 
@@ -155,6 +164,7 @@ def build_scene(
     needs = set(needs)
     _check(needs, robot)
     needs |= {"foot_frames"} if "foot_orientation" in needs else set()
+    needs |= {"foot_contact"} if "foot_touchdown" in needs else set()
     controls = _checked(controls or {}, robot)
     terrain = terrain or FlatTerrain()
     spec = _robot_on_plane(robot, physics, controls, dry_friction)
@@ -335,6 +345,8 @@ def _add_sensors(
         shape = (len(geoms), width)
         sensors[need] = (slice(columns, columns + int(np.prod(shape))), shape)
         columns += int(np.prod(shape))
+    if "foot_touchdown" in needs:
+        sensors["foot_touchdown"] = sensors["foot_contact"]  # engines count how often it begins
     return sensors
 
 

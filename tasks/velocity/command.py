@@ -21,6 +21,8 @@ from embodied_rl.mdp.totals import Share
 _STANDING = 0.1
 #: Longer than any robot takes to end its stride [s].
 _LONG = 1e3
+#: What a turn weighs beside a walk, as a lever [m]: 1 rad/s as much as 0.5 m/s.
+_LEVER = 0.5
 
 
 @command()
@@ -28,7 +30,7 @@ class velocity:  # noqa: N801  named as its entry on the page
     """Velocity commands (vx, vy, wz) in the base's yaw frame, uniform in their ranges, held for `resample_s` [s].
 
     A share `standing` of them is zero, held for `standing_hold` times as long as the others: it is stopping that has to be
-    learned, and standing on teaches little.
+    learned, and standing on teaches little.  A share `straight` is (vx, 0, 0).
     With `heading`, a target direction is drawn instead of a yaw rate and wz = heading_gain (target - heading), within its
     range.  `gait_frequency` [Hz] drives the clock of `gait_phase`; it runs on for `settle_s` [s] once standing is asked for, so
     that a robot told to stop in mid-stride may end it.
@@ -57,13 +59,14 @@ class velocity:  # noqa: N801  named as its entry on the page
         resample_s: NonNegativeRange = (5.0, 5.0),
         standing: Fraction = 0.1,
         standing_hold: Fraction = 1.0,
+        straight: Fraction = 0.0,
         heading: bool = False,
         heading_gain: NonNegative = 0.5,
         gait_frequency: Positive = 2.0,
         settle_s: NonNegative = 0.0,
     ) -> None:
         self.ranges = (lin_vel_x, lin_vel_y, ang_vel_z)
-        self.resample_s, self.standing, self.standing_hold = resample_s, standing, standing_hold
+        self.resample_s, self.standing, self.standing_hold, self.straight = resample_s, standing, standing_hold, straight
         self.heading, self.heading_gain = heading, heading_gain
         self.gait_frequency, self.settle_s = gait_frequency, settle_s
         kept = {part: State(fresh="keep") for part in ("time_left", "target", "still")}
@@ -74,12 +77,14 @@ class velocity:  # noqa: N801  named as its entry on the page
         draw = env.draw
         time_left = self.time_left - env.step_dt
         fresh = done | (time_left < 0.5 * env.step_dt)
-        stands = draw(1) < self.standing
+        kind = draw(1)
+        stands, straight = kind < self.standing, kind >= 1.0 - self.straight
         held = draw.between(self.resample_s[0], self.resample_s[1], 1) * torch.where(stands, self.standing_hold, 1.0)
         time_left = torch.where(fresh, held[:, 0], time_left)
         self.time_left.copy_(time_left)
         drawn = torch.cat([draw.between(r[0], r[1], 1) for r in self.ranges], dim=-1)
-        drawn = torch.where(stands, 0.0, drawn)
+        ahead = torch.cat((straight, straight), dim=-1)
+        drawn = torch.where(stands, 0.0, torch.cat((drawn[:, :1], torch.where(ahead, 0.0, drawn[:, 1:])), dim=-1))
         current = torch.where((fresh & ~self.held)[:, None], drawn, self.command)
         if self.heading:
             target = torch.where(fresh, draw.between(-math.pi, math.pi, 1)[:, 0], self.target)
@@ -115,6 +120,19 @@ class velocity:  # noqa: N801  named as its entry on the page
     def phase(self, env: Moment) -> Tensor:
         """Phase of the gait clock [rad], (N,)."""
         return (2.0 * math.pi * env.step_dt) * self.gait_frequency * env.episode_length
+
+    def walks(self, env: Moment) -> Tensor:
+        """Whether the robot gets where it is asked to, in [0, 1], (N,): 0 at rest, 1 from half the velocity up, and of none.
+
+        min(1, 2 c . v / c . c), with v = (v_x, v_y, lever w_z) in the base's yaw frame, c what is asked for alike, and a lever of 0.5 m.
+        """
+        lever = self.command.new_tensor((1.0, 1.0, _LEVER))
+        asked = self.command * lever
+        has = torch.cat((env.robot.lin_vel_yaw, env.robot.yaw_rate[:, None]), dim=-1) * lever
+        whole = asked.square().sum(-1)
+        # to pay for all of a speed that swings to and fro in each stride would pay for more than is asked for
+        share = (2.0 * (asked * has).sum(-1) / whole.clamp(min=1e-6)).clamp(0.0, 1.0)
+        return torch.where(whole > 0.0, share, 1.0)
 
     def errors(self, env: Moment) -> dict[str, Tensor]:
         """How far the robot is from what is asked for, each (N,): |v_xy - command| [m/s], |w_z - command| [rad/s]."""

@@ -72,7 +72,7 @@ def test_the_figures_of_a_run(page: Page) -> None:
     page = override(page, ["score.episode_s=1.0"])
     result = runs.evaluate_policy(page, stand)
     mine = {"episodes", "fall_rate", "mean_reward", "mean_episode_s"}
-    theirs = {"lin_vel_error", "ang_vel_error", "cost_of_transport"}
+    theirs = {"lin_vel_error", "ang_vel_error", "cost_of_transport", "shortfall", "heading_drift"}
     assert mine | theirs | {f"reward/{name}" for name in (*page.rewards, "total")} == set(result)
     assert result["episodes"] == 8
     assert result["mean_reward"] == pytest.approx(result["mean_episode_s"] * result["reward/total"], rel=1e-5)

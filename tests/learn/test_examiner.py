@@ -15,6 +15,7 @@ from embodied_rl.learn.examiner import Examiner, margin
 from embodied_rl.learn.ranks.group import Group
 
 GOOD = {"fall_rate": 0.0, "lin_vel_error": 0.12, "ang_vel_error": 0.1, "cost_of_transport": 1.0}
+GOOD |= {"shortfall": 0.1, "heading_drift": 0.1}
 BAD = GOOD | {"fall_rate": 0.5}
 #: What a training near the limits says of itself, and one far from them.
 NEAR = {"Metrics/lin_vel_error": 0.2, "Metrics/ang_vel_error": 0.2}

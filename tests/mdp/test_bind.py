@@ -92,8 +92,8 @@ def test_needs_that_there_are(tmp_path: Path, need: str, expected: set[str]) -> 
         ("air_tiem", ", which is nothing that can be measured; did you mean 'air_time'?"),
         ("model:geom_frictoin", ", which is nothing that can be measured; did you mean 'model:geom_friction'?"),
         ("model:opt.gravty", ", which is nothing that can be measured; did you mean 'model:opt.gravity'?"),
-        ("zzz", ", which is nothing that can be measured; allowed: air_time, previous_joint_vel, foot_contact, foot_frames, "
-         "foot_orientation, joint_torque, contact:GROUP, model:FIELD"),
+        ("zzz", ", which is nothing that can be measured; allowed: air_time, previous_joint_vel, foot_contact, foot_touchdown, "
+         "foot_frames, foot_orientation, joint_torque, contact:GROUP, model:FIELD"),
         ("contact:{groop}", ": in braces stands a parameter of the term; did you mean 'group'?"),
         ("contact:{}", ": in braces stands a parameter of the term; it has group"),
     ],

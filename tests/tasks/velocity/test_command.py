@@ -31,6 +31,7 @@ def _command(**options) -> velocity:
         "resample_s": (5.0, 5.0),
         "standing": 0.1,
         "standing_hold": 1.0,
+        "straight": 0.0,
         "settle_s": 0.0,
         "heading_gain": 0.5,
         "gait_frequency": 2.0,
@@ -87,6 +88,13 @@ def test_commands_are_uniform_in_their_ranges_and_some_are_to_stand():
 def test_the_standing_share_may_be_none_or_all(share, expected):
     commands = Robots(_command(standing=share), 2000).update(done=True)
     assert (commands == 0.0).all(-1).float().mean() == expected
+
+
+def test_a_share_of_the_commands_is_straight_ahead():
+    command = Robots(_command(standing=0.25, straight=0.5), 4000).update(done=True)
+    standing, straight = (command == 0.0).all(-1), (command[:, 1:] == 0.0).all(-1) & (command[:, 0] != 0.0)
+    assert 0.22 < standing.float().mean() < 0.28 and 0.46 < straight.float().mean() < 0.54
+    assert command[straight, 0].min() < -0.9 and command[straight, 0].max() > 0.9
 
 
 def test_a_command_holds_for_its_time():
@@ -246,12 +254,23 @@ def test_what_is_reached_of_a_command_lies_in_its_direction():
     torch.testing.assert_close(ang.whole, torch.tensor([0.5, 1.0, 1.0, 0.0]))
 
 
+def test_a_robot_walks_that_gets_half_as_fast_as_it_is_asked_to():
+    robots = Robots(_command(), 6)
+    robots.command.command.copy_(torch.tensor([[0.8, 0.0, 0.0]] * 3 + [[0.0, 0.0, -0.8], [0.3, 0.0, 0.8], [0.0, 0.0, 0.0]]))
+    robots.robot.lin_vel_yaw = torch.tensor([[0.1, 3.0], [0.4, 0.0], [-0.8, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    robots.robot.yaw_rate = torch.tensor([0.0, 0.0, 0.0, -0.1, 0.2, 0.0])
+    # the fifth: 2 x (0.4 x 0.1) / (0.3^2 + 0.4^2), with a lever of 0.5 m
+    expected = torch.tensor([0.25, 1.0, 0.0, 0.25, 0.32, 1.0])
+    torch.testing.assert_close(robots.command.walks(robots.view()), expected)
+
+
 def _gait_rewards(offsets: tuple[float, float, float, float], share: float) -> torch.Tensor:
     """The gait reward over two cycles of 25 steps, of feet that stand for `share` of a cycle, each from its offset on."""
     robots = Robots(_command(gait_frequency=2.0), 50)
     steps = torch.arange(50)
     robots.episode_length = steps
     robots.command.command[:, 0] = 1.0
+    robots.robot.lin_vel_yaw, robots.robot.yaw_rate = torch.tensor([[1.0, 0.0]] * 50), torch.zeros(50)
     # in twentyfifths of a cycle, which floats count exactly
     contact = [[float((step + round(25 * offset)) % 25 < 25 * share) for offset in offsets] for step in range(50)]
     robots.robot.foot_contact = torch.tensor(contact)
@@ -272,6 +291,7 @@ def test_the_gait_reward_is_for_a_trot():
 def test_the_gait_reward_asks_nothing_of_a_standing_robot():
     robots = Robots(_command(gait_frequency=2.0), 4)
     robots.command.command.zero_()
+    robots.robot.lin_vel_yaw, robots.robot.yaw_rate = torch.zeros(4, 2), torch.zeros(4)
     robots.robot.foot_contact = torch.ones(4, 4).tril()  # robot 0 stands on one foot, robot 3 on all
     reward = gait_phase(robots.view(), stance=torch.tensor(0.5))  # pyright: ignore[reportArgumentType]
     assert reward.tolist() == [1.0, 1.0, 1.0, 1.0]

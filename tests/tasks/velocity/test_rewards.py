@@ -10,12 +10,18 @@ import torch
 #: Rolled by 30 degrees: the vertical component of robot 2's angular velocity, sin 30 * 0.2 - cos 30 * 0.6.
 YAW_RATE_2 = 0.1 - 0.3 * sqrt(3.0)
 
+#: Robot 1 at 0.8 of a cycle of 0.5 s: FR and RL stand, at 0.3 of their cycle; FL and RR touch, which are to swing.  None is planted.
+LIFTED_1 = 0.0
+#: Robot 2 is to stand: FL slides at 0.22 m/s and FR at 0.3, the others are up.
+PLANTED_2 = (exp(-0.05 / 0.25) + exp(-0.09 / 0.25)) / 4
+
 CASES = [
     # in the frame of the heading robot 1 moves at (0.5, -1.0)
     ("track_linear_velocity", {"std": 0.5}, [exp(-0.29 / 0.25), exp(-0.25 / 0.25), exp(-0.4825 / 0.25)]),
     ("track_linear_velocity", {"std": 1.0}, [exp(-0.29), exp(-0.25), exp(-0.4825)]),
     ("track_angular_velocity", {"std": 0.5}, [exp(-0.36), exp(-0.36), exp(-((YAW_RATE_2 - 0.05) ** 2) / 0.25)]),
     ("stand_still", {}, [0.0, 0.0, 1.05 + 0.65]),
+    ("still_joints", {}, [0.0, 0.0, 0.5**2 + 3.0**2]),
     # robot 1 puts down its feet after 0.3 s and 0.9 s; robot 2 is asked to stand
     ("feet_air_time", {"minimum": 0.2, "maximum": 0.5}, [0.0, 0.1 + 0.3, 0.0]),
     ("feet_air_time", {"minimum": 0.4, "maximum": 2.0}, [0.0, -0.1 + 0.5, 0.0]),
@@ -26,6 +32,12 @@ CASES = [
     ("gait_phase", {"stance": 0.55}, [2 / 4, 0.0, 1.0]),
     ("gait_phase", {"stance": 0.75}, [4 / 4, 0.0, 1.0]),
     ("gait_phase", {"stance": 0.25}, [2 / 4, 2 / 4, 1.0]),
+    # robot 0 touches with all feet, of which FL slides at 1 m/s and FR and RL are to swing
+    ("clocked_steps", {"stance": 0.55, "target": 0.07, "slip": 0.5}, [(exp(-4.0) + 1.0) / 4, LIFTED_1, PLANTED_2]),
+    ("flat_feet", {}, [0.0, 0.25 + 0.75, 0.0]),
+    # across the heading: robot 0's feet are in one place; robot 1 looks along y, its feet at x = 0, 1, 0 and 0.3 m
+    ("feet_apart", {"minimum": 0.2}, [0.4, 0.0, 0.4]),
+    ("feet_apart", {"minimum": 1.5}, [3.0, 0.5 + 1.2, 3.0]),
 ]
 
 
@@ -45,3 +57,24 @@ def test_a_reward_depends_on_its_own_robot_alone(moment, call, term, others_chan
 
 def test_every_reward_has_a_case(terms_of):
     assert {name for name, _, _ in CASES} == terms_of("reward", "tasks.velocity")
+
+
+@pytest.mark.parametrize("name", ["clocked_steps", "feet_air_time", "foot_clearance", "gait_phase"])
+def test_who_stands_where_it_should_walk_earns_nothing(moment, call, term, name):
+    """Nor who steps in place: whatever the feet do, the robot gets nowhere."""
+    physics = moment.robot._physics
+    physics.qvel[:, :6] = 0.0
+    physics.frame_lin_vel[:] = 0.0
+    moment.commands["velocity"].command[:] = torch.tensor([0.15, 0.0, 0.0])
+    moment.robot = type(moment.robot)(moment.robot._part, physics)
+    assert call(term("reward", name), moment).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_swinging_feet_earn_by_their_height(moment, call, term):
+    physics = moment.robot._physics
+    physics.sensors["foot_contact"][0] = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    physics.frame_lin_vel[0] = 0.0
+    # at 0.7 of their cycle, a third of the swing from 0.55 on, FR and RL are to be at 0.07 sin(pi / 3) + 0.01 m
+    physics.frame_pos[0, :, 2] = torch.tensor([0.02, 0.02 + 0.03, 0.02 + 0.5, 0.02])
+    value = call(term("reward", "clocked_steps"), moment, stance=0.55, target=0.07, slip=0.5)[0]
+    assert value == pytest.approx((1.0 + 0.03 / (0.07 * sqrt(3) / 2 + 0.01) + 1.0 + 1.0) / 4, rel=1e-5)

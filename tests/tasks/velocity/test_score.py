@@ -122,7 +122,7 @@ class Scripted:
         self.command = SimpleNamespace(command=torch.zeros(8, 3), time_left=torch.full((8,), 5.0))
         self.terms = SimpleNamespace(commands={"velocity": self.command})
         self.page = SimpleNamespace(commands={"velocity": SimpleNamespace(term="velocity")})
-        self.robot, self.physics = SimpleNamespace(mass=10.0), self
+        self.robot, self.physics, self.max_episode_length = SimpleNamespace(mass=10.0, measured=frozenset()), self, 80
         monkeypatch.setattr(score, "PartState", lambda robot, physics: physics.state())
 
     def state(self) -> SimpleNamespace:
@@ -178,8 +178,15 @@ def test_walking_is_every_limit_at_once() -> None:
         limits = walk.limits(reference)
         assert walk.verdict(limits, reference) == (True, "it walks")
         for name in limits:
-            assert walk.verdict(limits | {name: 0.3}, reference) == (False, "it does not walk yet")
-    assert walk.limits(False) == {"fall_rate": 0.01, "lin_vel_error": 0.15, "ang_vel_error": 0.20}
+            passed, sentence = walk.verdict(limits | {name: 0.8, "reached/vx_0.1_to_0.3": 0.2}, reference)
+            assert not passed and sentence.startswith("it does not walk yet")
+    assert walk.limits(False) == {
+        "fall_rate": 0.01,
+        "lin_vel_error": 0.15,
+        "ang_vel_error": 0.20,
+        "shortfall": 0.5,
+        "heading_drift": 0.785,
+    }
     assert walk.limits(True) == {"fall_rate": 0.05, "lin_vel_error": 0.20}
 
 
