@@ -136,6 +136,7 @@ def build_scene(
     robot: RobotSpec,
     *,
     collisions: str,
+    self_collision: str = "file",
     physics: PhysicsSettings,
     needs: Iterable[str] = (),
     controls: Mapping[str, str] | None = None,
@@ -147,6 +148,7 @@ def build_scene(
     Args:
         robot: the robot.
         collisions: `feet`: only the feet touch the ground; `full`: every collision geom of the robot.
+        self_collision: what of the robot meets itself: `file`, `off`, `pairs` or `all`, as the page's `scene.self_collision`.
         physics: solver settings of the page.
         needs: what terms ask to be measured, see `embodied_rl.mdp.term.Need`.
         controls: what a joint's control is, by its name: its "position", as it is of joints without an entry, with
@@ -169,8 +171,7 @@ def build_scene(
     terrain = terrain or FlatTerrain()
     spec = _robot_on_plane(robot, physics, controls, dry_friction)
     _fix_inertias(spec, robot)
-    if collisions == "feet":
-        contacts.leave(spec, robot.foot_geoms)
+    _let_collide(spec, robot, collisions, self_collision)
     contacts.strip(spec)
     for light in list(spec.lights):
         spec.delete(light)
@@ -368,7 +369,13 @@ def _body_geoms(spec: mujoco.MjSpec, robot: RobotSpec, body: str, group: str, co
 
 
 def whole_spec(
-    robot: RobotSpec, *, collisions: str, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool
+    robot: RobotSpec,
+    *,
+    collisions: str,
+    self_collision: str = "file",
+    physics: PhysicsSettings,
+    controls: Mapping[str, str],
+    dry_friction: bool,
 ) -> mujoco.MjSpec:
     """Assemble what `build_scene` compiles, with looks, without sensors, and the default pose as its one keyframe.
 
@@ -377,12 +384,25 @@ def whole_spec(
     """
     spec = _with_looks(robot, physics, _checked(controls, robot), dry_friction)
     _fix_inertias(spec, robot)
-    if collisions == "feet":
-        contacts.leave(spec, robot.foot_geoms)
+    _let_collide(spec, robot, collisions, self_collision)
     model = robot.compile(spec)
     root = _root(model, robot)
     spec.add_key(name="default", qpos=default_qpos(model, robot, None if root is None else root.qpos))
     return spec
+
+
+def _let_collide(spec: mujoco.MjSpec, robot: RobotSpec, collisions: str, self_collision: str) -> None:
+    """Let the robot meet the ground, and itself, as the page says."""
+    bodies = contacts.movable(spec)
+    if collisions == "feet":
+        contacts.leave(spec, robot.foot_geoms, pairs=self_collision == "pairs")
+    if self_collision != "file":
+        contacts.part(spec, pairs=self_collision == "pairs")
+    if self_collision == "all":
+        contacts.meet_itself(spec, bodies)
+        model = robot.compile(spec.copy())
+        root = _root(model, robot)
+        contacts.exclude_touching(spec, model, default_qpos(model, robot, None if root is None else root.qpos))
 
 
 def _with_looks(robot: RobotSpec, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool) -> mujoco.MjSpec:

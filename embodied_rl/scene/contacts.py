@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mujoco
+import numpy as np
 
 from embodied_rl.errors import UserError
 from embodied_rl.robot import RobotSpec
@@ -110,19 +111,68 @@ def _stands(geom: mujoco.MjsGeom) -> bool:
     return body.name == "world" or not any(one.joints or one.mocap for one in (body, *body.find_all("body")))
 
 
-def leave(spec: mujoco.MjSpec, names: tuple[str, ...]) -> None:
-    """Let no other geoms of the robot collide than these; pairs go with theirs."""
+def leave(spec: mujoco.MjSpec, names: tuple[str, ...], *, pairs: bool = False) -> None:
+    """Let no other geoms of the robot collide than these; with `pairs`, what pairs name goes on meeting each other."""
     others = [geom for geom in spec.geoms if geom.name != "ground" and geom.name not in names]
-    _unpair(spec, {geom.name for geom in others if geom.name})
+    if not pairs:
+        _unpair(spec, {geom.name for geom in others if geom.name})
     for geom in others:
         geom.contype = geom.conaffinity = 0
+
+
+def movable(spec: mujoco.MjSpec) -> list[mujoco.MjsGeom]:
+    """List the geoms that collide and move."""
+    return [geom for geom in spec.geoms if geom.name != "ground" and collides(geom) and not _stands(geom)]
+
+
+def part(spec: mujoco.MjSpec, *, pairs: bool) -> None:
+    """Let what moves meet what stands alone, and, with `pairs`, what pairs name."""
+    moves, bit = movable(spec), _free_bit(spec)
+    for geom in spec.geoms:
+        if geom.name == "ground" or (collides(geom) and _stands(geom)):
+            geom.contype |= bit
+    for geom in moves:
+        geom.contype, geom.conaffinity = 0, bit
+    if not pairs:
+        _unpair(spec, {geom.name for geom in spec.geoms if geom.name and not _stands(geom)})
+
+
+def meet_itself(spec: mujoco.MjSpec, geoms: list[mujoco.MjsGeom]) -> None:
+    """Let these geoms meet each other, but for those of one body, and of a body and the one it hangs on."""
+    bit = _free_bit(spec)
+    for geom in geoms:
+        geom.contype, geom.conaffinity = geom.contype | bit, geom.conaffinity | bit
+
+
+def exclude_touching(spec: mujoco.MjSpec, model: mujoco.MjModel, qpos: np.ndarray) -> None:
+    """Let bodies that touch each other in a pose do so for ever: shapes that stand for links overlap beside their joints."""
+    data = mujoco.MjData(model)
+    data.qpos[:] = qpos
+    mujoco.mj_forward(model, data)
+    touching = {tuple(sorted(int(model.geom_bodyid[geom]) for geom in pair)) for pair in data.contact.geom}
+    for one, other in sorted(touching):
+        if one:  # not of the world
+            spec.add_exclude(bodyname1=model.body(one).name, bodyname2=model.body(other).name)
+
+
+def _free_bit(spec: mujoco.MjSpec) -> int:
+    """Find a bit that no mask has.
+
+    Raises:
+        UserError: every bit is taken.
+    """
+    for bit in range(_BITS):
+        if not any((geom.contype | geom.conaffinity) >> bit & 1 for geom in spec.geoms):
+            return 1 << bit
+    raise UserError("scene.self_collision: the masks of the robot's geoms take every bit; take self_collision: file")
 
 
 def strip(spec: mujoco.MjSpec) -> None:
     """Take away the geoms that do nothing: they touch nothing, no tendon runs over them, and no fluid flows around them."""
     wrapped = {wrap.target.name for tendon in spec.tendons for wrap in tendon.path if wrap.type in WRAPPED}
     fluid = spec.option.density > 0.0 or spec.option.viscosity > 0.0
-    kept = [geom for geom in spec.geoms if geom.name in {"ground", *wrapped} or (fluid and geom.fluid_ellipsoid > 0.0)]
+    paired = {name for pair in spec.pairs for name in (pair.geomname1, pair.geomname2)}
+    kept = [geom for geom in spec.geoms if geom.name in {"ground", *wrapped, *paired} or (fluid and geom.fluid_ellipsoid > 0.0)]
     _delete(spec, [geom for geom in spec.geoms if not collides(geom) and geom not in kept])
 
 

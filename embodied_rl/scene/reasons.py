@@ -298,6 +298,7 @@ def _link(case: Case, one: Difference) -> bool:
 _OF_PAIRS = {"geom_condim": "pair_dim"} | {
     f"geom_{one}": f"pair_{one}" for one in ("friction", "solref", "solimp", "margin", "gap")
 }
+_MASKS = ("pair", "exclude", "geom_con[ta]*", "geom_con[ta]* of our own")
 _OF_JOINTS = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
 _OF_TENDONS = (int(mujoco.mjtTrn.mjTRN_TENDON),)
 _LENT = "the file's actuators, which are left out, lent it the joint or tendon"
@@ -340,6 +341,7 @@ _REASONS: tuple[tuple[str, str, str, Callable[[Case, Difference], bool]], ...] =
     ("geom_con[ta]*", "Contacts", "a fluid flows around it; scene.collisions: feet", _in_fluid),
     ("geom_con[ta]*", "Contacts", "geoms of a URDF touch the ground and are deaf to each other", _in_urdf),
     ("geom_con[ta]*", "Contacts", "what the page says collides touches the ground", _contact),
+    *((one, "Contacts", "scene.self_collision", lambda case, _: case.world.self_collision != "file") for one in _MASKS),
     *((one, "Contacts", "as the file's pair of it and its own ground says", _as_paired) for one in _OF_PAIRS),
     ("geom_condim", "Contacts", "a contact of fewer than three dimensions has no friction", _frictional),
     ("geom_con[ta]* of our own", "Contacts", "the bits of what the page says collides", _of_the_met),

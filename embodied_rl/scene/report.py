@@ -173,6 +173,7 @@ def _facts(case: Case) -> Iterator[Told]:
     if there != here:
         what = f"pairs of the robot's own geoms that may touch: {there} in the file, {here} here"
         reasons = {
+            f"scene.self_collision: {case.world.self_collision}": case.world.self_collision != "file",
             "scene.collisions: feet": case.world.collisions == "feet",
             "geoms of a URDF are deaf to each other": case.urdf,
             "robot.yaml's weld makes one body of several": self_contacts(case.file, case.scene.robot.welded) == here,
