@@ -53,8 +53,8 @@ class SceneSettings(Model):
     collisions: Literal["feet", "full"] = Field(default="feet", description="which of the robot's geoms collide")
     self_collision: Literal["file", "off", "pairs", "all"] = Field(
         default="file",
-        description="what of the robot meets itself; file: what collides, as its file says; off: nothing; pairs: the file's pairs, "
-        "whatever collides; all: every geom that its file lets collide, of bodies that are apart in the default pose",
+        description="what of the robot meets itself; file: what collides, as its file says; off: nothing; pairs: the file's "
+        "pairs, whatever collides; all: every geom that its file lets collide, of bodies that are apart in the default pose",
     )
     dry_friction: bool = Field(
         default=True, description="the dry friction that the robot's joints have; false: none, and a constraint row less a joint"

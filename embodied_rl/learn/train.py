@@ -20,11 +20,13 @@ from embodied_rl.learn.examiner import Examiner, Passed
 from embodied_rl.learn.guards import Guards, UnstableError
 from embodied_rl.learn.learner import Learner, naming_own
 from embodied_rl.learn.metrics import Metrics
+from embodied_rl.learn.progress import Progress
 from embodied_rl.learn.ranks.group import Group, LostError, fingerprint
 from embodied_rl.learn.report import Report
 from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.learn.run import Run
 from embodied_rl.mdp.curricula import Curricula
+from embodied_rl.mdp.score import score_of
 
 log = logging.getLogger("embodied_rl")
 
@@ -65,6 +67,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run.checkpoints, self.group, page.train.keep_checkpoints)
         self.metrics = Metrics(self.group)
         self.guards = Guards(page, run, self.group, self.env_ids, self.num_envs)
+        self.progress = Progress(page.name, getattr(score_of(page), "progress", None) if page.task else None)
         self._saved: int | None = None
         self._asked = self._stop = False
 
@@ -93,6 +96,8 @@ class Trainer:
                 steps = self.learner.gradient_steps
                 metrics |= self.metrics.of(rollout, collected - started, learned - collected, steps)
                 self.curricula.advance(rollout.totals, self.iteration)
+                if self.group.rank == 0:
+                    self.progress.look(iterations, metrics)
                 self.group.settle()
                 self._guard(rollout, metrics)
                 evaluated = self._examine(metrics)

@@ -111,7 +111,9 @@ class Part:
             page, mirror = self.spec.folder / "robot.yaml", self.spec.foot_mirror() if self.spec.mirror else ()
             left = [foot for foot, partner in enumerate(mirror) if self._foot_across[foot] > self._foot_across[partner]]
             if not left:
-                raise UserError(f"{page}: mirror: a term of the page reads pairs of feet, and none are named; name left and right")
+                raise UserError(
+                    f"{page}: mirror: a term of the page reads pairs of feet, and none are named; name left and right"
+                )
             self._foot_pairs = left, [mirror[foot] for foot in left]
         return self._foot_pairs
 

@@ -123,7 +123,9 @@ class Score(Protocol):
         """Whether an iteration's metrics, by TensorBoard name, make an evaluation worth its time."""
         ...
 
-    # It may have `tabled`, what the names of some figures begin with, and table(self, figures) -> lines that `eval` prints for them.
+    # It may have `tabled`, what the names of some figures begin with, and table(self, figures) -> lines that `eval` prints for
+    # them; and `progress`, the metric of how much of what is asked for robots do, by its TensorBoard name: `train` warns where it
+    # does not rise with the reward.
 
 
 def score_of(page: Page) -> Score:

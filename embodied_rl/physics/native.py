@@ -105,7 +105,7 @@ class NativePhysics:
                 self._ctrl[:] = row.numpy()
                 self._history_ctrl[slot, :, substep] = self._ctrl
                 errors = self._advance(1) | errors
-                if self._touchdowns is not None:
+                if self._touchdowns is not None and self._sensordata is not None:
                     self._touchdowns.look(self._sensordata)
                 if controller and substep + 1 < self._decimation:
                     self._pull_state()

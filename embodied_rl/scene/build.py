@@ -115,7 +115,7 @@ class Scene:
         return footprint(self.model, self.default_qpos(), self.base_body, [foot.geoms for foot in self.robot.feet])
 
     def default_feet(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give where the feet are in the default pose [m], from the base along its axes, and the vertical in theirs, (F, 3) each."""
+        """Give where feet are in the default pose, from the base along its axes [m], and the vertical in theirs, (F, 3) each."""
         data = mujoco.MjData(self.model)
         data.qpos[:] = self.default_qpos()
         mujoco.mj_kinematics(self.model, data)

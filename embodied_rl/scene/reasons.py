@@ -295,9 +295,8 @@ def _link(case: Case, one: Difference) -> bool:
 
 
 #: What a pair says, by the field of geoms that has the same.
-_OF_PAIRS = {"geom_condim": "pair_dim"} | {
-    f"geom_{one}": f"pair_{one}" for one in ("friction", "solref", "solimp", "margin", "gap")
-}
+_OF_PAIRS = {"geom_condim": "pair_dim"}
+_OF_PAIRS |= {f"geom_{one}": f"pair_{one}" for one in ("friction", "solref", "solimp", "margin", "gap")}
 _MASKS = ("pair", "exclude", "geom_con[ta]*", "geom_con[ta]* of our own")
 _OF_JOINTS = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
 _OF_TENDONS = (int(mujoco.mjtTrn.mjTRN_TENDON),)

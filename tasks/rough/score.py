@@ -32,6 +32,7 @@ class Cross:
     """
 
     failure = "fall"
+    progress = "Tracking/lin_vel"
 
     def __init__(
         self,

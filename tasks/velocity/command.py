@@ -124,7 +124,8 @@ class velocity:  # noqa: N801  named as its entry on the page
     def walks(self, env: Moment) -> Tensor:
         """Whether the robot gets where it is asked to, in [0, 1], (N,): 0 at rest, 1 from half the velocity up, and of none.
 
-        min(1, 2 c . v / c . c), with v = (v_x, v_y, lever w_z) in the base's yaw frame, c what is asked for alike, and a lever of 0.5 m.
+        min(1, 2 c . v / c . c), with v = (v_x, v_y, lever w_z) in the base's yaw frame, c what is asked for alike, and a lever of
+        0.5 m.
         """
         lever = self.command.new_tensor((1.0, 1.0, _LEVER))
         asked = self.command * lever

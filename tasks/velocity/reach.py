@@ -60,7 +60,7 @@ class Reach:
         return self._turned[lasted].abs() * _DRIFT_S / self._lasted[lasted]
 
     def figures(self) -> dict[str, float]:
-        """Give `reached/AXIS_LOW_to_HIGH`, achieved / commanded, the `shortfall` of the worst bin, and the `heading_drift` [rad]."""
+        """Give `reached/AXIS_LOW_to_HIGH`, achieved / commanded, the worst bin's `shortfall`, and the `heading_drift` [rad]."""
         share = (self._reached / self._asked.clamp(min=1e-9)).tolist()
         often = (self._time >= _RARE * max(self._steps, 1.0)).tolist()
         found = {

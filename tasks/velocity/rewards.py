@@ -72,9 +72,9 @@ def clocked_steps(
 ) -> Tensor:
     """mean_f of what each foot does at its time x `walks`; as planted as can be, standing.
 
-    In stance, for the share `stance` of its cycle, c_f exp(-|v_xy,f|^2 / slip^2), with c_f 1 where it touches the ground; in swing
-    min(1, h_f / (target sin(pi s) + 1 cm)) where it does not, s in [0, 1] of the swing, h the height of its underside [m].  Unlike
-    `gait_phase` it pays neither for feet that chatter nor for feet that slide.
+    In stance, for the share `stance` of its cycle, c_f exp(-|v_xy,f|^2 / slip^2), with c_f 1 where it touches the ground; in
+    swing min(1, h_f / (target sin(pi s) + 1 cm)) where it does not, s in [0, 1] of the swing, h the height of its underside [m].
+    Unlike `gait_phase` it pays neither for feet that chatter nor for feet that slide.
     """
     cycle, contact = _cycle(env, command), env.robot.foot_contact
     swing = ((cycle - stance) / (1.0 - stance)).clamp(min=0.0)
@@ -87,7 +87,9 @@ def clocked_steps(
 def flat_feet(env: Moment) -> Tensor:
     """sum_f sin^2 of the angle by which a foot is tilted from how it stands in the default pose."""
     w, x, y, z = env.robot.foot_quat_w.unbind(-1)
-    up = torch.stack((2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)), dim=-1)  # the world's, in the foot's frame
+    up = torch.stack(
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)), dim=-1
+    )  # the world's, in the foot's frame
     return (1.0 - (up * env.robot.default_foot_up).sum(-1).square()).clamp(min=0.0).sum(-1)
 
 
@@ -118,6 +120,6 @@ def _walking(env: Moment, command: str) -> Tensor:
 
 
 def _earned_walking(env: Moment, command: str, walking: Tensor, standing: Tensor | float) -> Tensor:
-    """What steps are worth, (N,): as much as the robot gets anywhere by them, for feet that step in place are no gait."""
+    """Pay for steps as far as the robot gets anywhere by them, (N,): feet that step in place are no gait."""
     term = env.command_term(command)
     return torch.where(term.moving(env) > 0, walking * term.walks(env), standing)

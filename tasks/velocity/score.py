@@ -42,6 +42,7 @@ class Walk:
 
     failure = "fall"
     tabled = "reached/"
+    progress = "Tracking/lin_vel"
 
     def __init__(
         self,

@@ -23,14 +23,19 @@ class Robot:
 
     num_envs, device, step_dt = 1, torch.device("cpu"), DT
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, lift: float = 0.1, stances: tuple[int, int] = (STANCE, STANCE)) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, lift: float = 0.1, stances: tuple[int, int] = (STANCE, STANCE)
+    ) -> None:
         self.lift, self.stances, self.apart, self.joints = lift, stances, 0.2, torch.zeros(1, 2)
         self.robot = SimpleNamespace(
             foot_names=("left", "right"),
             joint_names=("left_knee", "right_knee"),
             foot_pairs=([0], [1]),
             spec=SimpleNamespace(
-                base_height=HEIGHT, mirror={"left": "right"}, foot_mirror=lambda: (1, 0), joint_mirror=lambda: ((1, 0), (1.0, 1.0))
+                base_height=HEIGHT,
+                mirror={"left": "right"},
+                foot_mirror=lambda: (1, 0),
+                joint_mirror=lambda: ((1, 0), (1.0, 1.0)),
             ),
         )
         self.physics = SimpleNamespace(refresh=lambda: None)

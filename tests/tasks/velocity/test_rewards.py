@@ -10,7 +10,7 @@ import torch
 #: Rolled by 30 degrees: the vertical component of robot 2's angular velocity, sin 30 * 0.2 - cos 30 * 0.6.
 YAW_RATE_2 = 0.1 - 0.3 * sqrt(3.0)
 
-#: Robot 1 at 0.8 of a cycle of 0.5 s: FR and RL stand, at 0.3 of their cycle; FL and RR touch, which are to swing.  None is planted.
+#: Robot 1 at 0.8 of a cycle: FR and RL are to stand, at 0.3 of theirs, and do not touch; FL and RR are to swing, and touch.
 LIFTED_1 = 0.0
 #: Robot 2 is to stand: FL slides at 0.22 m/s and FR at 0.3, the others are up.
 PLANTED_2 = (exp(-0.05 / 0.25) + exp(-0.09 / 0.25)) / 4
