@@ -22,7 +22,7 @@ from embodied_rl.problems import ConfigError, did_you_mean, shown
 from embodied_rl.strict_yaml import display
 
 #: Rises with every change that a runner must know of.
-VERSION = 1
+VERSION = 2
 #: The metadata of the ONNX file that holds the contract, as JSON.
 KEY = "contract"
 
@@ -58,6 +58,17 @@ class Joint(Strict):
     armature: float = Field(description="rotor inertia as the joint feels it in training [kg m^2]")
     friction_loss: float = Field(description="dry friction of the joint in training [N m]")
     joint_damping: float = Field(description="passive viscous damping of the joint in training, beside kd [N m s/rad]")
+
+
+class Held(Strict):
+    """A joint that training had welded: a robot holds it at a position, or it is another robot that the policy balances."""
+
+    name: str
+    sdk_index: int | None = Field(description="its motor's place in the arrays of the robot's SDK; null: robot.yaml has none")
+    position: float = Field(description="where it is held [rad, or m]")
+    stiffness: float = Field(ge=0.0, description="kp that holds it [N m/rad]")
+    damping: float = Field(ge=0.0, description="kd [N m s/rad]")
+    effort_limit: float = Field(gt=0.0, description="largest torque, either way [N m]")
 
 
 class Action(Open):
@@ -128,6 +139,7 @@ class Contract(Strict):
     control_dt: float = Field(gt=0.0, description="the policy's period [s]")
     physics_dt: float = Field(gt=0.0, description="training's physics step [s]")
     joints: tuple[Joint, ...]
+    held: tuple[Held, ...] = Field(description="joints that the policy neither sees nor drives")
     actions: tuple[Action, ...] = Field(min_length=1)
     observations: tuple[Observation, ...] = Field(min_length=1)
     commands: tuple[Command, ...]
@@ -169,6 +181,10 @@ def make_contract(env: Env, memory: list[dict[str, Any]], git_commit: str = "") 
         "control_dt": page.control_dt,
         "physics_dt": page.physics.dt,
         "joints": [dict(zip(Joint.model_fields, row, strict=True)) for row in columns],
+        "held": [
+            dict(zip(Held.model_fields, (name, sdk, robot.welded[name], stiffness, damping, effort), strict=True))
+            for name, (stiffness, damping, effort, sdk) in robot.welded_motors.items()
+        ],
         "actions": [_part(env, "actions", name, term) for name, term in env.terms.actions.terms],
         "observations": [
             {
@@ -272,7 +288,7 @@ def to_yaml(contract: Mapping[str, Any]) -> str:
         return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
 
     def row(dumper: yaml.SafeDumper, value: dict) -> yaml.Node:
-        return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style="armature" in value)
+        return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style="effort_limit" in value)
 
     Dumper.add_representer(list, inline)
     Dumper.add_representer(dict, row)
@@ -329,7 +345,7 @@ def _explained(error: Any, given: Any) -> str:
 
 def _fields(path: tuple) -> list[str]:
     """List the fields beside which an unknown one stands."""
-    kinds = {"joints": Joint, "observations": Observation, "memory": Memory, "feet": Foot}
+    kinds = {"joints": Joint, "held": Held, "observations": Observation, "memory": Memory, "feet": Foot}
     return list((kinds[path[0]] if len(path) > 1 else Contract).model_fields)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from embodied_rl.deploy.place import default_pose, place
+from embodied_rl.deploy.place import default_pose, fresh, place
 from embodied_rl.physics.actuators import motors_of
 from embodied_rl.physics.kinematics import free_body
 from embodied_rl.scene.reasons import written
@@ -141,7 +141,7 @@ def _links(side: Side, contract: Mapping[str, Any]) -> dict[str, dict[str, tuple
 def _posed(side: Side, contract: Mapping[str, Any]) -> tuple[mujoco.MjModel, mujoco.MjData, np.ndarray, np.ndarray]:
     """Put a robot into its default pose; with the base's rotation and origin."""
     model, base = side
-    data, joints, body = mujoco.MjData(model), contract["joints"], model.body(base).id
+    data, joints, body = fresh(model), contract["joints"], model.body(base).id
     place(model, data, body, [joint["name"] for joint in joints], *default_pose(contract, 10.0))
     mujoco.mj_kinematics(model, data)
     return model, data, data.xmat[body].reshape(3, 3).copy(), data.xpos[body].copy()

@@ -17,6 +17,14 @@ from embodied_rl.physics.kinematics import free_body, free_joint
 _BODY = mujoco.mjtObj.mjOBJ_XBODY
 
 
+def fresh(model: mujoco.MjModel) -> mujoco.MjData:
+    """Make data in the model's keyframe, if it has one: with the joints that no policy drives where they are held."""
+    data = mujoco.MjData(model)
+    if model.nkey:
+        mujoco.mj_resetDataKeyframe(model, data, 0)
+    return data
+
+
 def place(
     model: mujoco.MjModel, data: mujoco.MjData, base: int, joints: Sequence[str], qpos: np.ndarray, qvel: np.ndarray
 ) -> None:

@@ -9,6 +9,8 @@ from embodied_rl import __version__
 from embodied_rl.config import Page
 from embodied_rl.deploy.golden import STATES
 
+_HELD = ("sdk_index", "position", "stiffness", "damping", "effort_limit")
+
 
 def readme(
     page: Page, contract: Mapping[str, Any], evaluated: Mapping[str, Mapping[str, Any]], rehearsed: Mapping[str, Any]
@@ -63,7 +65,7 @@ Exported by embodied_rl {__version__}, trained at commit {contract["git_commit"]
 | joint | sdk_index | default [rad] | kp [N m/rad] | kd [N m s/rad] | effort limit [N m] |
 | --- | --- | --- | --- | --- | --- |
 {_joints(contract)}
-"""
+{_held(contract)}"""
 
 
 def _figures(evaluated: Mapping[str, Mapping[str, Any]], rehearsed: Mapping[str, Any]) -> str:
@@ -84,6 +86,23 @@ def _figures(evaluated: Mapping[str, Mapping[str, Any]], rehearsed: Mapping[str,
 def _sdk(contract: Mapping[str, Any]) -> str:
     known = contract["joints"][0]["sdk_index"] is not None
     return "" if known else "; this robot's robot.yaml does not say it: write it there"
+
+
+def _held(contract: Mapping[str, Any]) -> str:
+    if not contract["held"]:
+        return ""
+    rows = [
+        f"| {' | '.join([one['name'], *('' if one[key] is None else f'{one[key]:g}' for key in _HELD)])} |"
+        for one in contract["held"]
+    ]
+    return """
+## Hold these where training had them
+
+The policy neither sees nor drives these joints: it balances the robot whose other joints are here. Elsewhere its centre of mass is elsewhere, too.
+
+| joint | sdk_index | position [rad] | kp [N m/rad] | kd [N m s/rad] | effort limit [N m] |
+| --- | --- | --- | --- | --- | --- |
+""" + "\n".join([*rows, ""])
 
 
 def _joints(contract: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 import onnxruntime
 
-VERSION, HERE = 1, Path(__file__).resolve().parent
+VERSION, HERE = 2, Path(__file__).resolve().parent
 #: By term: its value, of the policy, what a robot measures (see `Simulation.read`), and the term's part of the contract.
 OBSERVATIONS = {
     "base_ang_vel": lambda policy, state, term: state["ang_vel"],

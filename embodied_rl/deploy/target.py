@@ -14,7 +14,7 @@ import numpy as np
 from embodied_rl.deploy.contract import DeployError
 from embodied_rl.deploy.differences import SAME, beside, counted
 from embodied_rl.deploy.differences import differences as compared
-from embodied_rl.deploy.place import default_pose, place
+from embodied_rl.deploy.place import default_pose, fresh, place
 from embodied_rl.physics.actuators import motors_of, torque_range
 from embodied_rl.physics.kinematics import free_body
 from embodied_rl.problems import did_you_mean, quoted
@@ -70,7 +70,12 @@ def fit(path: Path, contract: Mapping[str, Any], own: mujoco.MjModel, *, keep_mo
         more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
         raise DeployError(f"{where}: no joint {missing[0]!r}{near or f'; it has {quoted(joints)}'}{more}")
     free = mujoco.mjtJoint.mjJNT_FREE
-    if others := [name for name, joint in joints.items() if name not in names and joint.type != free]:
+    held = [one for one in contract["held"] if one["name"] in joints]
+    if held:
+        at = ", ".join(f"{one['name']} {one['position']:g}" for one in held)
+        notes.append(f"joints that training had welded are held where it had them [rad]: {at}")
+    known = {*names, *(one["name"] for one in held)}
+    if others := [name for name, joint in joints.items() if name not in known and joint.type != free]:
         notes.append(f"joints that the policy does not know, left as they are: {', '.join(others)}")
     # what blows up must be seen, not silently put back
     spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
@@ -98,18 +103,19 @@ def fit(path: Path, contract: Mapping[str, Any], own: mujoco.MjModel, *, keep_mo
     else:
         damped = _put_motors(spec, before, contract, limits)
         if damped:
-            twice = spec.compile()
+            twice = _in_pose(_hold(spec.copy(), held), held)
             for name in damped:
                 spec.joint(name).damping = np.zeros_like(spec.joint(name).damping)
             value = ", ".join(sorted({f"{float(twice.dof_damping[twice.joint(name).dofadr[0]]):g}" for name in damped}))
             why = "it stood for the controller's kd, which the motors have now"
             notes.append(f"joint damping {value} -> 0 of {counted(damped, names)}: {why}")
-    model = spec.compile()
+    _hold(spec, held)
+    model = _in_pose(spec, held)
     own_geoms = model.geom_bodyid > 0
     if (model.geom_group[own_geoms] > _SHOWN).all():  # collision geoms alone
         model.geom_group[own_geoms] = _SHOWN
     differences = list(compared((before, base), (own, contract["base"]), contract, limits))
-    differences += list(beside(before, base, names))
+    differences += list(beside(before, base, [*names, *(one["name"] for one in held)]))
     here, there = _grip(own, contract["base"], contract), _grip(model, base, contract)
     if there is None:
         differences.append("nothing of the robot touches the ground in the default pose: masks, or a ground that lies elsewhere?")
@@ -243,6 +249,29 @@ def _put_motors(
     return damped
 
 
+def _hold(spec: mujoco.MjSpec, held: list[Mapping[str, Any]]) -> mujoco.MjSpec:
+    """Put servos in that hold joints, in place of whatever motors they have."""
+    for joint in held:
+        for actuator in list(spec.actuators):
+            if joint["name"] in (actuator.target, actuator.name):
+                spec.delete(actuator)
+        motor = spec.add_actuator(PLAIN, name=joint["name"], target=joint["name"], trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        motor.set_to_position(kp=joint["stiffness"], kv=joint["damping"])
+        motor.forcelimited, motor.forcerange = True, (-joint["effort_limit"], joint["effort_limit"])
+        motor.ctrllimited, motor.gear = False, (1, 0, 0, 0, 0, 0)
+        spec.joint(joint["name"]).actfrclimited = mujoco.mjtLimited.mjLIMITED_FALSE
+    return spec
+
+
+def _in_pose(spec: mujoco.MjSpec, held: list[Mapping[str, Any]]) -> mujoco.MjModel:
+    """Compile a model whose keyframe has joints where they are held, and their servos told so."""
+    model = spec.compile()
+    for joint in held:
+        model.key_qpos[0, model.joint(joint["name"]).qposadr[0]] = joint["position"]
+        model.key_ctrl[0, model.actuator(joint["name"]).id] = joint["position"]
+    return model
+
+
 def _check_servos(model: mujoco.MjModel, contract: Mapping[str, Any], where: str) -> list[str]:
     """Check that each joint has one motor of its own that follows its kind of target; what gains it has, measured.
 
@@ -288,7 +317,7 @@ def _gains(model: mujoco.MjModel, data: mujoco.MjData, joint: Any, motor: int) -
 
 def _stand(model: mujoco.MjModel, base: str, contract: Mapping[str, Any], lower: float) -> mujoco.MjData:
     """Put the robot on the ground in its default pose, so much lower than it would just touch it in training [m]."""
-    data, names = mujoco.MjData(model), [joint["name"] for joint in contract["joints"]]
+    data, names = fresh(model), [joint["name"] for joint in contract["joints"]]
     place(model, data, model.body(base).id, names, *default_pose(contract, contract["base_height"] - lower))
     mujoco.mj_forward(model, data)
     return data

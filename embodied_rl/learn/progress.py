@@ -43,7 +43,7 @@ class Progress:
         if earns - earned > _RISE * abs(earned) and does - done < _DONE and does < _ENOUGH:
             self._say(
                 f"{self._name}: in the last {window} iterations the reward has risen from {earned:.1f} to {earns:.1f}, and "
-                f"robots do no more of what is asked for ({self._measure} {does:.2f}): it pays for something else; `embodied-rl audit "
-                f"{self._name}` says what standing still earns"
+                f"robots do no more of what is asked for ({self._measure} {does:.2f}): it pays for something else; "
+                f"`embodied-rl audit {self._name}` says what standing still earns"
             )
             self._seen.clear()

@@ -145,6 +145,11 @@ class _Checker:
             bodies=bodies,
             mirror=head.mirror,
             welded={name: joints[name].default for name in names if name in welded},
+            welded_motors={
+                name: (*motors.gains(numbers[name]), numbers[name]["effort_limit"], joints[name].sdk_index)
+                for name in names
+                if name in welded
+            },
             places=self.places,
         )
 

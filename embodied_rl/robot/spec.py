@@ -76,6 +76,8 @@ class RobotSpec:
     """Name parts that swap under a left-right reflection, each pair once: `{"FL": "FR"}`."""
     welded: dict[str, float]
     """Joints taken out of the model, and the positions at which they are fixed [rad, or m for a slide joint]."""
+    welded_motors: dict[str, tuple[float, float, float, int | None]] = field(default_factory=dict)
+    """What holds them there on a robot: stiffness, damping, effort limit, and the motor's place in the SDK's arrays."""
     places: Mapping[Keys, str] = field(default_factory=dict, repr=False, compare=False)
     """Where each key was written, `file:line`; for messages."""
 

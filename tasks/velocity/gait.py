@@ -97,16 +97,16 @@ class Gait:
         """Say how they walk and stand.
 
         Returns:
-            of walking: `gait/steps_per_s` and `gait/touchdowns_per_s` of each foot, `gait/double_stance` and `gait/flight` (shares
-            of the time in which both feet of a pair touch the ground, and none does), `gait/clearance` (how high the underside of
-            a foot comes in its swing) and `gait/stride` (from where a foot came down to where it does next) [m],
-            `gait/shuffling` (share of the feet's ways that they go on or near the ground), `gait/alternation` (share of steps that
-            follow one of the other foot of the pair), `gait/left_right` (how many times as long one foot of a pair is in the air,
-            or on the ground, as the other), `gait/feet_distance` (how near those of a pair come, across the heading, of all but
-            the nearest 5 % of the robots) [m], `gait/joint_limits` (share of the time that the joint which does so most is at its
-            limit), `gait/uneven` (of the joint most so, how far left and right are apart on average) [rad]; of standing:
-            `standing/speed` of the base [m/s], `standing/feet_up` (share), `standing/joint_speed` (root mean square) [rad/s].
-            What nobody did is left out.
+            of walking: `gait/steps_per_s` and `gait/touchdowns_per_s` of each foot, `gait/double_stance` and `gait/flight`
+            (shares of the time in which both feet of a pair touch the ground, and none does), `gait/clearance` (how high the
+            underside of a foot comes in its swing) and `gait/stride` (from where a foot came down to where it does next) [m],
+            `gait/shuffling` (share of the feet's ways that they go on or near the ground), `gait/alternation` (share of steps
+            that follow one of the other foot of the pair), `gait/left_right` (how many times as long one foot of a pair is in
+            the air, or on the ground, as the other), `gait/feet_distance` (how near those of a pair come, across the heading,
+            of all but the nearest 5 % of the robots) [m], `gait/joint_limits` (share of the time that the joint which does so
+            most is at its limit), `gait/uneven` (of the joint most so, how far left and right are apart on average) [rad]; of
+            standing: `standing/speed` of the base [m/s], `standing/feet_up` (share), `standing/joint_speed` (root mean square)
+            [rad/s]. What nobody did is left out.
         """
         total = {name: float(value) for name, value in self._sums.items()}
         found: dict[str, float] = {}

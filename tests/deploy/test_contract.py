@@ -54,7 +54,7 @@ def test_the_contract_is_complete(exported: Path) -> None:
         "privileged": False,
     }
     assert contract == {
-        "version": 1,
+        "version": 2,
         "robot": "go2",
         "task": "velocity",
         "base": "base",
@@ -101,7 +101,7 @@ def test_the_contract_is_complete(exported: Path) -> None:
         (lambda c: c["actions"][0].pop("scale"), "actions.0.scale: is missing"),
         (lambda c: c.update(scales=1.0), "scales: no such field"),
         (lambda c: c["joints"][0].update(stifness=3.0), "joints.0.stifness: no such field; did you mean 'stiffness'?"),
-        (lambda c: c.update(version=2), "version: 2, and this version of embodied_rl reads 1"),
+        (lambda c: c.update(version=1), "version: 1, and this version of embodied_rl reads 2"),
         (lambda c: c.pop("version"), "version: is missing"),
         (lambda c: c["joints"][0].update(damping="0.5"), 'joints.0.damping: "0.5": input should be a valid number'),
         (lambda c: c["actions"][0]["scale"].pop(), "actions.0.scale: 11 numbers, and 12 joints"),
