@@ -69,7 +69,7 @@ def _write(folder: Path, page: object, urdf: str = URDF) -> Path:
 
 
 def test_shipped_robots_are_found_by_name():
-    assert robot_names() == ["a1", "anymal_c", "go1", "go2", "h1"]
+    assert robot_names() == ["a1", "anymal_c", "g1", "g1_legs", "go1", "go2", "h1"]
     assert load_robot("go2") == load_robot(str(paths.shipped("robots") / "go2"))
     assert load_robot("go2") == load_robot(str(paths.shipped("robots") / "go2" / "robot.yaml"))
 
