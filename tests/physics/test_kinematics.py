@@ -75,7 +75,7 @@ def _frames(model: mujoco.MjModel, sites: list[str]) -> list[Frame]:
     return [Frame(site.name, int(site.bodyid[0]), np.array(site.pos), np.array(site.quat)) for site in found]
 
 
-@pytest.mark.parametrize("name", ["go2", "go1", "a1", "anymal_c", "floating", "fixed", "two roots"])
+@pytest.mark.parametrize("name", ["go2", "go1", "a1", "anymal_c", "g1", "g1_legs", "floating", "fixed", "two roots"])
 def test_positions_velocities_and_orientations_equal_mujocos(name):
     model, sites = _model(name)
     data = mujoco.MjData(model)

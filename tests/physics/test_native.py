@@ -16,7 +16,7 @@ from embodied_rl.scene import Scene, build_scene
 
 DECIMATION = 4
 NEEDS = {"foot_contact", "foot_frames", "foot_orientation", "joint_torque"}
-CASES = [(robot, collisions) for robot in ("go2", "go1", "a1", "anymal_c") for collisions in ("feet", "full")]
+CASES = [(robot, collisions) for robot in ("go2", "go1", "a1", "anymal_c", "g1", "g1_legs") for collisions in ("feet", "full")]
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 EVERY = slice(None)
 
