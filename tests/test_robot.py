@@ -280,7 +280,7 @@ def test_joints_of_page_and_model_are_the_same(tmp_path):
 def test_no_such_robot():
     with pytest.raises(RobotError, match=r"no 'go22', neither a shipped robot nor a folder .* did you mean 'go2'"):
         load_robot("go22")
-    with pytest.raises(RobotError, match="allowed: a1, anymal_c, go1, go2, h1"):
+    with pytest.raises(RobotError, match="allowed: a1, anymal_c, g1, g1_legs, go1, go2, h1"):
         load_robot("some/folder")
     with pytest.raises(RobotError, match=r'"some/dog.urdf" is a model file; name the folder .* `embodied-rl new robot dog.urdf`'):
         load_robot("some/dog.urdf")

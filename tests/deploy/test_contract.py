@@ -61,6 +61,7 @@ def test_the_contract_is_complete(exported: Path) -> None:
         "base_height": 0.3235,
         "control_dt": 0.02,
         "physics_dt": 0.005,
+        "held": [],
         "actions": [
             {
                 "name": "joint_position",

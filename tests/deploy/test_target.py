@@ -10,10 +10,15 @@ import mujoco
 import numpy as np
 import pytest
 
-from embodied_rl.deploy.contract import DeployError
+from embodied_rl import make_env
+from embodied_rl.config import load
+from embodied_rl.deploy.contract import DeployError, make_contract
+from embodied_rl.deploy.place import fresh
 from embodied_rl.deploy.sim2sim import Export, judge_hanging
 from embodied_rl.deploy.target import Target, fit, hang
 from embodied_rl.paths import shipped
+from embodied_rl.robot import load_robot
+from embodied_rl.scene.build import whole_spec
 
 GO2 = shipped("robots") / "go2" / "go2.xml"
 FIXED = ('<freejoint name="base"/>', "")
@@ -214,3 +219,60 @@ def test_kept_servos_are_measured(theirs: Callable[..., Target]) -> None:
     motors = servos(35)[1].replace("<position", "<velocity", 1).replace(' kp="35"', ' kv="1"', 1)
     with pytest.raises(DeployError, match=r"has a servo of the velocity, and the policy gives the other"):
         theirs(("</mujoco>", motors), keep_motors=True)
+
+
+@pytest.fixture(scope="module")
+def legs() -> tuple[dict, mujoco.MjModel]:
+    """The contract of a robot with welded joints, and its own model."""
+    page = load("g1_legs_flat", ["env.compile=false", "env.num_envs=1", "physics.num_threads=1"])
+    env = make_env.make(page)
+    contract = make_contract(env, [])
+    env.close()
+    spec = whole_spec(load_robot("g1_legs"), collisions="full", physics=page.physics, controls={}, dry_friction=True)
+    return contract, spec.compile()
+
+
+def test_the_pose_of_welded_joints_stands_in_the_contract(legs) -> None:
+    robot = load_robot("g1_legs")
+    assert {one["name"]: one["position"] for one in legs[0]["held"]} == robot.welded
+    elbow = next(one for one in legs[0]["held"] if one["name"] == "left_elbow_joint")
+    motor = load_robot("g1")
+    index = motor.joint_names.index("left_elbow_joint")
+    assert elbow == {
+        "name": "left_elbow_joint",
+        "sdk_index": motor.sdk_index[index],
+        "position": 1.28,
+        "stiffness": motor.stiffness[index],
+        "damping": motor.damping[index],
+        "effort_limit": 25.0,
+    }
+
+
+def test_a_target_that_has_them_holds_them_there(legs) -> None:
+    """The whole G1, hung up by its pelvis for two seconds: its waist and arms are where the legs' robot has them."""
+    contract, own = legs
+    target = fit(shipped("robots") / "g1" / "g1.xml", contract, own)
+    assert any(note.startswith("joints that training had welded are held where it had them") for note in target.notes)
+    assert not any("left as they are" in note for note in target.notes)
+    data = fresh(target.model)
+    start = data.qpos[:7].copy()
+    for _ in range(1000):
+        data.qpos[:7], data.qvel[:6] = start, 0.0
+        mujoco.mj_step(target.model, data)
+    for joint in contract["held"]:
+        assert data.joint(joint["name"]).qpos[0] == pytest.approx(joint["position"], abs=0.15), joint["name"]
+    # as heavy, and its centre of mass where it was
+    for model, base in ((target.model, "pelvis"), (own, "pelvis")):
+        assert model.body_subtreemass[model.body(base).id] == pytest.approx(35.112, abs=1e-3)
+    masses = [difference for difference in target.differences if difference.startswith(("mass", "centre"))]
+    assert masses == []
+
+
+def test_motors_that_do_not_hold_are_replaced(legs, tmp_path: Path) -> None:
+    text = (shipped("robots") / "g1" / "g1.xml").read_text()
+    motor = '<actuator><motor name="twist" joint="waist_yaw_joint"/></actuator></mujoco>'
+    (tmp_path / "theirs.xml").write_text(text.replace("</mujoco>", motor))
+    target = fit(tmp_path / "theirs.xml", *legs)
+    assert [target.model.actuator(index).name for index in range(target.model.nu)].count("waist_yaw_joint") == 1
+    with pytest.raises(KeyError):
+        target.model.actuator("twist")

@@ -363,7 +363,7 @@ def test_only_what_is_asked_for_is_measured(name):
         ({"contact:thighs"}, "feet", "'thighs', but 'FL_thigh' cannot touch anything: set scene.collisions: full"),
         ({"contact:thigs"}, "full", "has no group 'thigs'; did you mean 'contact:thighs'?"),
         ({"foot_contacts"}, "feet", "'foot_contacts' is unknown; did you mean 'foot_contact'?"),
-        ({"zzz"}, "feet", "'zzz' is unknown; allowed: foot_contact, foot_frames"),
+        ({"zzz"}, "feet", "'zzz' is unknown; allowed: foot_contact, foot_touchdown, foot_frames"),
     ],
 )
 def test_a_need_that_cannot_be_served_is_one_line(needs, collisions, message):

@@ -299,7 +299,7 @@ def test_the_verb_prints_it_and_opens_no_window(stranger, capsys, monkeypatch):
     monkeypatch.setattr("embodied_rl.view.viewer._check_display", lambda: pytest.fail("a window"))
     assert main(["view", "go2_flat", "--report"]) == 0
     text = capsys.readouterr().out
-    assert "go2: what is simulated (collisions: feet, dry_friction: false)" in text
+    assert "go2: what is simulated (collisions: feet, self_collision: file, dry_friction: false)" in text
     assert "option iterations: 100 in the file, 6 here: physics.iterations" in text  # the page's
     assert "4 sensors added" in text
     folder = stranger()
