@@ -121,6 +121,7 @@ def audit(page: Page) -> Audited:
     if family is None:
         notes.append(f"{page.name}: " + ("its task family has no audit.py" if page.task else "task: it names no family"))
     goal, cases = None, {"all commands": []} if family is None else family.asked(page)
+    ended: list[str] = []
     for case, changes in cases.items():
         # rows of one number are asked for the same, whatever dummy they are
         ids = torch.arange(ROBOTS).repeat(3 + (0 if family is None else len(family.PUPPETS)))
@@ -129,9 +130,10 @@ def audit(page: Page) -> Audited:
             dummies = _Dummies(env, family)
             tables[case], words, goal = dummies.earn(page.env.episode_s), dummies.words, dummies.goal
             notes += [line for line in dummies.notes if line not in notes]
+            ended += [line for line in dummies.ended if line not in ended]
         finally:
             env.close()
-    return Audited(tables, page.env.reward_floor, notes, [*_warnings(tables, words, goal)])
+    return Audited(tables, page.env.reward_floor, notes, [*ended, *_warnings(tables, words, goal)])
 
 
 def stands(env: Environment, moment: Moment, feet: Tensor) -> Motion:
@@ -175,6 +177,8 @@ class _Dummies:
     def __init__(self, env: Env, family: Audit | None) -> None:
         self._env, self._family = env, family
         self.notes: list[str] = []
+        self.ended: list[str] = []
+        """Of those that are led, whose episode the page ends; a line each."""
         self.words = {"stands": "standing"}
         """What people call those that are led."""
         legs: Legs | None = None
@@ -204,15 +208,16 @@ class _Dummies:
         wait, steps = (round(seconds / env.step_dt) for seconds in (UNCOUNTED_S, COUNTED_S))
         generator = torch.Generator().manual_seed(env.page.env.seed)
         sums, counted, ends = torch.zeros(blocks, len(env.terms.rewards) + 2), torch.zeros(blocks), torch.zeros(blocks)
-        ended: dict[str, str] = {}
+        going = set(self._led)
         for step in range(1, wait + steps + 1):
             asked = self._asked()
             drawn = torch.randn(env.num_envs, env.num_actions, generator=generator)
             env.step(self._puppets.act(env.page.ppo.init_std * drawn))
             over = self._blocks(env.buffers["terminated"].float())
             for block, name in enumerate(self._led):
-                if over[block] and name not in ended:
-                    ended[name] = f"{name}: ends by {self._why(block)} after {step * env.step_dt:.2f} s"
+                if over[block] and name in going:
+                    going.remove(name)
+                    self.ended.append(f"{name}: ends by {self._why(block)} after {step * env.step_dt:.2f} s")
             if step == wait:
                 self._puppets.misses.zero_()  # the first strides begin somewhere
             if step > wait:
@@ -221,9 +226,7 @@ class _Dummies:
                 sums += self._blocks(terms * asked[:, None])
                 counted += self._blocks(asked)
                 ends += over
-        self.notes += [*ended.values(), *self._doubts(counted)]
-        if "falls" in self._names and not ends[self._names.index("falls")]:
-            self.notes.append("falls: nothing ends the episode of a robot on its back")
+        self.notes += self._doubts(counted, ends)
         means = (sums / (counted.clamp(min=1.0) * env.step_dt)[:, None]).tolist()
         lasts = (ROBOTS * steps * env.step_dt / ends).clamp(max=episode_s).tolist()
         rewards = [term.name for term in env.terms.rewards]
@@ -251,13 +254,15 @@ class _Dummies:
         found = [name for name, count in zip(names, columns, strict=False) if name.startswith("termination/") and count]
         return " and ".join(name.removeprefix("termination/") for name in found) or "a state that is not finite"
 
-    def _doubts(self, counted: Tensor) -> Iterator[str]:
+    def _doubts(self, counted: Tensor, ends: Tensor) -> Iterator[str]:
         """Say what dummies did not do."""
         for name, miss in zip(self._led, self._puppets.misses.tolist(), strict=True):
             if miss > _MISS:
                 yield f"{name}: a foot misses its place by {100.0 * miss:.1f} cm: its leg is too short, or a joint at its limit"
         if not counted.all():
             yield "nobody was asked for what standing is not"
+        if "falls" in self._names and not ends[self._names.index("falls")]:
+            yield "falls: nothing ends the episode of a robot on its back"
 
 
 def _warnings(tables: dict[str, Table], words: dict[str, str], goal: str | None) -> Iterator[str]:

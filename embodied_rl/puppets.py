@@ -51,7 +51,7 @@ class Puppets:
         row = torch.arange(env.num_envs)
         self._held, self._fallen = row < self._rows + fallen, (row >= self._rows) & (row < self._rows + fallen)
         self._qpos, self._qvel = env.physics.qpos.clone(), env.physics.qvel.clone()
-        self._lying = self._on_its_back() if fallen else self._qpos[0]
+        self._lying = self._on_its_back() if fallen else env.robot.default_qpos
         spec = env.robot.spec
         self._gains = torch.tensor([spec.stiffness, spec.damping]).clamp(min=1e-6)
         # by how much each base is lowered, and whose legs came short
@@ -70,9 +70,8 @@ class Puppets:
             actions: those of the robots that nobody holds, (N, A).
         """
         robot, rows = self._env.robot, self._rows
-        self._qpos.copy_(self._physics.qpos)
+        self._qpos.copy_(torch.where(self._fallen[:, None], self._lying, self._physics.qpos))
         self._qvel.zero_()
-        self._qpos[self._fallen] = self._lying
         if self._legs is not None:
             pos, vel, torque = self._step(self._legs)
         else:
@@ -162,11 +161,11 @@ class Puppets:
         Zeros for action terms that are no targets.
         """
         stiffness, damping = self._gains
-        targets = {"position": pos + (torque + damping * vel) / stiffness, "velocity": vel + torque / damping}
+        at, speed = pos + (torque + damping * vel) / stiffness, vel + torque / damping
         parts = []
         for _, term in self._env.terms.actions.terms:
             term: Any
-            target = targets[term.control][:, list(term.joints)]
+            target = (at if term.control == "position" else speed)[:, list(term.joints)]
             known = hasattr(term, "offset") and hasattr(term, "scale")
             parts.append((target - term.offset) / term.scale if known else torch.zeros_like(target))
         return torch.cat(parts, dim=-1)
