@@ -27,7 +27,7 @@ _ARM, _TURN = 0.1, 0.1
 _PLACE = 3
 _ROUNDS, _REFINED, _DAMPING = 6, 4, 1e-3
 #: The most that a joint turns in a round; who would turn none so far is there [rad].
-_STEP, _CLOSE = 0.5, 1e-4
+_STEP, _CLOSE = 0.5, 3e-4
 #: Who is far from a place goes so far towards it in a round, for further on a leg bends otherwise [m].
 _NEAR = 0.05
 
