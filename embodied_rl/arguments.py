@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from embodied_rl.errors import UserError
 from embodied_rl.problems import did_you_mean
@@ -26,6 +26,27 @@ class Parser(argparse.ArgumentParser):
         if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message):
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
         super().error(message)
+
+
+def add_page(parser: argparse.ArgumentParser, without: str = "") -> None:
+    """Add the page and its changes; `without` says what holds where the page may be left out."""
+    optional: dict[str, Any] = {"nargs": "?"} if without else {}
+    said = f"; {without}" if without else ""
+    parser.add_argument("config", metavar="CONFIG", help=f"a page's name (see `list`) or the path of one{said}", **optional)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes: ppo.learning_rate=3e-4 env.num_envs=512")
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Add how many robots there are, and where they live."""
+    parser.add_argument("--num-envs", type=int, metavar="N", help="robots simulated at once")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:1; cuda picks the engine warp")
+    parser.add_argument("--engine", metavar="E", help="the physics engine: native, warp or mjx")
+    parser.add_argument("--seed", type=int, metavar="S", help="key of every random number")
+
+
+def chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """Take what `add_where` added."""
+    return {name: getattr(options, name) for name in ("num_envs", "device", "engine", "seed")}
 
 
 def length_of_time(text: str) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embodied_rl import __version__
-from embodied_rl.arguments import Parser, length_of_time, refuse_unwritable
+from embodied_rl.arguments import Parser, add_page, add_where, chosen, length_of_time, refuse_unwritable
 from embodied_rl.errors import UserError
 from embodied_rl.startup import importing
 from embodied_rl.waiting import Waiting
@@ -81,9 +81,9 @@ def _parser() -> Parser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
 
     train = _verb(verbs, "train", _train, "train a page")
-    _config(train, "a run that is resumed has its own")
+    add_page(train, "a run that is resumed has its own")
     train.add_argument("--iterations", type=int, metavar="K", help="train.iterations=K: in all, resumed ones included")
-    _where(train)
+    add_where(train)
     train.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is written; default runs/CONFIG/TIME")
     train.add_argument("--resume", metavar="RUN", help="go on from a run, a checkpoint, `latest`, or `auto`: if there is one")
 
@@ -139,10 +139,15 @@ def _parser() -> Parser:
     new.add_argument("--png", type=Path, metavar="FILE.png", help="draw it standing, with joints, feet and sides marked")
 
     check = _verb(verbs, "check", _check, "open a page, and say what is wrong with it or what a training takes")
-    _config(check)
+    add_page(check)
     check.add_argument(
         "--print", action="store_true", help="print the page with every default, and the robot as it is simulated, as YAML"
     )
+
+    audit = _verb(verbs, "audit", _audit, "what robots that do not do their task earn on a page, before it is trained")
+    add_page(audit)
+    audit.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    audit.epilog = "Warnings are of what the page pays for; the exit status is 0 with them, too."
 
     schema = _verb(verbs, "schema", _schema, "print the JSON schema of pages or of robot.yaml, for editors")
     schema.add_argument("kind", nargs="?", choices=("page", "robot"), default="page", help="of what; default page")
@@ -155,8 +160,8 @@ def _parser() -> Parser:
     bench = _verb(verbs, "bench", _bench, "measure speed")
     measures = ("env", "learner", "pool", "train", "walk")
     bench.add_argument("what", choices=measures, help="what is measured; see docs/performance.md")
-    _config(bench, "default go2_flat")
-    _where(bench)
+    add_page(bench, "default go2_flat")
+    add_where(bench)
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     return parser
 
@@ -165,25 +170,6 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser
     parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(verb=run, parser=parser)
     return parser
-
-
-def _config(parser: argparse.ArgumentParser, without: str = "") -> None:
-    """Add the page and its changes; `without` says what holds where the page may be left out."""
-    optional: dict[str, Any] = {"nargs": "?"} if without else {}
-    said = f"; {without}" if without else ""
-    parser.add_argument("config", metavar="CONFIG", help=f"a page's name (see `list`) or the path of one{said}", **optional)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes: ppo.learning_rate=3e-4 env.num_envs=512")
-
-
-def _where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-envs", type=int, metavar="N", help="robots simulated at once")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:1; cuda picks the engine warp")
-    parser.add_argument("--engine", metavar="E", help="the physics engine: native, warp or mjx")
-    parser.add_argument("--seed", type=int, metavar="S", help="key of every random number")
-
-
-def _chosen(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("num_envs", "device", "engine", "seed")}
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -210,7 +196,7 @@ def _train(options: argparse.Namespace) -> int:
         with importing():
             from embodied_rl import make_env, training
 
-        where = _chosen(options)
+        where = chosen(options)
         if options.resume:
             trainer = training.resume(options.resume, config or None, options.overrides, path=options.run_dir, **where)
         else:
@@ -400,6 +386,19 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(options: argparse.Namespace) -> int:
+    with Waiting(f"opening {options.config}"), importing():
+        from embodied_rl import audit
+        from embodied_rl.config import load
+
+        page = load(options.config, options.overrides)
+    with Waiting(f"{page.name}: trying what it pays"):
+        found = audit.audit(page)
+    print(*found.lines(), sep="\n")
+    _write_json(options.json, found.figures())
+    return 0
+
+
 def _schema(options: argparse.Namespace) -> int:
     if options.kind == "robot":
         from embodied_rl.robot.json_schema import json_schema
@@ -429,7 +428,7 @@ def _bench(options: argparse.Namespace) -> int:
     from embodied_rl import make_env
     from embodied_rl.bench import env, learner, pool, train, walk
 
-    where = _chosen(options)
+    where = chosen(options)
     page = make_env.resolve(options.config, options.overrides, **where)
     measures = {"env": env.bench_env, "learner": learner.bench_learner, "pool": pool.bench_pool}
     measures |= {"train": train.bench_train, "walk": walk.bench_walk}

@@ -50,6 +50,10 @@ class Family:
         """Import demo.py, where there is one."""
         return self._import("demo") if (self.folder / "demo.py").is_file() else None
 
+    def audit(self) -> ModuleType | None:
+        """Import audit.py, where there is one."""
+        return self._import("audit") if (self.folder / "audit.py").is_file() else None
+
     def deployment(self) -> Path | None:
         """Find deploy.py, where there is one: how a robot knows what policies of the family see, in NumPy alone."""
         path = self.folder / "deploy.py"

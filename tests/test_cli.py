@@ -37,6 +37,7 @@ FLAGS = {
     "view": "what --report --png",
     "new": "kind file --output --png",
     "check": "config overrides --print",
+    "audit": "config overrides --json",
     "schema": "kind",
     "doctor": "",
     "pool": "what run",
