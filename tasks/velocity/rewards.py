@@ -55,22 +55,29 @@ def foot_clearance(env: Moment, *, target: Positive = 0.08, command: str = "velo
 
 
 @reward(needs=("foot_contact",))
-def gait_phase(env: Moment, *, stance: Fraction = 0.55, command: str = "velocity") -> Tensor:
-    """mean_f [contact_f == stance_f] x `walks`; 1 while standing is asked for.
+def gait_phase(env: Moment, *, stance: Fraction = 0.55, gated: Fraction = 1.0, command: str = "velocity") -> Tensor:
+    """mean_f [contact_f == stance_f] x (1 - gated + gated `walks`); 1 while standing is asked for.
 
-    A foot is in stance for the share `stance` of each cycle, which robot.yaml's `gait_offset` begins.  Standing asks nothing of
-    the feet: a robot told to stop at full speed has to step to keep its balance.
+    A foot is in stance for the share `stance` of its cycle, which robot.yaml's `gait_offset` begins.  `gated` is the share of the
+    pay that only who gets somewhere has.  Standing asks nothing of the feet: a robot told to stop at full speed has to step to
+    keep its balance.
     """
     stands = _cycle(env, command) < stance
     kept = (stands == (env.robot.foot_contact > 0)).float().mean(-1)
-    return _earned_walking(env, command, kept, 1.0)
+    return _earned(env, command, kept, 1.0, gated)
 
 
 @reward(needs=("foot_contact", "foot_frames"))
 def clocked_steps(
-    env: Moment, *, stance: Fraction = 0.58, target: Positive = 0.07, slip: Positive = 0.3, command: str = "velocity"
+    env: Moment,
+    *,
+    stance: Fraction = 0.58,
+    target: Positive = 0.07,
+    slip: Positive = 0.3,
+    gated: Fraction = 1.0,
+    command: str = "velocity",
 ) -> Tensor:
-    """mean_f of what each foot does at its time x `walks`; as planted as can be, standing.
+    """mean_f of what each foot does at its time x (1 - gated + gated `walks`); as planted as can be, standing.
 
     In stance, for the share `stance` of its cycle, c_f exp(-|v_xy,f|^2 / slip^2), with c_f 1 where it touches the ground; in
     swing min(1, h_f / (target sin(pi s) + 1 cm)) where it does not, s in [0, 1] of the swing, h the height of its underside [m].
@@ -80,7 +87,7 @@ def clocked_steps(
     swing = ((cycle - stance) / (1.0 - stance)).clamp(min=0.0)
     planted = contact * torch.exp(-env.robot.foot_lin_vel_w[..., :2].square().sum(-1) / slip**2)
     lifted = (_heights(env) / (target * torch.sin(math.pi * swing) + 0.01)).clamp(0.0, 1.0) * (1.0 - contact)
-    return _earned_walking(env, command, torch.where(cycle >= stance, lifted, planted).mean(-1), planted.mean(-1))
+    return _earned(env, command, torch.where(cycle >= stance, lifted, planted).mean(-1), planted.mean(-1), gated)
 
 
 @reward(needs=("foot_orientation",))
@@ -119,7 +126,7 @@ def _walking(env: Moment, command: str) -> Tensor:
     return term.moving(env) * term.walks(env)
 
 
-def _earned_walking(env: Moment, command: str, walking: Tensor, standing: Tensor | float) -> Tensor:
+def _earned(env: Moment, command: str, walking: Tensor, standing: Tensor | float, gated: Tensor | float) -> Tensor:
     """Pay for steps as far as the robot gets anywhere by them, (N,): feet that step in place are no gait."""
     term = env.command_term(command)
-    return torch.where(term.moving(env) > 0, walking * term.walks(env), standing)
+    return torch.where(term.moving(env) > 0, walking * (1.0 - gated + gated * term.walks(env)), standing)

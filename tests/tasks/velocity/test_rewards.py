@@ -78,3 +78,11 @@ def test_swinging_feet_earn_by_their_height(moment, call, term):
     physics.frame_pos[0, :, 2] = torch.tensor([0.02, 0.02 + 0.03, 0.02 + 0.5, 0.02])
     value = call(term("reward", "clocked_steps"), moment, stance=0.55, target=0.07, slip=0.5)[0]
     assert value == pytest.approx((1.0 + 0.03 / (0.07 * sqrt(3) / 2 + 0.01) + 1.0 + 1.0) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("gated", [0.0, 0.25, 1.0])
+def test_a_share_of_the_pay_is_for_who_gets_somewhere(moment, call, term, gated):
+    moment.commands["velocity"].command[0] = torch.tensor([4.0, 0.0, 0.0])  # of which robot 0 has 0.5: `walks` is 0.25
+    whole = call(term("reward", "gait_phase"), moment, stance=0.55, gated=0.0)[0]
+    assert whole == pytest.approx(0.5)
+    assert call(term("reward", "gait_phase"), moment, stance=0.55, gated=gated)[0] == pytest.approx(0.5 * (1.0 - 0.75 * gated))
