@@ -19,6 +19,7 @@ from embodied_rl.learn.learner import learner_class
 from embodied_rl.machine import total_memory
 from embodied_rl.make_env import make, make_scene, make_vector
 from embodied_rl.mdp.curricula import Curricula
+from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import find_robot
 from embodied_rl.scene import build_scene
 from embodied_rl.scene.report import Report, report
@@ -87,7 +88,9 @@ def inspect(page: Page) -> Inspection:
                 robots.mirror_maps()
             robots.step(torch.zeros(robots.num_envs, robots.num_actions))
             _check_first_step(page, robots)
-            told = tuple(_of_first_step(robots))
+            totals = robots.drain_totals()
+            _check_shares(page, totals)
+            told = tuple(_of_first_step(robots, totals))
             check_steps(robots)
             rate = _rate(robots)
             found = _inspected(page, robots, _of_robots(page, robots), _described(page, robots), rate)
@@ -241,9 +244,21 @@ def _check_first_step(page: Page, env: Env) -> None:
         )
 
 
-def _of_first_step(env: Env) -> Iterator[str]:
+def _check_shares(page: Page, totals: dict[str, float]) -> None:
+    """Check that what curricula `earned` go by is counted.
+
+    Raises:
+        UserError: it is not; one line.
+    """
+    counted = [name.removeprefix("share/") for name in totals if name.startswith("share/")]
+    for name, entry in page.curriculum.items():
+        if entry.term == "earned" and (share := entry.params["share"]) not in counted:
+            there = did_you_mean(share, counted) or (f"; there are {', '.join(counted)}" if counted else "; nothing is")
+            raise UserError(f"{page.name}: curriculum.{name}.share: {share!r} is counted by no command or event{there}")
+
+
+def _of_first_step(env: Env, totals: dict[str, float]) -> Iterator[str]:
     """Tell of terminations that ended every episode in that step."""
-    totals = env.drain_totals()
     for term in env.terms.terminations:
         if not term.function.time_out and totals[f"termination/{term.name}"] == totals["steps"]:
             yield f"terminations.{term.name} ends every episode in its first step"

@@ -281,3 +281,13 @@ def test_text_is_checked_before_anything_heavy_is_loaded() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code, "check", "go2_flat", "env.num_envs=0"], capture_output=True).returncode == 0
     )
+
+
+def test_what_a_curriculum_goes_by_is_counted_or_refused() -> None:
+    earned = (
+        "curriculum.wider={term: earned, parameter: commands.velocity.lin_vel_x, start: [-0.2, 0.2], end: [-1, 1], share: %s}"
+    )
+    changes = ["env.compile=false", "physics.num_threads=1"]
+    inspect(load("go2_flat", [*changes, earned % "Tracking/lin_vel"]))
+    with pytest.raises(UserError, match=r"curriculum\.wider\.share: 'Tracking/lin_val' .* did you mean 'Tracking/lin_vel'\?$"):
+        inspect(load("go2_flat", [*changes, earned % "Tracking/lin_val"]))

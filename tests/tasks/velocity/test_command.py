@@ -12,6 +12,8 @@ import torch
 
 import embodied_rl
 from embodied_rl import rotations
+from embodied_rl.config import load
+from embodied_rl.mdp.curricula import Curricula
 from embodied_rl.mdp.moment import Draw, Moment
 from embodied_rl.mdp.part import Part
 from embodied_rl.mdp.state import Memory
@@ -295,3 +297,22 @@ def test_the_gait_reward_asks_nothing_of_a_standing_robot():
     robots.robot.foot_contact = torch.ones(4, 4).tril()  # robot 0 stands on one foot, robot 3 on all
     reward = gait_phase(robots.view(), stance=torch.tensor(0.5))  # pyright: ignore[reportArgumentType]
     assert reward.tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("gain", "widens"), [(0.0, False), (0.9, True)])
+def test_ranges_widen_for_who_walks_and_never_for_who_stands(gain, widens):
+    """By what is reached of what is asked for: a stander is paid well at slow commands, and has reached nothing."""
+    change = "{term: earned, parameter: commands.velocity.lin_vel_x, start: [-0.1, 0.1], end: [-1.0, 1.0], "
+    curricula = Curricula(load("go2_flat", [f"curriculum.wider={change}share: Tracking/lin_vel, step: 0.1}}"]))
+    number = curricula.params["commands.velocity.lin_vel_x"]
+    curricula.advance({}, 0)
+    robots = Robots(_command(lin_vel_x=(-0.1, 0.1), lin_vel_y=(0.0, 0.0), standing=0.2), 500)
+    for iteration in range(1, 20):
+        command = robots.update(done=True)
+        robots.robot.lin_vel_yaw, robots.robot.yaw_rate = gain * command[:, :2], torch.zeros(500)
+        share = robots.command.shares(robots.view())[0]
+        curricula.advance(
+            {f"share/{share.names[0]}": float(share.number.sum()), f"share_of/{share.names[0]}": float(share.whole.sum())},
+            iteration,
+        )
+    assert number.tolist() == pytest.approx([-1.0, 1.0] if widens else [-0.1, 0.1])
