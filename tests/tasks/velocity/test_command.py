@@ -311,8 +311,6 @@ def test_ranges_widen_for_who_walks_and_never_for_who_stands(gain, widens):
         command = robots.update(done=True)
         robots.robot.lin_vel_yaw, robots.robot.yaw_rate = gain * command[:, :2], torch.zeros(500)
         share = robots.command.shares(robots.view())[0]
-        curricula.advance(
-            {f"share/{share.names[0]}": float(share.number.sum()), f"share_of/{share.names[0]}": float(share.whole.sum())},
-            iteration,
-        )
+        sums = {"share": float(share.number.sum()), "share_of": float(share.whole.sum())}
+        curricula.advance({f"{kind}/{share.names[0]}": value for kind, value in sums.items()}, iteration)
     assert number.tolist() == pytest.approx([-1.0, 1.0] if widens else [-0.1, 0.1])
