@@ -32,6 +32,8 @@ RUNS = Path("runs")
 _LOCK_S = 60.0
 #: Digits of a commit that people are shown.
 _SHORT = 7
+#: In a diff, a file that a training depends on.
+_CODE = r"^diff --git a/(embodied_rl|configs|robots|tasks)/"
 _PACKAGES = ("torch", "numpy", "mujoco", "rsl-rl-lib", "tensordict", "embodied-rl")
 
 
@@ -130,10 +132,10 @@ class Run:
 
     @property
     def code(self) -> str:
-        """The code that trained it, for people: the commit in short, and whether there were changes beside it."""
+        """The code that trained it, for people: the commit in short, `dirty` where what trains had changes beside it."""
         environment = self.path / "environment.txt"
-        changes = _text(environment).partition("\ngit commit: ")[2].partition("\n")[2] if self.git_commit else ""
-        return self.git_commit[:_SHORT] + (", changed" if changes.strip() else "")
+        changes = _text(environment).partition("\ngit commit: ")[2] if self.git_commit else ""
+        return self.git_commit[:_SHORT] + (", dirty" if re.search(_CODE, changes, re.MULTILINE) else "")
 
     @property
     def label(self) -> dict[str, Any] | None:
