@@ -154,8 +154,8 @@ def test_an_interrupted_training_goes_on_and_what_is_done_is_done(
 
 def test_minutes_bound_a_training(suite: ModuleType, collected: list[int]) -> None:
     """Which goes on where it may take longer, and no longer than that."""
-    for minutes, iterations in (("1e-9", 1), ("1e-9", 1), ("1000", 3)):
-        assert suite.main(["go2_flat", *SMALL, "--minutes", minutes]) == 0
+    for minutes, iterations in ((["--minutes", "1e-9"], 1), (["--minutes", "1e-9"], 1), ([], 3)):
+        assert suite.main(["go2_flat", *SMALL, *minutes]) == 0
         made = json.loads((PLACE / "record.json").read_text())
         assert made["ended"] == ("minutes" if iterations == 1 else "iterations")
         assert made["iteration"] == iterations == len(collected)
