@@ -1,11 +1,11 @@
 """Packages are found, not listed; all else stands in pyproject.toml.
 
-tasks, robots and configs stand at the top of the repository, where people look, and install under the package.
+tasks, robots, configs and policies stand at the top of the repository, where people look, and install under the package.
 """
 
 from setuptools import find_packages, setup
 
-SHIPPED = ("configs", "robots", "tasks")
+SHIPPED = ("configs", "policies", "robots", "tasks")
 
 setup(
     packages=[

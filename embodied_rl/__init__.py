@@ -54,7 +54,7 @@ def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
     """Load a trained run: `load(run).policy(obs)` gives the mean actions, shape (num_envs, num_actions).
 
     Args:
-        run: A run directory, a checkpoint, or `latest`.
+        run: A run directory, a checkpoint, `latest`, or a page's name: its newest run, or without one the policy that ships.
         device: Where the policy computes.
 
     Raises:

@@ -88,7 +88,7 @@ def _parser() -> Parser:
     train.add_argument("--resume", metavar="RUN", help="go on from a run, a checkpoint, `latest`, or `auto`: if there is one")
 
     play = _verb(verbs, "play", _play, "film a policy, or watch a page without one")
-    play.add_argument("run", nargs="?", default="latest", metavar="RUN", help="run, checkpoint or `latest`; a page with --agent")
+    play.add_argument("run", nargs="?", default="latest", metavar="RUN", help="run, checkpoint, `latest`, or a page")
     play.add_argument("overrides", nargs="*", metavar="key=value")
     play.add_argument("--video", type=Path, metavar="FILE.mp4", help="film to this .mp4, .mkv or .mov, without a window")
     play.add_argument("--command", type=float, nargs="+", metavar="X", help="hold this command, in the task's order and units")
@@ -263,32 +263,19 @@ def _play(options: argparse.Namespace) -> int:
 def _eval(options: argparse.Namespace) -> int:
     with Waiting(f"opening {options.run}"):
         from embodied_rl import make_env, runs
-        from embodied_rl.learn.evaluate import SEEDS, evaluation_page
-        from embodied_rl.mdp.score import judged, report_lines, score_of
+        from embodied_rl.mdp.score import report_lines, score_of
         from embodied_rl.robustness import stress, stresses_of
 
         loaded = runs.load(options.run)
     page = make_env.resolve(loaded.page, engine=options.engine)
-    score = score_of(page)
-    seed = SEEDS[options.seed - 1]
     stresses = stresses_of(page) if options.robustness else {}
-    result = runs.evaluate_policy(page, loaded.policy, seed=seed, reference=options.reference)
-    verdict, limits = judged(score, result, options.reference)
-    judged_page = evaluation_page(page, seed, reference=options.reference)
-    physics = f"{'reference' if options.reference else 'training'}: engine {judged_page.physics.engine}, "
-    physics += f"dt {1000 * judged_page.physics.dt:g} ms, collisions {judged_page.scene.collisions}"
-    result = {"physics": physics, **result, "seed": options.seed}
-    result |= {"checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
-    if options.engine is None:  # in the run's own physics, or in the reference ones
-        try:
-            _write_json(loaded.evaluation(options.seed, options.reference), result)
-        except OSError as error:
-            logging.warning("%s: the figures are not kept there (%s)", loaded.run.path, error.strerror)
-    for line in report_lines(score, result, limits):
+    # what is kept is of the run's own physics, or of the reference ones
+    same = {"seed": options.seed, "reference": options.reference, "keep": options.engine is None}
+    result, limits, verdict = runs.evaluate_run(loaded, page, **same)
+    for line in report_lines(score_of(page), result, limits):
         print(line)
     print(verdict.sentence)
     if stresses:
-        same = {"seed": options.seed, "reference": options.reference, "keep": options.engine is None}
         result["stressed"] = stress(loaded, page, stresses, result, list(limits), **same)
     _write_json(options.json, result)
     return 0

@@ -8,6 +8,7 @@ from embodied_rl.config import config_names
 from embodied_rl.config.terms import REQUIRED, SECTIONS, find_terms
 from embodied_rl.errors import UserError
 from embodied_rl.family import family_names
+from embodied_rl.paths import policy_names
 from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import robot_names
 
@@ -17,6 +18,7 @@ def names() -> Iterator[str]:
     yield "pages:  " + "  ".join(config_names())
     yield "tasks:  " + "  ".join(family_names())
     yield "robots: " + "  ".join(robot_names())
+    yield "policies, trained: " + ("  ".join(policy_names()) or "none")
     yield "terms:  embodied-rl list --terms [" + "|".join(SECTIONS) + "]"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,6 +121,16 @@ def total_memory() -> float:
         if limit.isdigit():
             found = min(found, float(limit))
     return found
+
+
+def processor() -> str:
+    """Name this machine's processor, as its maker does; its architecture where the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return " ".join(value.split())
+    return platform.processor() or platform.machine()
 
 
 def shown_version(number: tuple[int, ...]) -> str:

@@ -7,15 +7,17 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from embodied_rl.config import Page, override
+from embodied_rl.config import Page, config_names, override
+from embodied_rl.config import load as load_page
 from embodied_rl.deploy.export import export
 from embodied_rl.deploy.rehearsal import EPISODES
 from embodied_rl.env import Env
+from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.evaluate import SEEDS, evaluate, evaluation_page
 from embodied_rl.learn.learner import learner_class, naming_own
@@ -23,11 +25,16 @@ from embodied_rl.learn.policy import Player
 from embodied_rl.learn.run import Run, RunError, find_run
 from embodied_rl.make_env import make
 from embodied_rl.mdp.curricula import Moved, page_as_moved
-from embodied_rl.mdp.score import score_of
+from embodied_rl.mdp.score import Verdict, judged, score_of
 from embodied_rl.vector_env import Obs
 from embodied_rl.waiting import Waiting
 
 log = logging.getLogger("embodied_rl")
+
+#: What a page says of what its policy sees and moves.
+_POLICYS = ("task", "robot", "scene.", "physics.dt", "physics.decimation", "actions.", "observations.actor.", "commands.")
+#: Keys that are named where two pages differ in many.
+_FEW = 3
 
 
 def evaluate_policy(
@@ -50,6 +57,49 @@ def evaluate_policy(
         return evaluations(policy, {}, seed=seed, reference=reference)
     finally:
         evaluations.close()
+
+
+class Judged(NamedTuple):
+    """What an evaluation came to."""
+
+    result: dict[str, Any]
+    """In which physics, every figure, of which checkpoint: what is kept as JSON."""
+    limits: dict[str, float]
+    """Of those figures that have one."""
+    verdict: Verdict
+
+
+def evaluate_run(
+    loaded: LoadedRun, page: Page | None = None, *, seed: int = 1, reference: bool = False, keep: bool = True
+) -> Judged:
+    """Evaluate a run's policy and judge it.
+
+    Args:
+        loaded: the policy.
+        page: the one to evaluate it on, where it is not its own.
+        seed: 1, 2 or 3.
+        reference: in reference physics.
+        keep: write the figures where the evaluations of its run lie.
+
+    Raises:
+        UserError: the page has no task to be judged by.
+    """
+    page = page or loaded.page
+    figures = evaluate_policy(page, loaded.policy, seed=SEEDS[seed - 1], reference=reference)
+    verdict, limits = judged(score_of(page), figures, reference)
+    there = evaluation_page(page, SEEDS[seed - 1], reference=reference)
+    physics = f"{'reference' if reference else 'training'}: engine {there.physics.engine}, "
+    physics += f"dt {1000 * there.physics.dt:g} ms, collisions {there.scene.collisions}"
+    result = {"physics": physics, **figures, "seed": seed}
+    result |= {"checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
+    if keep:
+        path = loaded.evaluation(seed, reference)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            log.warning("%s: the figures are not kept there (%s)", path.parent.parent, error.strerror)
+    return Judged(result, limits, verdict)
 
 
 class Evaluations:
@@ -120,7 +170,7 @@ def export_run(run: str | Path, output: Path | None = None, *, checkpoint: int |
 
     Args:
         run: as `load` takes it.
-        output: the folder; default RUN/exported.
+        output: the folder; default RUN/exported, of a packed policy runs/PAGE/shipped/exported.
         checkpoint: the iteration whose policy is meant; default the newest, or the one that `run` names.
         episodes: of the rehearsal in training's environment.
 
@@ -128,7 +178,7 @@ def export_run(run: str | Path, output: Path | None = None, *, checkpoint: int |
         UserError: there is no such run or checkpoint, or the exported network does not agree with torch.
     """
     if checkpoint is not None:
-        found, _ = find_run(run)
+        found, _ = find_run(run, packed=True)
         if not (run := found.checkpoint(checkpoint)).is_file():
             numbers = ", ".join(str(int(path.stem.removeprefix("model_"))) for path in reversed(found.newest_checkpoints()))
             raise RunError(f"{found.path}: no checkpoint of iteration {checkpoint}; there are {numbers}")
@@ -138,7 +188,7 @@ def export_run(run: str | Path, output: Path | None = None, *, checkpoint: int |
         return export(
             loaded.policy.policy,
             loaded.page,
-            output or loaded.run.path / "exported",
+            output or loaded.run.products / "exported",
             git_commit=loaded.run.git_commit,
             evaluated=evaluated,
             episodes=episodes,
@@ -169,7 +219,7 @@ def find_export(name: str | Path) -> Path:
     path = Path(name)
     if (path / "policy.onnx").is_file() or (path.is_dir() and not (path / "config.yaml").is_file()):
         return path
-    return find_run(name)[0].path / "exported"
+    return find_run(name, packed=True)[0].products / "exported"
 
 
 @dataclass
@@ -186,20 +236,26 @@ class LoadedRun:
     env_steps: int
 
     def evaluation(self, seed: int, reference: bool) -> Path:
-        """Where the figures of an evaluation of this policy lie, on one of the seeds 1, 2 and 3."""
+        """Where the figures of an evaluation of this policy are written, on one of the seeds 1, 2 and 3."""
         physics = "reference_physics" if reference else "training_physics"
-        return self.run.path / "evaluations" / f"{self.checkpoint.stem}.{physics},_seed_{seed}.json"
+        return self.run.products / "evaluations" / f"{self.checkpoint.stem}.{physics},_seed_{seed}.json"
 
     def evaluations(self) -> list[Path]:
-        """List the evaluations of this policy that were made, those in training physics first."""
+        """List the evaluations of this policy that lie in its run, those in training physics first.
+
+        What was made of a packed policy is none of them: it may have been of the one that shipped before.
+        """
         made = (self.evaluation(seed, reference) for reference in (False, True) for seed in range(1, len(SEEDS) + 1))
-        return [path for path in made if path.is_file()]
+        return [path for path in (self.run.path / "evaluations" / one.name for one in made) if path.is_file()]
 
 
 def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
-    """Load a run's policy; see `embodied_rl.load`.  A damaged newest checkpoint is passed over with a warning."""
-    found, named = find_run(run)
-    page = found.page  # first: what is wrong with it is the one thing to say
+    """Load a run's policy, or a packed one, and say so; see `embodied_rl.load`.
+
+    A damaged newest checkpoint is passed over with a warning.
+    """
+    found, named = find_run(run, packed=True)
+    page = found.page if found.label is None else _packed_page(found)  # first: what is wrong with it is the one thing to say
     path, state = _newest(found, named, device)
     learner = learner_class(page)
     try:
@@ -210,6 +266,31 @@ def load(run: str | Path, *, device: str = "cpu") -> LoadedRun:
     page = page_as_moved(page, state.get("curricula") or {})
     steps = int((state.get("infos") or {}).get("env_steps", 0))
     return LoadedRun(page, found, path, Player(policy), int(state["iter"]), steps)
+
+
+def _packed_page(run: Run) -> Page:
+    """Read the page of a packed policy, and say what it is that plays.
+
+    Raises:
+        RunError: this version has no such page.
+    """
+    label = run.label or {}
+    name = label.get("page", run.path.name)
+    told = f"trained on {label.get('date')} at commit {label.get('commit')}"
+    try:
+        page = run.page
+    except UserError as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(
+            f"{name}: the policy that ships was {told}, and this version does not read its page ({reason}); train one of your "
+            f"own: embodied-rl train {name}"
+        ) from None
+    today = load_page(name) if name in config_names() else page
+    changed = [key for key in page.differing(today) if key.startswith(_POLICYS)]
+    since = f"; its page then said otherwise of {', '.join(changed[:_FEW])}, which holds here" if changed else ""
+    steps = f"{label.get('env_steps', 0):,} steps"
+    log.info("%s: the policy that ships, %s, %s; a run of your own goes before it%s", name, steps, told, since)
+    return page
 
 
 def _newest(run: Run, named: Path | None, device: str) -> tuple[Path, dict]:

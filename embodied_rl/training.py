@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,7 +130,7 @@ def resume(
     if found is None:
         return start(met, path)
     before, page, run, candidates = found
-    if group.rank == 0 and (differing := list(_differing(page.to_mapping(), met.to_mapping()))):
+    if group.rank == 0 and (differing := page.differing(met)):
         few = ", ".join(differing[:_FEW]) + (", ..." if len(differing) > _FEW else "")
         log.warning(
             "%s goes on with its own page, and %s differs in %s; what is to change, write as key.path=value",
@@ -147,16 +146,6 @@ def resume(
         except OSError as error:
             raise RunError(f"{run.path}/config.yaml: cannot be written ({error.strerror}); resume without the changes") from None
     return trainer
-
-
-def _differing(own: dict[str, Any], other: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Name the keys, by dotted path, of which two pages say different things."""
-    for key in {**own, **other}:
-        one, two = own.get(key), other.get(key)
-        if isinstance(one, dict) and isinstance(two, dict):
-            yield from _differing(one, two, f"{path}{key}.")
-        elif one != two:
-            yield f"{path}{key}"
 
 
 def _create(page: Page, path: Path | None, names: list[str]) -> tuple[Page, Run, list[Path]]:

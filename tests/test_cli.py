@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from embodied_rl import __version__, cli, config, runs, waiting
+from embodied_rl import __version__, cli, config, paths, runs, waiting
 from embodied_rl.bench import learner
 from embodied_rl.config import Page, config_names, load, override
 from embodied_rl.deploy import rehearsal
@@ -20,7 +20,9 @@ from embodied_rl.errors import UserError
 from embodied_rl.family import family_names
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn import evaluate as protocol
+from embodied_rl.learn.packing import pack
 from embodied_rl.learn.ppo import PPO
+from embodied_rl.learn.run import Run
 
 SMALL = [
     *("env.compile=false", "env.num_envs=8", "physics.num_threads=1", "train.steps=4"),
@@ -84,9 +86,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
-    pages, tasks, robots, terms = capsys.readouterr().out.splitlines()
+    pages, tasks, robots, policies, terms = capsys.readouterr().out.splitlines()
     assert pages.removeprefix("pages:").split() == config_names()
     assert tasks.removeprefix("tasks:").split() == family_names() and "go2" in robots and "rewards" in terms
+    assert policies.removeprefix("policies, trained:").split() == (paths.policy_names() or ["none"])
 
 
 def test_list_terms(capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +246,50 @@ def test_from_training_to_export(here: Path, capsys: pytest.CaptureFixture[str],
     columns = "|  | training physics, seed 2 | reference physics, seed 1 | rehearsal, without noise |"
     assert columns in (here / "deployed" / "README.md").read_text()
     assert cli.main(["sim2sim", "deployed", "--golden"]) == 0
+
+
+def test_a_page_without_runs_has_the_policy_that_ships(
+    here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embodied_rl.view import viewer
+
+    shipped, seen = here / "package" / "policies", []
+    real = paths.shipped
+    monkeypatch.setattr(paths, "shipped", lambda kind: shipped if kind == "policies" else real(kind))
+    monkeypatch.setattr(viewer, "view_env", lambda env, policy, **options: seen.append(policy(env.obs).shape))
+    monkeypatch.setattr(protocol, "EPISODES", 4)
+    monkeypatch.setattr(runs, "evaluation_page", brief_evaluation)
+    monkeypatch.setattr(rehearsal, "evaluation_page", brief_evaluation)
+    assert cli.main(["train", "go2_flat", *SMALL, "--iterations", "1", "--run-dir", "run"]) == 0
+    shipped.mkdir(parents=True)
+    pack(Run(Path("run")).checkpoint(1), shipped / "go2_flat")
+    held = {path: path.read_bytes() for path in shipped.rglob("*") if path.is_file()}
+    capsys.readouterr()
+
+    def told(*arguments: str) -> str:
+        """What a verb prints, which says in one line that the policy is the one that ships."""
+        caplog.clear()
+        with caplog.at_level("INFO", "embodied_rl"):
+            assert cli.main(list(arguments)) == 0
+        ships = [line for line in caplog.messages if line.startswith("go2_flat: the policy that ships, 32 steps, trained on 20")]
+        assert len(ships) == 1
+        return capsys.readouterr().out
+
+    told("play", "go2_flat", "--num-envs", "2")
+    assert seen == [(2, 12)]
+    assert told("eval", "go2_flat").splitlines()[-1] == "it does not walk yet"
+    assert told("export", "go2_flat").startswith("runs/go2_flat/shipped/exported; next: ")
+    assert cli.main(["sim2sim", "go2_flat", "--golden"]) == 0
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", "go2_flat"]) == 2
+    line = capsys.readouterr().err
+    assert "a policy alone" in line and line.endswith("embodied-rl train go2_flat\n") and line.count("\n") == 1
+    assert {path: path.read_bytes() for path in shipped.rglob("*") if path.is_file()} == held
+
+    assert cli.main(["train", "go2_flat", *SMALL, "--iterations", "1"]) == 0
+    caplog.clear()
+    assert cli.main(["play", "go2_flat"]) == 0
+    assert len(seen) == 2 and not any("ships" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("falls", [0.0, 0.5])

@@ -17,7 +17,7 @@ import pytest
 import embodied_rl
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ("configs", "robots", "tasks")
+SHIPPED = ("configs", "policies", "robots", "tasks")
 SOURCES = ("embodied_rl", *SHIPPED)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -405,9 +406,22 @@ class Page(Model):
                 mapping[section] = value.model_dump() if isinstance(value, Model) else value
         return mapping
 
+    def differing(self, other: Page) -> list[str]:
+        """Name the keys, by dotted path, of which another page says something else."""
+        return list(_differing(self.to_mapping(), other.to_mapping()))
+
     def to_yaml(self) -> str:
         """Write the resolved page; `load` reads it back to an equal one."""
         return strict_yaml.dump(self.to_mapping())
+
+
+def _differing(own: dict[str, Any], other: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key in {**own, **other}:
+        one, two = own.get(key), other.get(key)
+        if isinstance(one, dict) and isinstance(two, dict):
+            yield from _differing(one, two, f"{path}{key}.")
+        elif one != two:
+            yield f"{path}{key}"
 
 
 def _entries(section: str, entries: Entries) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import os
@@ -13,20 +14,26 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
+from embodied_rl import paths
 from embodied_rl.config import Page, config_names, load
 from embodied_rl.config.page import ROBOT_SECTIONS
 from embodied_rl.errors import UserError
 from embodied_rl.learn import checkpoint
+from embodied_rl.paths import LABEL, policy_names
 
 log = logging.getLogger("embodied_rl")
 
 RUNS = Path("runs")
 #: Seconds to wait for another process that trains in the same directory: one that was orphaned saves and ends meanwhile.
 _LOCK_S = 60.0
+#: Digits of a commit that people are shown.
+_SHORT = 7
+#: In a diff, a file that a training depends on.
+_CODE = r"^diff --git a/(embodied_rl|configs|robots|tasks)/"
 _PACKAGES = ("torch", "numpy", "mujoco", "rsl-rl-lib", "tensordict", "embodied-rl")
 
 
@@ -123,6 +130,41 @@ class Run:
         commit = next((line.removeprefix("git commit: ") for line in lines if line.startswith("git commit: ")), "none")
         return "" if commit == "none" else commit
 
+    @property
+    def code(self) -> str:
+        """The code that trained it, for people: the commit in short, `dirty` where what trains had changes beside it."""
+        environment = self.path / "environment.txt"
+        changes = _text(environment).partition("\ngit commit: ")[2] if self.git_commit else ""
+        return self.git_commit[:_SHORT] + (", dirty" if re.search(_CODE, changes, re.MULTILINE) else "")
+
+    @property
+    def label(self) -> dict[str, Any] | None:
+        """What a packed policy says of its training; None where this is a run, which can go on."""
+        if not (self.path / LABEL).is_file():
+            return None
+        try:
+            found = json.loads(_text(self.path / LABEL))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def products(self) -> Path:
+        """Where exports and evaluations are written: in the run, and for a packed policy under the current directory."""
+        return self.path if self.label is None else RUNS / self.path.name / "shipped"
+
+    def check_whole(self) -> None:
+        """Refuse a packed policy where a run is needed.
+
+        Raises:
+            RunError: it is one.
+        """
+        if (label := self.label) is not None:
+            raise RunError(
+                f"{self.path}: a policy alone, without the optimizer and the robots that a training goes on with; train one of "
+                f"your own: embodied-rl train {label.get('page', 'CONFIG')}"
+            )
+
     def checkpoint(self, iteration: int) -> Path:
         """Where the checkpoint after so many iterations lies."""
         return self.checkpoints / f"model_{iteration:06d}.pt"
@@ -157,8 +199,9 @@ class Run:
         """Keep other processes from training in this directory, as long as this object lives.
 
         Raises:
-            RunError: another one trains in it, and still does after so many seconds.
+            RunError: another one trains in it, and still does after so many seconds; or it is a packed policy.
         """
+        self.check_whole()
         if os.name != "posix":
             return
         import fcntl
@@ -215,17 +258,30 @@ def runs_of(page_name: str) -> list[Run]:
     return [Run(path.parent) for path in found]
 
 
-def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) -> tuple[Run, Path | None]:
+def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True, packed: bool = False) -> tuple[Run, Path | None]:
     """Find a run directory, a checkpoint in one, `latest`, a page's last, or RUN/best; and the checkpoint where one was named.
 
     Args:
         name: a path, `latest`: the run begun last that has a checkpoint, or the name of a page: the last of its runs.
         page_name: the page whose `latest` is meant; by default any.
         trained: whether `latest` passes over runs that failed, were stopped or are still before their first checkpoint.
+        packed: whether a packed policy will do: one that is named, or that of a page without runs which ships.
 
     Raises:
         RunError: there is none.
     """
+    try:
+        run, named = _find_run(name, page_name, trained)
+    except RunError as error:
+        if packed and str(name) == "latest" and (ships := ", ".join(policy_names())):
+            raise RunError(f"{error}, or name a page whose policy ships: {ships}") from None
+        raise
+    if not packed:
+        run.check_whole()
+    return run, named
+
+
+def _find_run(name: str | Path, page_name: str, trained: bool) -> tuple[Run, Path | None]:
     if str(name) == "latest":
         known = runs_of(page_name)
         found = next((run for run in known if run.newest_checkpoints() or not trained), None)
@@ -247,7 +303,10 @@ def find_run(name: str | Path, page_name: str = "*", *, trained: bool = True) ->
         return run, path
     if not (path / "config.yaml").is_file():
         if re.fullmatch(r"\w+", str(name)) and (runs_of(str(name)) or str(name) in config_names()):
-            return find_run("latest", str(name), trained=trained)
+            ships = trained and str(name) in policy_names()
+            if ships and not any(run.newest_checkpoints() for run in runs_of(str(name))):
+                return Run(paths.shipped("policies") / str(name)), None
+            return _find_run("latest", str(name), trained)
         near = _near(path) or "no run here (no config.yaml); give a run directory, a checkpoint, or `latest`"
         raise RunError(f"{path}: {near}")
     return Run(path), None

@@ -21,6 +21,8 @@ from embodied_rl.mdp.totals import Share
 _STANDING = 0.1
 #: Longer than any robot takes to end its stride [s].
 _LONG = 1e3
+#: Over which time it is judged who walks: who turns round gets nowhere for a moment [s].
+_WALKS_S = 0.4
 #: What a turn weighs beside a walk, as a lever [m]: 1 rad/s as much as 0.5 m/s.
 _LEVER = 0.5
 
@@ -46,6 +48,8 @@ class velocity:  # noqa: N801  named as its entry on the page
     """The direction to turn to, with `heading` [rad], (N,)."""
     still: Tensor
     """For how long standing has been asked for [s], (N,)."""
+    walks: Tensor
+    """Whether the robot gets where it is asked to, in [0, 1], (N,): 0 at rest, 1 from half the velocity up, and of nothing."""
     held: Tensor
     """Whether the command is held from outside, bool (N,)."""
 
@@ -69,7 +73,7 @@ class velocity:  # noqa: N801  named as its entry on the page
         self.resample_s, self.standing, self.standing_hold, self.straight = resample_s, standing, standing_hold, straight
         self.heading, self.heading_gain = heading, heading_gain
         self.gait_frequency, self.settle_s = gait_frequency, settle_s
-        kept = {part: State(fresh="keep") for part in ("time_left", "target", "still")}
+        kept = {part: State(fresh="keep") for part in ("time_left", "target", "still", "walks")}
         self.state = {"command": State((3,), fresh="keep"), **kept, "held": State(dtype=torch.bool, fresh="keep")}
 
     def resample(self, env: Moment, done: Tensor) -> None:
@@ -92,6 +96,7 @@ class velocity:  # noqa: N801  named as its entry on the page
         self.command.copy_(current)
         # an episode that begins with standing has nothing to end
         self.still.copy_(torch.where(done, _LONG, self.still + env.step_dt))
+        self.walks.copy_(torch.where(done, 1.0, self.walks))
 
     def settle(self, env: Moment) -> None:
         """Turn headings into yaw rates, of the state that an episode begins with too; note who walks."""
@@ -121,11 +126,10 @@ class velocity:  # noqa: N801  named as its entry on the page
         """Phase of the gait clock [rad], (N,)."""
         return (2.0 * math.pi * env.step_dt) * self.gait_frequency * env.episode_length
 
-    def walks(self, env: Moment) -> Tensor:
-        """Whether the robot gets where it is asked to, in [0, 1], (N,): 0 at rest, 1 from half the velocity up, and of none.
+    def update(self, env: Moment) -> None:
+        """Note who gets where it is asked to: min(1, 2 c . v / c . c), a mean over the last 0.4 s, exponentially weighted.
 
-        min(1, 2 c . v / c . c), with v = (v_x, v_y, lever w_z) in the base's yaw frame, c what is asked for alike, and a lever of
-        0.5 m.
+        With v = (v_x, v_y, lever w_z) in the base's yaw frame, c what is asked for alike, and a lever of 0.5 m; 1 of nothing.
         """
         lever = self.command.new_tensor((1.0, 1.0, _LEVER))
         asked = self.command * lever
@@ -133,7 +137,8 @@ class velocity:  # noqa: N801  named as its entry on the page
         whole = asked.square().sum(-1)
         # to pay for all of a speed that swings to and fro in each stride would pay for more than is asked for
         share = (2.0 * (asked * has).sum(-1) / whole.clamp(min=1e-6)).clamp(0.0, 1.0)
-        return torch.where(whole > 0.0, share, 1.0)
+        share = torch.where(whole > 0.0, share, 1.0)
+        self.walks.add_(min(env.step_dt / _WALKS_S, 1.0) * (share - self.walks))
 
     def errors(self, env: Moment) -> dict[str, Tensor]:
         """How far the robot is from what is asked for, each (N,): |v_xy - command| [m/s], |w_z - command| [rad/s]."""

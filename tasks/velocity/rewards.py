@@ -123,10 +123,10 @@ def _heights(env: Moment) -> Tensor:
 def _walking(env: Moment, command: str) -> Tensor:
     """Whether the robot gets where it is asked to, in [0, 1]; 0 while standing is asked for, (N,)."""
     term = env.command_term(command)
-    return term.moving(env) * term.walks(env)
+    return term.moving(env) * term.walks
 
 
 def _earned(env: Moment, command: str, walking: Tensor, standing: Tensor | float, gated: Tensor | float) -> Tensor:
     """Pay for steps as far as the robot gets anywhere by them, (N,): feet that step in place are no gait."""
     term = env.command_term(command)
-    return torch.where(term.moving(env) > 0, walking * (1.0 - gated + gated * term.walks(env)), standing)
+    return torch.where(term.moving(env) > 0, walking * (1.0 - gated + gated * term.walks), standing)
