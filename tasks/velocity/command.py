@@ -49,7 +49,7 @@ class velocity:  # noqa: N801  named as its entry on the page
     still: Tensor
     """For how long standing has been asked for [s], (N,)."""
     walks: Tensor
-    """Whether the robot gets where it is asked to, in [0, 1], (N,): 0 at rest, 1 from half the velocity up, and of nothing."""
+    """Whether the robot gets where it is asked to, in [0, 1], (N,): 0 at rest, 1 from a quarter of the velocity up."""
     held: Tensor
     """Whether the command is held from outside, bool (N,)."""
 
@@ -127,7 +127,7 @@ class velocity:  # noqa: N801  named as its entry on the page
         return (2.0 * math.pi * env.step_dt) * self.gait_frequency * env.episode_length
 
     def update(self, env: Moment) -> None:
-        """Note who gets where it is asked to: min(1, 2 c . v / c . c), a mean over the last 0.4 s, exponentially weighted.
+        """Note who gets where it is asked to: min(1, 4 c . v / c . c), a mean over the last 0.4 s, exponentially weighted.
 
         With v = (v_x, v_y, lever w_z) in the base's yaw frame, c what is asked for alike, and a lever of 0.5 m; 1 of nothing.
         """
@@ -136,7 +136,7 @@ class velocity:  # noqa: N801  named as its entry on the page
         has = torch.cat((env.robot.lin_vel_yaw, env.robot.yaw_rate[:, None]), dim=-1) * lever
         whole = asked.square().sum(-1)
         # to pay for all of a speed that swings to and fro in each stride would pay for more than is asked for
-        share = (2.0 * (asked * has).sum(-1) / whole.clamp(min=1e-6)).clamp(0.0, 1.0)
+        share = (4.0 * (asked * has).sum(-1) / whole.clamp(min=1e-6)).clamp(0.0, 1.0)
         share = torch.where(whole > 0.0, share, 1.0)
         self.walks.add_(min(env.step_dt / _WALKS_S, 1.0) * (share - self.walks))
 

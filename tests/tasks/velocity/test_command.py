@@ -256,14 +256,20 @@ def test_what_is_reached_of_a_command_lies_in_its_direction():
     torch.testing.assert_close(ang.whole, torch.tensor([0.5, 1.0, 1.0, 0.0]))
 
 
-def test_a_robot_walks_that_gets_half_as_fast_as_it_is_asked_to():
+def test_a_robot_walks_that_gets_a_quarter_as_fast_as_it_is_asked_to():
     robots = Robots(_command(), 6)
     robots.command.command.copy_(torch.tensor([[0.8, 0.0, 0.0]] * 3 + [[0.0, 0.0, -0.8], [0.3, 0.0, 0.8], [0.0, 0.0, 0.0]]))
-    robots.robot.lin_vel_yaw = torch.tensor([[0.1, 3.0], [0.4, 0.0], [-0.8, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    robots.robot.yaw_rate = torch.tensor([0.0, 0.0, 0.0, -0.1, 0.2, 0.0])
-    # the fifth: 2 x (0.4 x 0.1) / (0.3^2 + 0.4^2), with a lever of 0.5 m
-    expected = torch.tensor([0.25, 1.0, 0.0, 0.25, 0.32, 1.0])
-    torch.testing.assert_close(robots.command.walks(robots.view()), expected)
+    robots.robot.lin_vel_yaw = torch.tensor([[0.05, 3.0], [0.4, 0.0], [-0.8, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    robots.robot.yaw_rate = torch.tensor([0.0, 0.0, 0.0, -0.05, 0.1, 0.0])
+    # the fifth: 4 x (0.4 x 0.05) / (0.3^2 + 0.4^2), with a lever of 0.5 m
+    share = torch.tensor([0.25, 1.0, 0.0, 0.25, 0.32, 1.0])
+    robots.command.walks.fill_(1.0)
+    for step in range(1, 41):
+        robots.command.update(robots.view())
+        torch.testing.assert_close(robots.command.walks, share + (1.0 - share) * (1.0 - DT / 0.4) ** step)
+    # an episode begins with everybody walking
+    robots.update(done=torch.tensor([True, False, False, False, False, False]))
+    assert robots.command.walks[0] == 1.0 and robots.command.walks[3] < 0.4
 
 
 def _gait_rewards(offsets: tuple[float, float, float, float], share: float) -> torch.Tensor:
@@ -272,7 +278,7 @@ def _gait_rewards(offsets: tuple[float, float, float, float], share: float) -> t
     steps = torch.arange(50)
     robots.episode_length = steps
     robots.command.command[:, 0] = 1.0
-    robots.robot.lin_vel_yaw, robots.robot.yaw_rate = torch.tensor([[1.0, 0.0]] * 50), torch.zeros(50)
+    robots.command.walks.fill_(1.0)
     # in twentyfifths of a cycle, which floats count exactly
     contact = [[float((step + round(25 * offset)) % 25 < 25 * share) for offset in offsets] for step in range(50)]
     robots.robot.foot_contact = torch.tensor(contact)
@@ -293,7 +299,6 @@ def test_the_gait_reward_is_for_a_trot():
 def test_the_gait_reward_asks_nothing_of_a_standing_robot():
     robots = Robots(_command(gait_frequency=2.0), 4)
     robots.command.command.zero_()
-    robots.robot.lin_vel_yaw, robots.robot.yaw_rate = torch.zeros(4, 2), torch.zeros(4)
     robots.robot.foot_contact = torch.ones(4, 4).tril()  # robot 0 stands on one foot, robot 3 on all
     reward = gait_phase(robots.view(), stance=torch.tensor(0.5))  # pyright: ignore[reportArgumentType]
     assert reward.tolist() == [1.0, 1.0, 1.0, 1.0]

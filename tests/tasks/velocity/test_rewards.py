@@ -66,6 +66,7 @@ def test_who_stands_where_it_should_walk_earns_nothing(moment, call, term, name)
     physics.qvel[:, :6] = 0.0
     physics.frame_lin_vel[:] = 0.0
     moment.commands["velocity"].command[:] = torch.tensor([0.15, 0.0, 0.0])
+    moment.commands["velocity"].walks[:] = 0.0
     moment.robot = type(moment.robot)(moment.robot._part, physics)
     assert call(term("reward", name), moment).tolist() == [0.0, 0.0, 0.0]
 
@@ -82,7 +83,7 @@ def test_swinging_feet_earn_by_their_height(moment, call, term):
 
 @pytest.mark.parametrize("gated", [0.0, 0.25, 1.0])
 def test_a_share_of_the_pay_is_for_who_gets_somewhere(moment, call, term, gated):
-    moment.commands["velocity"].command[0] = torch.tensor([4.0, 0.0, 0.0])  # of which robot 0 has 0.5: `walks` is 0.25
+    moment.commands["velocity"].walks[0] = 0.25
     whole = call(term("reward", "gait_phase"), moment, stance=0.55, gated=0.0)[0]
     assert whole == pytest.approx(0.5)
     assert call(term("reward", "gait_phase"), moment, stance=0.55, gated=gated)[0] == pytest.approx(0.5 * (1.0 - 0.75 * gated))
