@@ -29,7 +29,7 @@ SMALL = [
     ),
     *("ppo.actor_hidden_dims=[8]", "ppo.critic_hidden_dims=[8]", "ppo.num_learning_epochs=1", "ppo.num_mini_batches=1"),
 ]
-WALKS = {"fall_rate": 0.0, "lin_vel_error": 0.1, "ang_vel_error": 0.1}
+WALKS = {"fall_rate": 0.0, "lin_vel_error": 0.1, "ang_vel_error": 0.1, "shortfall": 0.1, "heading_drift": 0.1}
 PLACE = Path("runs/suite/go2_flat/seed_1")
 
 
@@ -145,7 +145,8 @@ def test_an_interrupted_training_goes_on_and_what_is_done_is_done(
     assert json.loads(kept.read_text()) == made and suite.TABLE.read_text() == suite.table([made])
     cells = rows(suite)["go2_flat"]
     assert cells[2].endswith(" cores, Model\\|T") and cells[3:5] == ["1", "48"] and cells[9] == "met"
-    assert cells[7] == "fall_rate 0 <= 0.01, lin_vel_error 0.1 <= 0.15, ang_vel_error 0.1 <= 0.2"
+    limits = "fall_rate 0 <= 0.01, lin_vel_error 0.1 <= 0.15, ang_vel_error 0.1 <= 0.2"
+    assert cells[7] == f"{limits}, shortfall 0.1 <= 0.5, heading_drift 0.1 <= 0.785"
     assert suite.main(["go2_flat", *SMALL, "--full"]) == 0
     assert collected == [0, 1, 2] and "done before, met" in capsys.readouterr().out
     assert suite.main(["go2_flat", *SMALL, "ppo.gamma=0.9"]) == 2
