@@ -146,7 +146,7 @@ def moment() -> Moment:
         # diagonal feet share a clock: front left, front right, rear left, rear right
         gait_offset=torch.tensor([0.0, 0.5, 0.5, 0.0]),
         first_foot_geoms=torch.tensor([1, 2, 3, 4]),
-        foot_pairs=([0, 2], [1, 3]),
+        foot_pairs=(torch.tensor([0, 2]), torch.tensor([1, 3])),
         default_foot_up=torch.tensor([[0.0, 0.0, 1.0]] * 4),
     )
     slope = SimpleNamespace(height=lambda xy: 0.1 * xy[..., 0], half=(2.0, 4.0))

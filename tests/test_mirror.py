@@ -72,6 +72,7 @@ def _randomize(env: Env, generator: torch.Generator) -> None:
     physics.qvel.copy_(normal(physics.qvel))
     for name in ("frame_pos", "frame_lin_vel", "joint_torque"):
         getattr(physics, name).copy_(normal(getattr(physics, name)))
+    physics.frame_quat.copy_(torch.nn.functional.normalize(normal(physics.frame_quat), dim=-1))
     for tensor in physics.sensors.values():
         tensor.copy_((normal(tensor) > 0).float())
     for name in JOINTS & set(buffers):
@@ -124,6 +125,8 @@ def _mirror(env: Env) -> None:
         tensor = getattr(physics, name)
         if tensor.shape[1]:
             tensor.copy_(tensor[:, feet] * vector)
+    if physics.frame_quat.shape[1]:
+        physics.frame_quat.copy_(physics.frame_quat[:, feet] * torch.tensor([1.0, -1.0, 1.0, -1.0]))
     for name, tensor in physics.sensors.items():
         kind, _, group = name.partition(":")
         bodies = robot.spec.bodies[group] if kind == "contact" else ()

@@ -180,7 +180,8 @@ def test_a_step_reads_nothing_on_the_host(env: Env) -> None:
     with no_host_reads():  # what a page may ask of its engine that these do not
         env.physics.step(torch.zeros(ROWS, 4, env.physics.model.nu))
         env.physics.step(
-            torch.zeros(ROWS, env.physics.model.nu), lambda physics, substep: physics.qpos[:, -12:] * (1.0 + substep)
+            torch.zeros(ROWS, env.physics.model.nu),
+            lambda physics, substep: physics.qpos[:, -physics.model.nu :] * (1.0 + substep),
         )
         env.physics.reset(everyone)
     totals = env.drain_totals()

@@ -79,7 +79,7 @@ class Part:
         self.default_foot_up = torch.tensor(ups, dtype=torch.float32, device=device)
         """The world's vertical in each foot's frame, in the default pose, (F, 3)."""
         self._foot_across = places[:, 1].tolist()
-        self._foot_pairs: tuple[list[int], list[int]] | None = None
+        self._foot_pairs: tuple[Tensor, Tensor] | None = None
         self.footprint = torch.tensor(scene.footprint(), dtype=torch.float32, device=device)
         """Where the feet stand in the default pose, in the frame of the base's heading: their corners and middles [m], (P, 2)."""
         asked = {"foot_frames": scene.frames, "foot_orientation": scene.frame_orientation, "joint_torque": scene.joint_torque}
@@ -101,8 +101,8 @@ class Part:
         return self._gait_offset
 
     @property
-    def foot_pairs(self) -> tuple[list[int], list[int]]:
-        """Left feet, and the right one that is each one's reflection, counted in robot.yaml's order.
+    def foot_pairs(self) -> tuple[Tensor, Tensor]:
+        """Left feet, and the right one that is each one's reflection, counted in robot.yaml's order, int64 (P,) each.
 
         Raises:
             UserError: robot.yaml has no `mirror`, or feet that are their own reflection alone.
@@ -114,7 +114,8 @@ class Part:
                 raise UserError(
                     f"{page}: mirror: a term of the page reads pairs of feet, and none are named; name left and right"
                 )
-            self._foot_pairs = left, [mirror[foot] for foot in left]
+            device = self.qpos_index.device
+            self._foot_pairs = torch.tensor(left, device=device), torch.tensor([mirror[foot] for foot in left], device=device)
         return self._foot_pairs
 
     @property
@@ -219,8 +220,8 @@ class PartState:
         return self._part.default_foot_up
 
     @property
-    def foot_pairs(self) -> tuple[list[int], list[int]]:
-        """Left feet, and the right one that is each one's reflection; see `Part.foot_pairs`."""
+    def foot_pairs(self) -> tuple[Tensor, Tensor]:
+        """Left feet, and the right one that is each one's reflection, int64 (P,) each; see `Part.foot_pairs`."""
         return self._part.foot_pairs
 
     @once

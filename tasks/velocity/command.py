@@ -131,12 +131,11 @@ class velocity:  # noqa: N801  named as its entry on the page
 
         With v = (v_x, v_y, lever w_z) in the base's yaw frame, c what is asked for alike, and a lever of 0.5 m; 1 of nothing.
         """
-        lever = self.command.new_tensor((1.0, 1.0, _LEVER))
-        asked = self.command * lever
-        has = torch.cat((env.robot.lin_vel_yaw, env.robot.yaw_rate[:, None]), dim=-1) * lever
-        whole = asked.square().sum(-1)
+        ahead, turn = self.command[:, :2], _LEVER**2 * self.command[:, 2]
+        whole = ahead.square().sum(-1) + turn * self.command[:, 2]
+        along = (ahead * env.robot.lin_vel_yaw).sum(-1) + turn * env.robot.yaw_rate
         # to pay for all of a speed that swings to and fro in each stride would pay for more than is asked for
-        share = (4.0 * (asked * has).sum(-1) / whole.clamp(min=1e-6)).clamp(0.0, 1.0)
+        share = (4.0 * along / whole.clamp(min=1e-6)).clamp(0.0, 1.0)
         share = torch.where(whole > 0.0, share, 1.0)
         self.walks.add_(min(env.step_dt / _WALKS_S, 1.0) * (share - self.walks))
 

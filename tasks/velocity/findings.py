@@ -22,12 +22,13 @@ _TOLD = (
 def failures(figures: Mapping[str, float], limits: Mapping[str, float], shuffling: float) -> list[str]:
     """Name what keeps a policy from walking beside errors and falls."""
     said = []
-    if figures.get("shortfall", 0.0) > limits.get("shortfall", 1.0):
-        name, share = min(((name, one) for name, one in figures.items() if name.startswith("reached/")), key=lambda one: one[1])
-        axis, _, edges = name.removeprefix("reached/").partition("_")
+    bins = {name.removeprefix("reached/"): share for name, share in figures.items() if name.startswith("reached/")}
+    if figures.get("shortfall", 0.0) > limits.get("shortfall", 1.0) and bins:
+        worst = min(bins, key=lambda name: bins[name])
+        axis, _, edges = worst.partition("_")
         low, high = edges.split("_to_")
         asked = f"over {low} {_UNITS[axis]}" if high == "inf" else f"{low} to {high} {_UNITS[axis]}"
-        said.append(f"stands where it should walk ({share:.2f} of what is asked for {_WORDS[axis]}, {asked})")
+        said.append(f"stands where it should walk ({bins[worst]:.2f} of what is asked for {_WORDS[axis]}, {asked})")
     if figures.get("gait/shuffling", 0.0) > shuffling:
         said.append(f"shuffles ({figures['gait/shuffling']:.0%} of its feet's ways are on or near the ground)")
     if figures.get("heading_drift", 0.0) > limits.get("heading_drift", 10.0):

@@ -40,7 +40,9 @@ class Gait:
         feet, joints = len(robot.foot_names), len(robot.joint_names)
         self._low = _LOW * robot.spec.base_height
         mirrored = robot.spec.mirror
-        self._pairs = robot.foot_pairs if mirrored and len(set(robot.spec.foot_mirror()) - {0}) else ([], [])
+        swap = robot.spec.foot_mirror() if mirrored else ()
+        nobody = torch.zeros(0, dtype=torch.int64, device=env.device)
+        self._pairs = robot.foot_pairs if list(swap) != list(range(len(swap))) else (nobody, nobody)
         permutation, signs = robot.spec.joint_mirror() if mirrored else ((), ())
         self._partner = torch.tensor(permutation, dtype=torch.int64, device=env.device)
         self._sign = torch.tensor(signs, dtype=torch.float32, device=env.device)
@@ -78,7 +80,7 @@ class Gait:
         self._air += (1.0 - contact) * walks[:, None] * dt
         self._ground += contact * walks[:, None] * dt
         self._downs += landing
-        if self._pairs[0]:
+        if len(self._pairs[0]):
             self._pair(robot, contact, landing, walking, dt)
         self._add("standing_time", stands * dt)
         self._add("standing_speed", robot.base_lin_vel_w[:, :2].norm(dim=-1) * stands * dt)
@@ -118,7 +120,7 @@ class Gait:
                 found["gait/clearance"] = total["clearance"] / total["swings"]
                 found["gait/stride"] = total["stride"] / total["swings"]
             found["gait/shuffling"] = total["low_travel"] / max(total["travel"], 1e-9)
-            if self._pairs[0]:
+            if len(self._pairs[0]):
                 found["gait/double_stance"] = total["double_stance"] / time / len(self._pairs[0])
                 if total["followed"]:
                     found["gait/alternation"] = total["alternate"] / total["followed"]

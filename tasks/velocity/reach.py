@@ -71,4 +71,6 @@ class Reach:
         }
         drifts = torch.cat((*self._drifts, self._over(torch.ones_like(self._lasted, dtype=torch.bool))))
         drift = float(drifts.quantile(_MOST_OF_THEM)) if len(drifts) else 0.0
-        return {"shortfall": max((1.0 - one for one in found.values()), default=0.0), "heading_drift": drift, **found}
+        # who goes the other way misses all of it, and no more
+        shortfall = max((min(1.0 - one, 1.0) for one in found.values()), default=0.0)
+        return {"shortfall": shortfall, "heading_drift": drift, **found}

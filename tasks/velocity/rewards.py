@@ -111,8 +111,8 @@ def feet_apart(env: Moment, *, minimum: Positive = 0.18) -> Tensor:
 
 def _cycle(env: Moment, command: str) -> Tensor:
     """Where each foot is in its cycle, in [0, 1), (N, F)."""
-    phase = env.command_term(command).phase(env)[:, None] / (2.0 * math.pi)
-    return torch.remainder(phase + env.robot.gait_offset, 1.0)
+    phase, offset = env.command_term(command).phase(env)[:, None], 2.0 * math.pi * env.robot.gait_offset
+    return torch.remainder((phase + offset) / (2.0 * math.pi), 1.0)
 
 
 def _heights(env: Moment) -> Tensor:

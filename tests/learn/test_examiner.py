@@ -143,7 +143,7 @@ def test_what_is_said_and_kept_of_it(monkeypatch: pytest.MonkeyPatch, caplog: py
     before = torch.get_rng_state()
     training.go_on(1)
     assert torch.equal(torch.get_rng_state(), before)  # of whoever measures
-    limited = {name: GOOD[name] for name in ("fall_rate", "lin_vel_error", "ang_vel_error")}
+    limited = {name: GOOD[name] for name in ("fall_rate", "lin_vel_error", "ang_vel_error", "shortfall", "heading_drift")}
     limited |= {f"reference_{name}": BAD[name] for name in limited}
     assert training.metrics.pop("Score/margin") == pytest.approx(1 - 0.12 / 0.15)
     assert training.metrics == {f"Score/{name}": value for name, value in limited.items()} | {"Score/passed": 0.0}
@@ -151,8 +151,9 @@ def test_what_is_said_and_kept_of_it(monkeypatch: pytest.MonkeyPatch, caplog: py
     assert (score["figures"], score["passed"]) == (limited, False) and training.examiner.infos(2) == {}
     assert caplog.messages == [
         "evaluated after iteration 1: fall_rate 0.000 (limit 0.010)  lin_vel_error 0.120 (limit 0.150)  "
-        "ang_vel_error 0.100 (limit 0.200)  reference_fall_rate 0.500 (limit 0.050)  "
-        "reference_lin_vel_error 0.120 (limit 0.200)  reference_ang_vel_error 0.100: it does not walk yet"
+        "ang_vel_error 0.100 (limit 0.200)  shortfall 0.100 (limit 0.500)  heading_drift 0.100 (limit 0.785)  "
+        "reference_fall_rate 0.500 (limit 0.050)  reference_lin_vel_error 0.120 (limit 0.200)  reference_ang_vel_error 0.100  "
+        "reference_shortfall 0.100  reference_heading_drift 0.100: it does not walk yet"
     ]
     assert training.examiner.seconds > 0.0
 

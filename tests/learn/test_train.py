@@ -285,6 +285,7 @@ EASY = [
         "score.lin_vel_error=99.0",
     ),
     *("score.ang_vel_error=99.0", "score.reference_fall_rate=1.0", "score.reference_lin_vel_error=99.0"),
+    *("score.shortfall=1.0", "score.heading_drift=99.0", "score.shuffling=1.0"),
 ]
 
 
@@ -341,7 +342,7 @@ def test_half_a_training_until_it_passes_and_the_rest_are_the_whole(
     def measure(policy: Player, moved: Any, *, seed: int, reference: bool) -> dict[str, float]:
         (weight, *_) = policy.policy.network.parameters()
         asked.append((weight.detach().sum().item(), seed, reference))
-        return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 0.0)
+        return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error", "shortfall", "heading_drift"), 0.0)
 
     monkeypatch.setattr(training, "Evaluations", lambda page, skip: measure)
     task = page("train.stop_when=passed", "train.evaluate_every=2")
@@ -371,7 +372,7 @@ def test_half_a_training_until_it_passes_and_the_rest_are_the_whole(
 def test_the_time_of_evaluations_is_not_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(policy: Any, moved: Any, *, seed: int, reference: bool) -> dict[str, float]:
         time.sleep(0.5)
-        return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 100.0)
+        return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error", "shortfall", "heading_drift"), 100.0)
 
     monkeypatch.setattr(training, "Evaluations", lambda page, skip: measure)
     trainer = training.start(page("train.evaluate_every=1"), tmp_path / "run")

@@ -409,7 +409,7 @@ def test_ranks_pass_together_by_what_the_first_measures(ranks: Ranks, tmp_path: 
 
     def measure(policy: Player, moved: Any, *, seed: int, reference: bool) -> dict[str, float]:
         asked.append((threading.get_ident(), seed, reference))
-        return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error"), 0.0)
+        return dict.fromkeys(("fall_rate", "lin_vel_error", "ang_vel_error", "shortfall", "heading_drift"), 0.0)
 
     def judging(page: Page) -> Any:
         with READING:

@@ -30,7 +30,7 @@ class Robot:
         self.robot = SimpleNamespace(
             foot_names=("left", "right"),
             joint_names=("left_knee", "right_knee"),
-            foot_pairs=([0], [1]),
+            foot_pairs=(torch.tensor([0]), torch.tensor([1])),
             spec=SimpleNamespace(
                 base_height=HEIGHT,
                 mirror={"left": "right"},
