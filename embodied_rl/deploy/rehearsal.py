@@ -31,6 +31,7 @@ class _Notes:
 
     def __init__(self, score: Score) -> None:
         self._score, self.needs, self.failure = score, score.needs, score.failure
+        self.wants: tuple[str, ...] = ()  # another simulation may have no feet to look at
         self.figures, self.overrides, self.limits = score.figures, score.overrides, score.limits
         self.verdict, self.near = score.verdict, score.near
         self.start: Rehearsal = {}

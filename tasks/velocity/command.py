@@ -134,7 +134,7 @@ class velocity:  # noqa: N801  named as its entry on the page
         ahead, turn = self.command[:, :2], _LEVER**2 * self.command[:, 2]
         whole = ahead.square().sum(-1) + turn * self.command[:, 2]
         along = (ahead * env.robot.lin_vel_yaw).sum(-1) + turn * env.robot.yaw_rate
-        # to pay for all of a speed that swings to and fro in each stride would pay for more than is asked for
+        # to pay for all of a speed that swings in each stride would pay for more than is asked for
         share = (4.0 * along / whole.clamp(min=1e-6)).clamp(0.0, 1.0)
         share = torch.where(whole > 0.0, share, 1.0)
         self.walks.add_(min(env.step_dt / _WALKS_S, 1.0) * (share - self.walks))
