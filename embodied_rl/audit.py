@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page, override
-from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
-from embodied_rl.config.page import LEARNERS
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.cpu.team import one_thread
-from embodied_rl.learn.learner import learner_class
+from embodied_rl.learn.learner import numbers_of
 from embodied_rl.legs import Legs
 from embodied_rl.make_env import make
 from embodied_rl.mdp.curricula import Curricula, page_as_moved
@@ -146,7 +144,7 @@ def _as_it_ends(page: Page) -> Page:
     """Write into a page what its curricula move, as they end."""
     if not page.curriculum:
         return page
-    curricula = Curricula(page, LEARNER_NUMBERS if page.train.learner in LEARNERS else learner_class(page).numbers)
+    curricula = Curricula(page, numbers_of(page))
     curricula.advance({}, page.train.iterations)
     moved = curricula.state_dict()
     for name, entry in page.curriculum.items():  # what robots have to earn comes with no iteration

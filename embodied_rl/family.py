@@ -46,13 +46,18 @@ class Family:
         """Import score.py; the class in it."""
         return getattr(self._import("score"), self.score.name)
 
-    def demo(self) -> ModuleType | None:
-        """Import demo.py, where there is one."""
-        return self._import("demo") if (self.folder / "demo.py").is_file() else None
+    def part(self, name: str, protocol: type) -> Any:
+        """Import a file that a family may have, and check it; None where there is none.
 
-    def audit(self) -> ModuleType | None:
-        """Import audit.py, where there is one."""
-        return self._import("audit") if (self.folder / "audit.py").is_file() else None
+        Raises:
+            FamilyError: it cannot be imported, or lacks parts of the protocol.
+        """
+        path = self.folder / f"{name}.py"
+        if not path.is_file():
+            return None
+        module = self._import(name)
+        check_parts(module, protocol, path)
+        return module
 
     def deployment(self) -> Path | None:
         """Find deploy.py, where there is one: how a robot knows what policies of the family see, in NumPy alone."""

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from embodied_rl.config import Page, load, override
-from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
 from embodied_rl.config.page import LEARNERS, PhysicsSettings, PPOSettings, SceneSettings
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
-from embodied_rl.learn.learner import learner_class
+from embodied_rl.learn.learner import learner_class, numbers_of
 from embodied_rl.machine import total_memory
 from embodied_rl.make_env import make, make_scene, make_vector
 from embodied_rl.mdp.curricula import Curricula
@@ -74,7 +73,7 @@ def inspect(page: Page) -> Inspection:
         learner_class(page)
     _check_minibatches(page)
     if page.curriculum:
-        Curricula(page, LEARNER_NUMBERS if page.train.learner in LEARNERS else learner_class(page).numbers).advance({}, 0)
+        Curricula(page, numbers_of(page)).advance({}, 0)
     if page.env.source:
         env = make_vector(page, torch.arange(min(2, page.env.num_envs)))  # of two it is seen whether they are alike
         try:

@@ -20,6 +20,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import Part
 from embodied_rl.physics.kinematics import Frame, Kinematics
 from embodied_rl.scene import Scene
+from embodied_rl.scene.build import site_frame
 
 #: How far the two points beside a foot's site are from it [m], and how much their places matter against that of the site.
 _ARM, _TURN = 0.1, 0.1
@@ -157,7 +158,7 @@ class Legs:
     def _undersides(self, scene: Scene) -> Tensor:
         """Height of the lowest point of each foot in the default pose, above the base, (F,)."""
         device = self._qpos.device
-        sites = [_frame(scene.model, foot.site) for foot in self._robot.spec.feet]
+        sites = [site_frame(scene.model, foot.name, foot.site) for foot in self._robot.spec.feet]
         exact = Kinematics(scene.model, sites, device, orientation=True)
         qpos = self._qpos.clone()
         qpos[self._robot.qpos_index] = self._robot.default_joint_pos
@@ -184,18 +185,13 @@ def _chain(scene: Scene, site: str) -> list[int]:
     return found[::-1]
 
 
-def _frame(model: mujoco.MjModel, site: str) -> Frame:
-    found = model.site(site)
-    return Frame(site, int(found.bodyid[0]), np.array(found.pos), np.array(found.quat))
-
-
 def _frames(model: mujoco.MjModel, robot: Part, points: int) -> list[Frame]:
     """Make the points of the feet: each foot's site, and one beside it along each of two of its axes."""
     found = []
     for foot in robot.spec.feet:
-        site = _frame(model, foot.site)
+        site = site_frame(model, foot.name, foot.site)
         axes = np.zeros(9)
         mujoco.mju_quat2Mat(axes, site.quat)
         ends = [site.position, *(site.position + _ARM * axis for axis in axes.reshape(3, 3).T[:2])]
-        found += [Frame(foot.site, site.body, end, site.quat) for end in ends[:points]]
+        found += [Frame(foot.name, site.body, end, site.quat) for end in ends[:points]]
     return found

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
 
 from embodied_rl.config import Page
 from embodied_rl.errors import UserError
 from embodied_rl.learn.evaluate import SEEDS, evaluation_page
 from embodied_rl.mdp.score import score_of
-from embodied_rl.runs import LoadedRun, evaluate_policy
-
-log = logging.getLogger("embodied_rl")
+from embodied_rl.runs import LoadedRun, evaluate_policy, keep_figures
 
 Stresses = dict[str, list[str]]
 """Changes of the page that a policy is judged on, by the name of the stress."""
@@ -73,11 +69,7 @@ def stress(
         return found
     plain = loaded.evaluation(seed, reference)
     kept = plain.with_name(f"{plain.stem}.robustness.json")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({**figures, "stressed": found}, indent=2) + "\n")
-    except OSError as error:
-        log.warning("%s: the figures are not kept there (%s)", kept.parent, error.strerror)
+    if not keep_figures(kept, {**figures, "stressed": found}, kept.parent):
         return found
     print(kept)
     if page.patches:

@@ -94,12 +94,19 @@ def evaluate_run(
     result |= {"checkpoint": str(loaded.checkpoint), "env_steps": loaded.env_steps}
     if keep:
         path = loaded.evaluation(seed, reference)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            log.warning("%s: the figures are not kept there (%s)", path.parent.parent, error.strerror)
+        keep_figures(path, result, path.parent.parent)
     return Judged(result, limits, verdict)
+
+
+def keep_figures(path: Path, figures: dict[str, Any], place: Path) -> bool:
+    """Write figures as JSON; whether it could be done, which is warned of by the place."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+    except OSError as error:
+        log.warning("%s: the figures are not kept there (%s)", place, error.strerror)
+        return False
+    return True
 
 
 class Evaluations:

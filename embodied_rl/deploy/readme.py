@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embodied_rl import __version__
 from embodied_rl.config import Page
 from embodied_rl.deploy.golden import STATES
-
-_HELD = ("sdk_index", "position", "stiffness", "damping", "effort_limit")
 
 
 def readme(
@@ -64,7 +62,7 @@ Exported by embodied_rl {__version__}, trained at commit {contract["git_commit"]
 
 | joint | sdk_index | default [rad] | kp [N m/rad] | kd [N m s/rad] | effort limit [N m] |
 | --- | --- | --- | --- | --- | --- |
-{_joints(contract)}
+{_rows(contract["joints"], "default")}
 {_held(contract)}"""
 
 
@@ -91,21 +89,18 @@ def _sdk(contract: Mapping[str, Any]) -> str:
 def _held(contract: Mapping[str, Any]) -> str:
     if not contract["held"]:
         return ""
-    rows = [
-        f"| {' | '.join([one['name'], *('' if one[key] is None else f'{one[key]:g}' for key in _HELD)])} |"
-        for one in contract["held"]
-    ]
-    return """
+    return f"""
 ## Hold these where training had them
 
 The policy neither sees nor drives these joints: it balances the robot whose other joints are here. Elsewhere its centre of mass is elsewhere, too.
 
 | joint | sdk_index | position [rad] | kp [N m/rad] | kd [N m s/rad] | effort limit [N m] |
 | --- | --- | --- | --- | --- | --- |
-""" + "\n".join([*rows, ""])
+{_rows(contract["held"], "position")}
+"""
 
 
-def _joints(contract: Mapping[str, Any]) -> str:
-    keys = ("sdk_index", "default", "stiffness", "damping", "effort_limit")
-    rows = ([joint["name"], *("" if joint[key] is None else f"{joint[key]:g}" for key in keys)] for joint in contract["joints"])
+def _rows(joints: Sequence[Mapping[str, Any]], place: str) -> str:
+    keys = ("sdk_index", place, "stiffness", "damping", "effort_limit")
+    rows = ([joint["name"], *("" if joint[key] is None else f"{joint[key]:g}" for key in keys)] for joint in joints)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

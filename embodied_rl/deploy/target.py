@@ -234,32 +234,30 @@ def _put_motors(
         servos = [one for one in motors_of(model, name) if model.actuator_biasprm[one, 1] != 0.0]
         if any(model.actuator_biasprm[one, 2] == 0.0 for one in servos) and model.dof_damping[model.joint(name).dofadr[0]] > 0.0:
             damped.append(name)
-    for actuator in list(spec.actuators):
-        if actuator.target in names or actuator.name in names:
-            spec.delete(actuator)
     for joint in contract["joints"]:
-        motor = spec.add_actuator(PLAIN, name=joint["name"], target=joint["name"], trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        motor.set_to_position(kp=joint["stiffness"], kv=joint["damping"])
         (low, high), effort = limits[joint["name"]], joint["effort_limit"]
-        motor.forcelimited, motor.forcerange, motor.ctrllimited = True, (max(low, -effort), min(high, effort)), False
-        # whatever the file's defaults say of motors
-        motor.gear, motor.ctrlrange, motor.inheritrange = (1, 0, 0, 0, 0, 0), (0, 0), 0.0
-        motor.dyntype, motor.actlimited, motor.actrange, motor.actdim = mujoco.mjtDyn.mjDYN_NONE, False, (0, 0), -1
-        spec.joint(joint["name"]).actfrclimited = mujoco.mjtLimited.mjLIMITED_FALSE
+        _put_motor(spec, joint, max(low, -effort), min(high, effort))
     return damped
+
+
+def _put_motor(spec: mujoco.MjSpec, joint: Mapping[str, Any], low: float, high: float) -> None:
+    """Put a servo with the contract's gains in, in place of whatever motors a joint has; torques from low to high [N m]."""
+    for actuator in list(spec.actuators):
+        if joint["name"] in (actuator.target, actuator.name):
+            spec.delete(actuator)
+    motor = spec.add_actuator(PLAIN, name=joint["name"], target=joint["name"], trntype=mujoco.mjtTrn.mjTRN_JOINT)
+    motor.set_to_position(kp=joint["stiffness"], kv=joint["damping"])
+    motor.forcelimited, motor.forcerange, motor.ctrllimited = True, (low, high), False
+    # whatever the file's defaults say of motors
+    motor.gear, motor.ctrlrange, motor.inheritrange = (1, 0, 0, 0, 0, 0), (0, 0), 0.0
+    motor.dyntype, motor.actlimited, motor.actrange, motor.actdim = mujoco.mjtDyn.mjDYN_NONE, False, (0, 0), -1
+    spec.joint(joint["name"]).actfrclimited = mujoco.mjtLimited.mjLIMITED_FALSE
 
 
 def _hold(spec: mujoco.MjSpec, held: list[Mapping[str, Any]]) -> mujoco.MjSpec:
     """Put servos in that hold joints, in place of whatever motors they have."""
     for joint in held:
-        for actuator in list(spec.actuators):
-            if joint["name"] in (actuator.target, actuator.name):
-                spec.delete(actuator)
-        motor = spec.add_actuator(PLAIN, name=joint["name"], target=joint["name"], trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        motor.set_to_position(kp=joint["stiffness"], kv=joint["damping"])
-        motor.forcelimited, motor.forcerange = True, (-joint["effort_limit"], joint["effort_limit"])
-        motor.ctrllimited, motor.gear = False, (1, 0, 0, 0, 0, 0)
-        spec.joint(joint["name"]).actfrclimited = mujoco.mjtLimited.mjLIMITED_FALSE
+        _put_motor(spec, joint, -joint["effort_limit"], joint["effort_limit"])
     return spec
 
 

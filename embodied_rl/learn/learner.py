@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import nn
 
+from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
 from embodied_rl.config.page import LEARNERS, Page
 from embodied_rl.errors import UserError, in_short, last_in
 from embodied_rl.learn.policy import Policy
@@ -83,6 +84,15 @@ class Learner(Protocol):
     def load_state_dict(self, state: dict) -> None:
         """Take up what `state_dict` gave; RuntimeError where the networks have other shapes."""
         ...
+
+
+def numbers_of(page: Page) -> tuple[str, ...]:
+    """Give the numbers that the page's learner follows; ours, which takes long to import, is not imported for it.
+
+    Raises:
+        UserError: see `learner_class`.
+    """
+    return LEARNER_NUMBERS if page.train.learner in LEARNERS else learner_class(page).numbers
 
 
 def learner_class(page: Page) -> type[Learner]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 from embodied_rl.config import Page
-from embodied_rl.family import check_parts, load_family
+from embodied_rl.family import load_family
 from embodied_rl.mdp.score import Environment
 
 
@@ -49,8 +49,4 @@ def demo_of(page: Page) -> Demo | None:
     Raises:
         UserError: the family is broken; one line.
     """
-    family = load_family(page.task) if page.task else None
-    if family is None or (demo := family.demo()) is None:
-        return None
-    check_parts(demo, Demo, family.folder / "demo.py")
-    return cast("Demo", demo)
+    return load_family(page.task).part("demo", Demo) if page.task else None

@@ -83,6 +83,7 @@ class Part:
         self.footprint = torch.tensor(scene.footprint(), dtype=torch.float32, device=device)
         """Where the feet stand in the default pose, in the frame of the base's heading: their corners and middles [m], (P, 2)."""
         asked = {"foot_frames": scene.frames, "foot_orientation": scene.frame_orientation, "joint_torque": scene.joint_torque}
+        asked["foot_touchdown"] = scene.foot_touchdown
         self.measured = frozenset((*scene.sensors, *(need for need, there in asked.items() if there)))
         """What the engine measures, by the names that terms need it by; what nobody asked for would read as zeros."""
 
@@ -311,6 +312,12 @@ class PartState:
     def foot_quat_w(self) -> Tensor:
         """Orientations of the feet, wxyz, (N, F, 4); for terms that need `foot_orientation`.  *kinematic*"""
         return self._measured("foot_orientation").frame_quat
+
+    @once
+    def foot_left(self) -> Tensor:
+        """How far each foot lies to the left, across the base's heading [m], from one origin for all, (N, F).  *kinematic*"""
+        heading, position = self.heading[:, None], self.foot_pos_w
+        return torch.cos(heading) * position[..., 1] - torch.sin(heading) * position[..., 0]
 
     @once
     def foot_underside_w(self) -> Tensor:

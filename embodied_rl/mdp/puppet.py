@@ -6,12 +6,12 @@ Legend of the shapes: N envs, F feet, P points of a foot, its site the first of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.family import check_parts, load_family
+from embodied_rl.family import load_family
 from embodied_rl.mdp.moment import Moment
 from embodied_rl.mdp.score import Environment
 
@@ -65,8 +65,4 @@ def audit_of(page: Page) -> Audit | None:
     Raises:
         UserError: the family is broken; one line.
     """
-    family = load_family(page.task) if page.task else None
-    if family is None or (audit := family.audit()) is None:
-        return None
-    check_parts(audit, Audit, family.folder / "audit.py")
-    return cast("Audit", audit)
+    return load_family(page.task).part("audit", Audit) if page.task else None

@@ -75,7 +75,7 @@ class NativePhysics:
         frames = (self.frame_pos, self.frame_lin_vel, self.frame_quat)
         self._kinematics = compiler(Rowwise(self._kinematics, (self.qpos, self.qvel, *frames)))
         self._sensordata = _writable(self._batch.bind("sensordata")) if scene.sensors else None
-        self._sensor_slices = {name: where for name, where in scene.sensors.items() if name != "foot_touchdown"}
+        self._sensor_slices = scene.sensors
         self.sensors = {n: torch.zeros(num_envs, shape[0], *shape[2:]) for n, (_, shape) in scene.sensors.items()}
         self._touchdowns = touchdowns(scene, self.sensors)
         self._torque = _writable(self._batch.bind("actuator_force")) if scene.joint_torque else None

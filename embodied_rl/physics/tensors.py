@@ -64,8 +64,7 @@ class TensorPhysics(ABC):
             for name, tensor in state.items()
         }
         self._model_fields: dict[str, Tensor] = {}
-        self._slices = {name: where for name, where in scene.sensors.items() if name != "foot_touchdown"}
-        self._reads_torque = scene.joint_torque
+        self._slices, self._reads_torque = scene.sensors, scene.joint_torque
         self.sensors = {name: self._zeros(shape[0], *shape[2:]) for name, (_, shape) in scene.sensors.items()}
         self._touchdowns = touchdowns(scene, self.sensors)
         self.joint_torque = self._zeros(scene.model.nu)
@@ -319,11 +318,11 @@ class Touchdowns:
 
 
 def touchdowns(scene: Scene, sensors: dict[str, Tensor]) -> Touchdowns | None:
-    """Make what counts touchdowns, where they are asked for."""
-    if "foot_touchdown" not in scene.sensors:
+    """Make what counts touchdowns into an engine's sensors, where they are asked for."""
+    if not scene.foot_touchdown:
         return None
-    columns, shape = scene.sensors["foot_touchdown"]
-    return Touchdowns(columns, shape, sensors["foot_contact"], sensors["foot_touchdown"])
+    count = sensors["foot_touchdown"] = torch.zeros_like(sensors["foot_contact"])
+    return Touchdowns(*scene.sensors["foot_contact"], sensors["foot_contact"], count)
 
 
 def touches(values: Tensor) -> Tensor:

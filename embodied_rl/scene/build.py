@@ -89,6 +89,8 @@ class Scene:
     """Whether a term, or the undersides of the feet, need to know how the frames are turned."""
     joint_torque: bool
     """Whether a term reads the actuators' torques."""
+    foot_touchdown: bool
+    """Whether somebody reads how often the contacts of feet begin."""
     velocity_joints: frozenset[str]
     """Joints whose control is the velocity; that of the others is the position."""
     qpos_address: tuple[int, ...]
@@ -195,9 +197,10 @@ def build_scene(
         render_model=shown.compile(),
         terrain=terrain,
         sensors=sensors,
-        frames=tuple(_frame(model, foot.name, foot.site) for foot in feet),
+        frames=tuple(site_frame(model, foot.name, foot.site) for foot in feet),
         frame_orientation=turning,
         joint_torque="joint_torque" in needs,
+        foot_touchdown="foot_touchdown" in needs,
         velocity_joints=frozenset(name for name, kind in controls.items() if kind == "velocity"),
         qpos_address=tuple(int(joint.qposadr[0]) for joint in joints),
         qvel_address=tuple(int(joint.dofadr[0]) for joint in joints),
@@ -208,7 +211,8 @@ def build_scene(
     )
 
 
-def _frame(model: mujoco.MjModel, name: str, site: str) -> Frame:
+def site_frame(model: mujoco.MjModel, name: str, site: str) -> Frame:
+    """Make the frame of a site, under another name."""
     found = model.site(site)
     return Frame(name, int(found.bodyid[0]), np.array(found.pos), np.array(found.quat))
 
@@ -346,8 +350,6 @@ def _add_sensors(
         shape = (len(geoms), width)
         sensors[need] = (slice(columns, columns + int(np.prod(shape))), shape)
         columns += int(np.prod(shape))
-    if "foot_touchdown" in needs:
-        sensors["foot_touchdown"] = sensors["foot_contact"]  # engines count how often it begins
     return sensors
 
 
@@ -385,9 +387,7 @@ def whole_spec(
     spec = _with_looks(robot, physics, _checked(controls, robot), dry_friction)
     _fix_inertias(spec, robot)
     _let_collide(spec, robot, collisions, self_collision)
-    model = robot.compile(spec)
-    root = _root(model, robot)
-    spec.add_key(name="default", qpos=default_qpos(model, robot, None if root is None else root.qpos))
+    spec.add_key(name="default", qpos=_stance(robot.compile(spec), robot))
     return spec
 
 
@@ -401,8 +401,13 @@ def _let_collide(spec: mujoco.MjSpec, robot: RobotSpec, collisions: str, self_co
     if self_collision == "all":
         contacts.meet_itself(spec, bodies)
         model = robot.compile(spec.copy())
-        root = _root(model, robot)
-        contacts.exclude_touching(spec, model, default_qpos(model, robot, None if root is None else root.qpos))
+        contacts.exclude_touching(spec, model, _stance(model, robot))
+
+
+def _stance(model: mujoco.MjModel, robot: RobotSpec) -> np.ndarray:
+    """Find the pose that episodes start from in a compiled model, (nq,)."""
+    root = _root(model, robot)
+    return default_qpos(model, robot, None if root is None else root.qpos)
 
 
 def _with_looks(robot: RobotSpec, physics: PhysicsSettings, controls: Mapping[str, str], dry_friction: bool) -> mujoco.MjSpec:

@@ -16,6 +16,7 @@ GROUNDS = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD)
 WRAPPED = (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER)
 #: Masks are of 32 bits; the last is the sign of contype and conaffinity.
 _BITS = 31
+_NO_BIT = "scene.self_collision: the masks of the robot's geoms take every bit; take self_collision: file"
 #: A contact has friction from three dimensions on.
 _FRICTIONAL = 3
 #: How far a floor may be from z = 0 and be there [m].
@@ -46,14 +47,13 @@ def clear(spec: mujoco.MjSpec, robot: RobotSpec) -> None:
             spec.delete(exclude)
     deaf = [geom for geom in spec.geoms if geom.name in paired.union(robot.foot_geoms) and not collides(geom)]
     if deaf:
-        free = [bit for bit in range(_BITS) if not any((geom.contype | geom.conaffinity) >> bit & 1 for geom in spec.geoms)]
-        if not free:
-            raise UserError(
-                f"{robot.model_path}: geom {deaf[0].name!r} has no contype and no conaffinity, and those of others take every "
-                "bit; give it some"
-            )
+        bit = _free_bit(
+            spec,
+            f"{robot.model_path}: geom {deaf[0].name!r} has no contype and no conaffinity, and those of others take every bit; "
+            "give it some",
+        )
         for geom in deaf:
-            geom.conaffinity = 1 << free[0]  # nobody's but the ground's contype
+            geom.conaffinity = bit  # nobody's but the ground's contype
     if any(geom.name == "ground" for geom in spec.geoms):
         raise UserError(f"{robot.model_path}: a geom is named 'ground', as ours is; give it another name (in a URDF, its link)")
 
@@ -155,16 +155,16 @@ def exclude_touching(spec: mujoco.MjSpec, model: mujoco.MjModel, qpos: np.ndarra
             spec.add_exclude(bodyname1=model.body(one).name, bodyname2=model.body(other).name)
 
 
-def _free_bit(spec: mujoco.MjSpec) -> int:
+def _free_bit(spec: mujoco.MjSpec, otherwise: str = _NO_BIT) -> int:
     """Find a bit that no mask has.
 
     Raises:
-        UserError: every bit is taken.
+        UserError: every bit is taken; `otherwise`.
     """
     for bit in range(_BITS):
         if not any((geom.contype | geom.conaffinity) >> bit & 1 for geom in spec.geoms):
             return 1 << bit
-    raise UserError("scene.self_collision: the masks of the robot's geoms take every bit; take self_collision: file")
+    raise UserError(otherwise)
 
 
 def strip(spec: mujoco.MjSpec) -> None:

@@ -78,8 +78,7 @@ def _steps(env: Environment, moment: Moment, feet: Tensor, velocity: Tensor) -> 
     command = moment.command_term(velocity_command(env.page))
     stance, period = _of_page(env, "stance", _STANCE), 1.0 / float(command.gait_frequency)
     swing = (1.0 - stance) * period
-    phase = command.phase(moment)[:, None] + 2.0 * math.pi * moment.robot.gait_offset
-    cycle = torch.remainder(phase / (2.0 * math.pi), 1.0)[..., None]
+    cycle = command.cycle(moment)[..., None]
     standing = (cycle < stance) | (command.moving(moment) == 0.0)[:, None, None]
     place, way = torch.complex(feet[..., 0], feet[..., 1]), torch.complex(velocity[:, 0], velocity[:, 1])[:, None, None]
     turn = velocity[:, 2, None, None]

@@ -87,8 +87,8 @@ class velocity:  # noqa: N801  named as its entry on the page
         time_left = torch.where(fresh, held[:, 0], time_left)
         self.time_left.copy_(time_left)
         drawn = torch.cat([draw.between(r[0], r[1], 1) for r in self.ranges], dim=-1)
-        ahead = torch.cat((straight, straight), dim=-1)
-        drawn = torch.where(stands, 0.0, torch.cat((drawn[:, :1], torch.where(ahead, 0.0, drawn[:, 1:])), dim=-1))
+        drawn = torch.cat((drawn[:, :1], torch.where(straight, 0.0, drawn[:, 1:])), dim=-1)
+        drawn = torch.where(stands, 0.0, drawn)
         current = torch.where((fresh & ~self.held)[:, None], drawn, self.command)
         if self.heading:
             target = torch.where(fresh, draw.between(-math.pi, math.pi, 1)[:, 0], self.target)
@@ -109,7 +109,7 @@ class velocity:  # noqa: N801  named as its entry on the page
             turned = torch.cat((current[:, :2], (turn * moving)[:, None]), dim=-1)
             current = torch.where(self.held[:, None], current, turned)
             self.command.copy_(current)
-        self.still.copy_(torch.where(_walks(current), 0.0, self.still))
+        self.still.copy_(torch.where(asks_to_walk(current), 0.0, self.still))
 
     def hold(self, values: Sequence[float] | None) -> None:
         """Ask all robots for (vx, vy, wz) [m/s, m/s, rad/s] and nothing else from now on; None: draw again."""
@@ -120,11 +120,16 @@ class velocity:  # noqa: N801  named as its entry on the page
     def moving(self, env: Moment) -> Tensor:
         """1 where walking is asked for or was less than `settle_s` ago, 0 where standing is, (N,)."""
         settling = self.still < self.settle_s + 0.5 * env.step_dt
-        return (_walks(self.command) | settling & (torch.as_tensor(self.settle_s) > 0.0)).float()
+        return (asks_to_walk(self.command) | settling & (torch.as_tensor(self.settle_s) > 0.0)).float()
 
     def phase(self, env: Moment) -> Tensor:
         """Phase of the gait clock [rad], (N,)."""
         return (2.0 * math.pi * env.step_dt) * self.gait_frequency * env.episode_length
+
+    def cycle(self, env: Moment) -> Tensor:
+        """Where each foot is in its cycle of the gait, begun by its `gait_offset`, in [0, 1), (N, F)."""
+        offset = 2.0 * math.pi * env.robot.gait_offset
+        return torch.remainder((self.phase(env)[:, None] + offset) / (2.0 * math.pi), 1.0)
 
     def update(self, env: Moment) -> None:
         """Note who gets where it is asked to: min(1, 4 c . v / c . c), a mean over the last 0.4 s, exponentially weighted.
@@ -165,6 +170,6 @@ class velocity:  # noqa: N801  named as its entry on the page
         }
 
 
-def _walks(command: Tensor) -> Tensor:
+def asks_to_walk(command: Tensor) -> Tensor:
     """Whether commands (N, 3) ask for more than standing, bool (N,)."""
     return (command[:, :2].norm(dim=-1) > _STANDING) | (command[:, 2].abs() > _STANDING)

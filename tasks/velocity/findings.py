@@ -22,13 +22,10 @@ _TOLD = (
 def failures(figures: Mapping[str, float], limits: Mapping[str, float], shuffling: float) -> list[str]:
     """Name what keeps a policy from walking beside errors and falls."""
     said = []
-    bins = {name.removeprefix("reached/"): share for name, share in figures.items() if name.startswith("reached/")}
-    if figures.get("shortfall", 0.0) > limits.get("shortfall", 1.0) and bins:
-        worst = min(bins, key=lambda name: bins[name])
-        axis, _, edges = worst.partition("_")
-        low, high = edges.split("_to_")
-        asked = f"over {low} {_UNITS[axis]}" if high == "inf" else f"{low} to {high} {_UNITS[axis]}"
-        said.append(f"stands where it should walk ({bins[worst]:.2f} of what is asked for {_WORDS[axis]}, {asked})")
+    shares = _reached(figures)
+    if figures.get("shortfall", 0.0) > limits.get("shortfall", 1.0) and shares:
+        (axis, _, asked), share = min(shares.items(), key=lambda one: one[1])
+        said.append(f"stands where it should walk ({share:.2f} of what is asked for {_WORDS[axis]}, {asked} {_UNITS[axis]})")
     if figures.get("gait/shuffling", 0.0) > shuffling:
         said.append(f"shuffles ({figures['gait/shuffling']:.0%} of its feet's ways are on or near the ground)")
     if figures.get("heading_drift", 0.0) > limits.get("heading_drift", 10.0):
@@ -48,15 +45,25 @@ def remarks(figures: Mapping[str, float]) -> list[str]:
 
 def table(figures: Mapping[str, float]) -> list[str]:
     """Lay out achieved / commanded, a line for each direction and a column for each bin of speed."""
-    cells = {name.removeprefix("reached/"): share for name, share in figures.items() if name.startswith("reached/")}
-    bins = sorted({name.partition("_")[2] for name in cells}, key=lambda one: float(one.partition("_to_")[0]))
+    shares = _reached(figures)
+    bins = sorted({(low, title) for _, low, title in shares})
     if not bins:
         return []
-    titles = [f"over {one.partition('_to_')[0]}" if one.endswith("inf") else one.replace("_to_", " to ") for one in bins]
-    lines = [f"{'achieved / commanded':32s} " + " ".join(f"{title:>10s}" for title in titles)]
+    lines = [f"{'achieved / commanded':32s} " + " ".join(f"{title:>10s}" for _, title in bins)]
     for axis, word in _WORDS.items():
-        shares = [cells.get(f"{axis}_{one}") for one in bins]
-        if any(share is not None for share in shares):
-            row = " ".join(f"{'-' if share is None else f'{share:.2f}':>10s}" for share in shares)
-            lines.append(f"{f'  {word} [{_UNITS[axis]}]':32s} {row}")
+        row = [shares.get((axis, *one)) for one in bins]
+        if any(share is not None for share in row):
+            cells = " ".join(f"{'-' if share is None else f'{share:.2f}':>10s}" for share in row)
+            lines.append(f"{f'  {word} [{_UNITS[axis]}]':32s} {cells}")
     return lines
+
+
+def _reached(figures: Mapping[str, float]) -> dict[tuple[str, float, str], float]:
+    """Read achieved / commanded by axis and bin of speed: where it begins, and what it is called."""
+    found = {}
+    for name, share in figures.items():
+        if name.startswith("reached/"):
+            axis, _, edges = name.removeprefix("reached/").partition("_")
+            low, high = edges.split("_to_")
+            found[axis, float(low), f"over {low}" if high == "inf" else f"{low} to {high}"] = share
+    return found

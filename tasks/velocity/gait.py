@@ -147,9 +147,7 @@ class Gait:
         self._add("alternate", (other & known).sum(-1).float())
         now = torch.where(single, down_right.float(), torch.where(down_left, -1.0, self._last))
         self._last = torch.where(walking[:, None], now, -1.0)
-        heading = robot.heading[:, None]
-        across = torch.cos(heading) * robot.foot_pos_w[..., 1] - torch.sin(heading) * robot.foot_pos_w[..., 0]
-        apart = (across[:, left] - across[:, right]).amin(-1)
+        apart = (robot.foot_left[:, left] - robot.foot_left[:, right]).amin(-1)
         self._apart = torch.where(walking, torch.minimum(self._apart, apart), self._apart)
 
     def _left_right(self) -> dict[str, float]:

@@ -36,10 +36,6 @@ class Reach:
         self._drifts: list[Tensor] = []
         self._dt = env.step_dt
 
-    def asked_to_walk(self, asked: Tensor) -> Tensor:
-        """Say who is asked for more than standing, by commands (N, 3), bool (N,)."""
-        return (asked[:, :2].norm(dim=-1) > _EDGES[0]) | (asked[:, 2].abs() > _EDGES[0])
-
     def step(self, state: PartState, asked: Tensor, counted: Tensor) -> None:
         """Compare with the commands (N, 3) of those that are counted, bool (N,)."""
         has = torch.cat((state.lin_vel_yaw, state.yaw_rate[:, None]), dim=-1)

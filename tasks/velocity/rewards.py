@@ -62,7 +62,7 @@ def gait_phase(env: Moment, *, stance: Fraction = 0.55, gated: Fraction = 1.0, c
     pay that only who gets somewhere has.  Standing asks nothing of the feet: a robot told to stop at full speed has to step to
     keep its balance.
     """
-    stands = _cycle(env, command) < stance
+    stands = env.command_term(command).cycle(env) < stance
     kept = (stands == (env.robot.foot_contact > 0)).float().mean(-1)
     return _earned(env, command, kept, 1.0, gated)
 
@@ -83,7 +83,7 @@ def clocked_steps(
     swing min(1, h_f / (target sin(pi s) + 1 cm)) where it does not, s in [0, 1] of the swing, h the height of its underside [m].
     Unlike `gait_phase` it pays neither for feet that chatter nor for feet that slide.
     """
-    cycle, contact = _cycle(env, command), env.robot.foot_contact
+    cycle, contact = env.command_term(command).cycle(env), env.robot.foot_contact
     swing = ((cycle - stance) / (1.0 - stance)).clamp(min=0.0)
     planted = contact * torch.exp(-env.robot.foot_lin_vel_w[..., :2].square().sum(-1) / slip**2)
     lifted = (_heights(env) / (target * torch.sin(math.pi * swing) + 0.01)).clamp(0.0, 1.0) * (1.0 - contact)
@@ -103,16 +103,8 @@ def flat_feet(env: Moment) -> Tensor:
 @reward(needs=("foot_frames",))
 def feet_apart(env: Moment, *, minimum: Positive = 0.18) -> Tensor:
     """sum how much closer than `minimum` a left and a right foot are across the base's heading [m]."""
-    heading = env.robot.heading[:, None]
-    across = torch.cos(heading) * env.robot.foot_pos_w[..., 1] - torch.sin(heading) * env.robot.foot_pos_w[..., 0]
-    left, right = env.robot.foot_pairs
+    (left, right), across = env.robot.foot_pairs, env.robot.foot_left
     return (minimum - (across[:, left] - across[:, right])).clamp(min=0.0).sum(-1)  # of legs that have crossed it is below zero
-
-
-def _cycle(env: Moment, command: str) -> Tensor:
-    """Where each foot is in its cycle, in [0, 1), (N, F)."""
-    phase, offset = env.command_term(command).phase(env)[:, None], 2.0 * math.pi * env.robot.gait_offset
-    return torch.remainder((phase + offset) / (2.0 * math.pi), 1.0)
 
 
 def _heights(env: Moment) -> Tensor:

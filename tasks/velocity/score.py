@@ -11,6 +11,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.mdp.part import PartState
 from embodied_rl.mdp.score import Environment, SettledCommand, Verdict
 from embodied_rl.mdp.term import score
+from embodied_rl.tasks.velocity.command import asks_to_walk
 from embodied_rl.tasks.velocity.findings import failures, remarks, table
 from embodied_rl.tasks.velocity.gait import NEEDS, Gait
 from embodied_rl.tasks.velocity.reach import Reach
@@ -128,7 +129,7 @@ class Walk:
         self._distance = self._distance + (state.base_lin_vel_w[:, :2].norm(dim=-1) * going).sum() * env.step_dt
         self._reach.step(state, self._settled.asked, counted)
         if self._gait is not None:
-            walks = self._reach.asked_to_walk(self._settled.asked)
+            walks = asks_to_walk(self._settled.asked)
             self._gait.step(env, counted & walks, counted & ~walks)
         self._settled.next()
 

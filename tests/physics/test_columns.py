@@ -126,7 +126,9 @@ FIELDS = sorted({field for quantity in QUANTITIES.values() for field in quantity
 
 def _engine(name: str, model: mujoco.MjModel, rows: int = ROWS, compiler: Callable = identity, **settings: Any) -> Any:
     pytest.importorskip({"native": "mujoco", "warp": "mujoco_warp", "mjx": "mujoco.mjx"}[name])
-    scene: Any = SimpleNamespace(model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=True)
+    scene: Any = SimpleNamespace(
+        model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=True, foot_touchdown=False
+    )
     if name == "native":
         return NativePhysics(scene, rows, DECIMATION, 1)
     if name == "warp":

@@ -97,7 +97,9 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     model = mujoco.MjModel.from_xml_string(LEG.format(delay='nsample="4" delay="0.012"' if engine == "warp" else ""))
     frames = (Frame("paw", model.body("calf").id, np.array([0.0, 0.0, -0.2]), np.array([0.6, 0.0, 0.8, 0.0])),)
     sensors = {"foot_contact": (slice(0, 1), (1, 1))}
-    scene = SimpleNamespace(model=model, frames=frames, frame_orientation=True, sensors=sensors, joint_torque=True)
+    scene = SimpleNamespace(
+        model=model, frames=frames, frame_orientation=True, sensors=sensors, joint_torque=True, foot_touchdown=False
+    )
     yield Case(engine, scene)
     if engine == "mjx":
         jax.config.update("jax_disable_most_optimizations", False)  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -34,7 +34,7 @@ PLAIN = {"option": "", "flag": "warmstart", "motor": ""}
 
 def scene_of(**changes: str) -> Any:
     model = mujoco.MjModel.from_xml_string(MODEL.format(**PLAIN | changes))
-    return SimpleNamespace(model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=False)
+    return SimpleNamespace(model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=False, foot_touchdown=False)
 
 
 @pytest.mark.parametrize(

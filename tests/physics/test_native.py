@@ -545,7 +545,9 @@ def _raising_scene() -> SimpleNamespace:
                 <body pos="0 0 2"><freejoint/> {spheres} </body>
               </worldbody>
             </mujoco>""")
-        scene = SimpleNamespace(model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=False)
+        scene = SimpleNamespace(
+            model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=False, foot_touchdown=False
+        )
         physics = NativePhysics(scene, 1, DECIMATION, 1)  # pyright: ignore[reportArgumentType]
         physics.write(_everyone(physics), qpos=torch.tensor([[0.0, 0, 0.04, 1, 0, 0, 0]]))
         physics.step(torch.zeros(1, 0))

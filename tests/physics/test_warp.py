@@ -265,7 +265,7 @@ PLAIN = {"option": "", "flag": "energy"}
 
 def simple(**changes: str) -> Any:
     model = mujoco.MjModel.from_xml_string(SIMPLE.format(**PLAIN | changes))
-    return SimpleNamespace(model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=False)
+    return SimpleNamespace(model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=False, foot_touchdown=False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 
 from embodied_rl.robot import RobotSpec, load_robot
 
-REFLECT = np.array([1.0, -1.0, 1.0])
+from .conftest import REFLECT, posed, sites, with_motors
+
 #: How far above the sole the hull of a foot ends [m].
 CLEARANCE = 0.006
 
@@ -32,23 +33,10 @@ def reference() -> dict:
     return json.loads((Path(__file__).parent / "h1_reference.json").read_text())
 
 
-def _pose(robot: RobotSpec, model: mujoco.MjModel, joint_pos, height: float = 0.0) -> mujoco.MjData:
-    data = mujoco.MjData(model)
-    data.qpos[:7] = (0.0, 0.0, height, 1.0, 0.0, 0.0, 0.0)
-    for name, value in zip(robot.joint_names, joint_pos, strict=True):
-        data.joint(name).qpos[0] = value
-    mujoco.mj_forward(model, data)
-    return data
-
-
 def _with(robot: RobotSpec, **positions: float) -> list[float]:
     """The default pose but for these joints."""
     assert {*positions} <= {*robot.joint_names}
     return [positions.get(name, default) for name, default in zip(robot.joint_names, robot.default_joint_pos, strict=True)]
-
-
-def _feet(robot: RobotSpec, data: mujoco.MjData) -> np.ndarray:
-    return np.array([data.site(foot.site).xpos for foot in robot.feet])
 
 
 def _hands(robot: RobotSpec, data: mujoco.MjData) -> np.ndarray:
@@ -117,28 +105,20 @@ def test_feet_and_hands_at_random_poses_equal_the_reference(robot, model, refere
             np.testing.assert_allclose(model.geom(geom).pos, corner, atol=1e-6)
         np.testing.assert_allclose(model.site(foot.site).pos, expected["sole"], atol=1e-6)
     for index, pose in enumerate(reference["poses"]):
-        data = _pose(robot, model, pose)
-        np.testing.assert_allclose(_feet(robot, data), reference["foot_positions"][index], atol=1e-6)
+        data = posed(robot, model, pose)
+        np.testing.assert_allclose(sites(robot, data), reference["foot_positions"][index], atol=1e-6)
         np.testing.assert_allclose(_hands(robot, data), reference["hand_positions"][index], atol=1e-6)
 
 
 def test_mirrored_joints_put_feet_and_hands_in_mirrored_places(robot, model, reference):
     permutation, signs = robot.joint_mirror()
     for pose in np.array(reference["poses"][:20]):
-        data, mirrored = _pose(robot, model, pose), _pose(robot, model, np.array(signs) * pose[list(permutation)])
-        np.testing.assert_allclose(_feet(robot, mirrored), _feet(robot, data)[list(robot.foot_mirror())] * REFLECT, atol=1e-6)
+        data, mirrored = posed(robot, model, pose), posed(robot, model, np.array(signs) * pose[list(permutation)])
+        np.testing.assert_allclose(sites(robot, mirrored), sites(robot, data)[list(robot.foot_mirror())] * REFLECT, atol=1e-6)
         np.testing.assert_allclose(_hands(robot, mirrored), _hands(robot, data)[::-1] * REFLECT, atol=1e-6)
         for geom in robot.foot_geoms:
             partner = mirrored.geom(robot.mirrored_name(geom))
             np.testing.assert_allclose(partner.xpos, data.geom(geom).xpos * REFLECT, atol=1e-6)
-
-
-def test_the_default_pose_is_its_own_mirror_and_within_the_ranges(robot, model):
-    permutation, signs = robot.joint_mirror()
-    default = np.array(robot.default_joint_pos)
-    np.testing.assert_array_equal(np.array(signs) * default[list(permutation)], default)
-    low, high = np.array([model.joint(name).range for name in robot.joint_names]).T
-    assert ((low < default) & (default < high)).all()
 
 
 def test_groups_name_every_joint_once(robot):
@@ -149,13 +129,11 @@ def test_groups_name_every_joint_once(robot):
         assert sorted(name for part in parts for name in robot.groups[part]) == sorted(robot.joint_names)
 
 
-def test_feet_touch_the_ground_at_base_height(robot, model):
-    data = _pose(robot, model, robot.default_joint_pos, robot.base_height)
-    for geom in robot.foot_geoms:
-        assert abs(data.geom(geom).xpos[2] - model.geom(geom).size[0]) < 1e-3
+def test_soles_are_on_the_ground_at_base_height_below_the_centre_of_mass(robot, model):
+    data = posed(robot, model, robot.default_joint_pos, robot.base_height)
     for foot in robot.feet:
         assert abs(data.site(foot.site).xpos[2]) < 1e-3
-    middle = _feet(robot, data).mean(axis=0)
+    middle = sites(robot, data).mean(axis=0)
     assert np.linalg.norm((data.subtree_com[0] - middle)[:2]) < 0.015
 
 
@@ -173,36 +151,29 @@ def test_the_hull_of_a_foot_is_above_its_sole_however_it_is_turned(robot, model)
                 assert lowest - sole > CLEARANCE - 1e-9
 
 
-def test_pairs_touch_where_limbs_meet_and_not_in_the_default_pose(robot, model):
+def test_pairs_touch_where_limbs_meet_and_not_in_the_defaultposed(robot, model):
     assert model.npair == 14 and all(model.pair(index).name for index in range(model.npair))
-    data = _pose(robot, model, robot.default_joint_pos, robot.base_height)
+    data = posed(robot, model, robot.default_joint_pos, robot.base_height)
     ends = zip(model.pair_geom1.tolist(), model.pair_geom2.tolist(), strict=True)
     gaps = {model.pair(index).name: mujoco.mj_geomDistance(model, data, *pair, 1.0, None) for index, pair in enumerate(ends)}
     assert min(gaps.values()) > 0.05, gaps
     assert not _pairs(model, data) and not data.ncon  # nor is anything else of it in anything else: contype 0
     legs = {"feet", "shins", "left_foot_right_shin", "right_foot_left_shin"}
     inward = _with(robot, left_hip_roll_joint=-0.25, right_hip_roll_joint=0.25)
-    assert _pairs(model, _pose(robot, model, inward)) == legs
+    assert _pairs(model, posed(robot, model, inward)) == legs
     folded = {"left_elbow_joint": 0.2, "right_elbow_joint": 0.2}
     inward = _with(robot, left_shoulder_yaw_joint=-1.0, right_shoulder_yaw_joint=1.0, **folded)
-    assert _pairs(model, _pose(robot, model, inward)) == {"forearms", "left_forearm_torso", "right_forearm_torso"}
+    assert _pairs(model, posed(robot, model, inward)) == {"forearms", "left_forearm_torso", "right_forearm_torso"}
     raised = _with(robot, left_hip_pitch_joint=-1.2, left_elbow_joint=1.2, left_shoulder_pitch_joint=0.0)
-    assert _pairs(model, _pose(robot, model, raised)) == {"left_forearm_left_thigh"}
+    assert _pairs(model, posed(robot, model, raised)) == {"left_forearm_left_thigh"}
 
 
 def test_it_stands(robot):
     spec = robot.mjspec()
-    spec.option.timestep, spec.option.integrator = 0.005, mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-    ground = spec.worldbody.add_geom(name="ground", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1])
-    ground.contype, ground.conaffinity = 1, 0
-    motors = zip(robot.joint_names, robot.stiffness, robot.damping, robot.effort_limit, strict=True)
-    for name, stiffness, damping, limit in motors:
-        actuator = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        actuator.set_to_position(kp=stiffness, kv=damping)
-        actuator.forcerange = [-limit, limit]
-    model = spec.compile()
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    model = with_motors(robot, spec)
     for push in (0.0, 0.2, -0.2):  # [m/s]
-        data = _pose(robot, model, robot.default_joint_pos, robot.base_height)
+        data = posed(robot, model, robot.default_joint_pos, robot.base_height)
         data.ctrl[:] = robot.default_joint_pos
         data.qvel[0] = push
         heights = []
@@ -233,7 +204,7 @@ def test_the_model_is_drawn_with_primitives(robot, model):
 
 def test_its_looks_hang_together_and_are_as_high_as_the_robot(robot, model):
     # Every primitive meets another one, of its own link or of the next: nothing floats.
-    data = _pose(robot, model, robot.default_joint_pos, robot.base_height)
+    data = posed(robot, model, robot.default_joint_pos, robot.base_height)
     visuals = np.flatnonzero(model.geom_group == 2).tolist()
     near = {geom: {geom} for geom in visuals}
     for index, one in enumerate(visuals):
@@ -254,10 +225,3 @@ def test_its_looks_hang_together_and_are_as_high_as_the_robot(robot, model):
     low, high = (middles - reaches).min(axis=0), (middles + reaches).max(axis=0)
     assert abs(low[2]) < 2e-3 and 1.7 < high[2] < 1.8  # Unitree gives 1.8 m upright
     np.testing.assert_allclose(low[1], -high[1], atol=1e-3)
-
-
-def test_feet_decide_their_friction(robot, model):
-    for name in robot.foot_geoms:
-        geom = model.geom(name)
-        assert geom.priority[0] == 1 and geom.condim[0] == 3
-        np.testing.assert_allclose(geom.friction, (0.8, 0.02, 0.01))

@@ -14,8 +14,9 @@ import pytest
 
 from embodied_rl.robot import RobotSpec, load_robot
 
+from .conftest import REFLECT, posed, sites, with_motors
+
 FOLDER = Path(__file__).parent
-REFLECT = np.array([1.0, -1.0, 1.0])
 QUADRUPEDS, HUMANOIDS = ("a1", "anymal_c", "go1", "go2"), ("g1", "g1_legs")
 #: What is not the reference's, and what it is instead; the robots' README.md say why.
 DIFFERENT = {
@@ -53,6 +54,12 @@ def robot(request) -> RobotSpec:
     return load_robot(request.param)
 
 
+@pytest.fixture(params=[*QUADRUPEDS, *HUMANOIDS, "h1"])
+def any_robot(request) -> RobotSpec:
+    """Any, also the one whose own numbers are in test_h1.py."""
+    return load_robot(request.param)
+
+
 @pytest.fixture(params=HUMANOIDS)
 def humanoid(request) -> RobotSpec:
     return load_robot(request.param)
@@ -79,23 +86,10 @@ def _armature(motor: str) -> float:
     return number * (rotor * (first * second) ** 2 + middle * second**2 + last)
 
 
-def _pose(robot: RobotSpec, model: mujoco.MjModel, joint_pos, height: float = 0.0) -> mujoco.MjData:
-    data = mujoco.MjData(model)
-    data.qpos[:7] = (0.0, 0.0, height, 1.0, 0.0, 0.0, 0.0)
-    for name, value in zip(robot.joint_names, joint_pos, strict=True):
-        data.joint(name).qpos[0] = value
-    mujoco.mj_forward(model, data)
-    return data
-
-
 def _default(robot: RobotSpec, model: mujoco.MjModel, height: float = 0.0, **moved: float) -> mujoco.MjData:
     """The default pose, with some joints elsewhere."""
     pose = dict(zip(robot.joint_names, robot.default_joint_pos, strict=True)) | moved
-    return _pose(robot, model, pose.values(), height)
-
-
-def _feet(robot: RobotSpec, data: mujoco.MjData) -> np.ndarray:
-    return np.array([data.site(foot.site).xpos for foot in robot.feet])
+    return posed(robot, model, pose.values(), height)
 
 
 def test_bodies_equal_the_reference(robot, reference):
@@ -153,38 +147,38 @@ def test_feet_at_random_poses_equal_the_reference(robot, reference):
             np.testing.assert_allclose(model.geom(geom).size[0], expected["radius"], atol=1e-6)
             np.testing.assert_allclose(model.geom(geom).pos, place, atol=1e-6)
     for pose, expected in zip(_poses(robot, reference), reference["foot_positions"], strict=True):
-        data = _pose(robot, model, pose)
+        data = posed(robot, model, pose)
         spheres = np.array([[data.geom(geom).xpos for geom in foot.geoms] for foot in robot.feet])
         np.testing.assert_allclose(spheres, np.reshape(expected, spheres.shape), atol=1e-6)
-        np.testing.assert_allclose(_feet(robot, data), spheres.mean(axis=1), atol=1e-6)
+        np.testing.assert_allclose(sites(robot, data), spheres.mean(axis=1), atol=1e-6)
 
 
 def test_mirrored_joints_put_the_feet_in_mirrored_places(robot, reference):
     model = robot.mjspec().compile()
     permutation, signs = robot.joint_mirror()
     for pose in _poses(robot, reference)[:20]:
-        feet = _feet(robot, _pose(robot, model, pose))
-        mirrored = _feet(robot, _pose(robot, model, np.array(signs) * pose[list(permutation)]))
+        feet = sites(robot, posed(robot, model, pose))
+        mirrored = sites(robot, posed(robot, model, np.array(signs) * pose[list(permutation)]))
         np.testing.assert_allclose(mirrored, feet[list(robot.foot_mirror())] * REFLECT, atol=1e-9)
 
 
-def test_the_default_pose_is_its_own_mirror_and_within_the_ranges(robot):
-    permutation, signs = robot.joint_mirror()
-    default = np.array(robot.default_joint_pos)
+def test_the_default_pose_is_its_own_mirror_and_within_the_ranges(any_robot):
+    permutation, signs = any_robot.joint_mirror()
+    default = np.array(any_robot.default_joint_pos)
     np.testing.assert_array_equal(np.array(signs) * default[list(permutation)], default)
-    model = robot.mjspec().compile()
-    low, high = np.array([model.joint(name).range for name in robot.joint_names]).T
+    model = any_robot.mjspec().compile()
+    low, high = np.array([model.joint(name).range for name in any_robot.joint_names]).T
     assert ((low < default) & (default < high)).all()
 
 
-def test_feet_touch_the_ground_at_base_height(robot):
-    model = robot.mjspec().compile()
-    data = _default(robot, model, robot.base_height)
-    for geom in robot.foot_geoms:
+def test_feet_touch_the_ground_at_base_height(any_robot):
+    model = any_robot.mjspec().compile()
+    data = _default(any_robot, model, any_robot.base_height)
+    for geom in any_robot.foot_geoms:
         assert abs(data.geom(geom).xpos[2] - model.geom(geom).size[0]) < 1e-3
 
 
-def test_no_part_is_inside_another_at_the_default_pose(robot):
+def test_no_part_is_inside_another_at_the_defaultposed(robot):
     spec = robot.mjspec()
     for geom in spec.geoms:
         geom.contype = geom.conaffinity
@@ -194,28 +188,14 @@ def test_no_part_is_inside_another_at_the_default_pose(robot):
     if robot.name in HUMANOIDS:  # legs that cross meet, and the same check finds it
         assert _default(robot, model, left_hip_roll_joint=-0.3, right_hip_roll_joint=0.3).ncon
     else:  # so do front legs thrown back and rear ones forward, under the trunk
-        assert _pose(robot, model, [0.0, 1.4, 0.0] * 2 + [0.0, -1.4, 0.0] * 2).ncon
-
-
-def _with_motors(robot: RobotSpec) -> mujoco.MjModel:
-    spec = robot.mjspec()
-    spec.option.timestep = 0.005
-    ground = spec.worldbody.add_geom(name="ground", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1])
-    ground.contype, ground.conaffinity = 1, 0
-    for name, stiffness, damping, limit in zip(
-        robot.joint_names, robot.stiffness, robot.damping, robot.effort_limit, strict=True
-    ):
-        actuator = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        actuator.set_to_position(kp=stiffness, kv=damping)
-        actuator.forcerange = [-limit, limit]
-    return spec.compile()
+        assert posed(robot, model, [0.0, 1.4, 0.0] * 2 + [0.0, -1.4, 0.0] * 2).ncon
 
 
 def _balance(robot: RobotSpec, model: mujoco.MjModel, data: mujoco.MjData) -> None:
     """Keep a humanoid over its feet: ankles push where it is about to fall, the waist holds the torso upright."""
     mujoco.mj_subtreeVel(model, data)
     base = model.body(robot.base).id
-    height, middle = data.subtree_com[base, 2], _feet(robot, data)[:, 0].mean()
+    height, middle = data.subtree_com[base, 2], sites(robot, data)[:, 0].mean()
     falls_to = data.subtree_com[base, 0] + data.subtree_linvel[base, 0] * math.sqrt(height / 9.81)
     for name, default in zip(robot.joint_names, robot.default_joint_pos, strict=True):
         if name.endswith("ankle_pitch_joint"):
@@ -225,7 +205,7 @@ def _balance(robot: RobotSpec, model: mujoco.MjModel, data: mujoco.MjData) -> No
 
 
 def test_it_stands(robot):
-    model = _with_motors(robot)
+    model = with_motors(robot, robot.mjspec())
     data = _default(robot, model, robot.base_height)
     data.ctrl[:] = robot.default_joint_pos
     heights = []
@@ -243,7 +223,7 @@ def test_it_stands(robot):
 
 def test_a_humanoid_that_only_holds_its_pose_falls(humanoid):
     # Its ankles have 57 N m/rad, and would need more than m g h, 241, to hold it up without moving; see README.md.
-    model = _with_motors(humanoid)
+    model = with_motors(humanoid, humanoid.mjspec())
     data = _default(humanoid, model, humanoid.base_height)
     data.ctrl[:] = humanoid.default_joint_pos
     mujoco.mj_step(model, data, 200)
@@ -270,9 +250,9 @@ def test_the_model_is_drawn_with_primitives(robot):
     assert bool(bare.npair) == (robot.name in HUMANOIDS)
 
 
-def test_feet_decide_their_friction(robot):
-    model = robot.mjspec().compile()
-    for name in robot.foot_geoms:
+def test_feet_decide_their_friction(any_robot):
+    model = any_robot.mjspec().compile()
+    for name in any_robot.foot_geoms:
         geom = model.geom(name)
         assert geom.priority[0] == 1 and geom.condim[0] == 3
         np.testing.assert_allclose(geom.friction, (0.8, 0.02, 0.01))

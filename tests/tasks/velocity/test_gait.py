@@ -66,7 +66,7 @@ class Robot:
             foot_pos_w=torch.cat((place, height[:, None]), dim=-1)[None],
             foot_lin_vel_w=torch.cat((velocity, torch.zeros(2, 1)), dim=-1)[None],
             foot_underside_w=height[None],
-            heading=torch.zeros(1),
+            foot_left=place[None, :, 1],
             base_lin_vel_w=torch.tensor([[0.03, 0.04, 1.0]]),
             joint_vel=torch.tensor([[0.3, -0.4]]),
             joint_pos=self.joints,
