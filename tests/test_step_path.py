@@ -178,7 +178,7 @@ def test_a_step_reads_nothing_on_the_host(env: Env) -> None:
                 env.physics.write(one, qvel=blown)
             env.step(actions)
     with no_host_reads():  # what a page may ask of its engine that these do not
-        env.physics.step(torch.zeros(ROWS, 4, env.physics.model.nu))
+        env.physics.step(torch.zeros(ROWS, env.page.physics.decimation, env.physics.model.nu))
         env.physics.step(
             torch.zeros(ROWS, env.physics.model.nu),
             lambda physics, substep: physics.qpos[:, -physics.model.nu :] * (1.0 + substep),

@@ -60,7 +60,7 @@ def test_the_contract_is_complete(exported: Path) -> None:
         "base": "base",
         "base_height": 0.3235,
         "control_dt": 0.02,
-        "physics_dt": 0.005,
+        "physics_dt": 0.01,
         "held": [],
         "actions": [
             {

@@ -505,7 +505,7 @@ def test_few_robots_that_blow_up_are_counted_and_dumped(tmp_path: Path) -> None:
         dump = np.load(path, allow_pickle=False)
         assert dump["row"] == row
         assert dump["states"].ndim == 2 and np.isnan(dump["states"][-1]).any() and not np.isnan(dump["states"][0]).any()
-        assert dump["ctrl"].shape == (len(dump["states"]), 4, 12)
+        assert dump["ctrl"].shape == (len(dump["states"]), trainer.page.physics.decimation, 12)
 
 
 def test_many_robots_that_blow_up_end_the_run(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_every_action_is_tested_here():
 @pytest.mark.parametrize(
     ("latency", "message"),
     [
-        ("[6, 6]", "[6, 6] is not allowed: at most 4, physics.decimation: targets hold for one control step"),
+        ("[6, 6]", "[6, 6] is not allowed: at most 2, physics.decimation: targets hold for one control step"),
         ("[3, 1]", "[3, 1] is not allowed: low must be at most high"),
         ("[-2, 3]", "-2 is not allowed: at least 0"),
     ],

@@ -171,8 +171,8 @@ def test_a_command_that_is_none(source: str, said: str, tmp_path: Path) -> None:
     ("joints", "controls", "said"),
     [
         (13, "actions", "actions.mine: its joints are [0, 1, 2,"),
-        (12, "self.robot.default_joint_pos", "actions.mine.controls: returns float32 (16, 12) or (16, 4, 12), got float32 (12,)"),
-        (12, "None", "actions.mine.controls: returns float32 (16, 12) or (16, 4, 12), got None"),
+        (12, "self.robot.default_joint_pos", "actions.mine.controls: returns float32 (16, 12) or (16, 2, 12), got float32 (12,)"),
+        (12, "None", "actions.mine.controls: returns float32 (16, 12) or (16, 2, 12), got None"),
     ],
 )
 def test_an_action_that_is_none(joints: int, controls: str, said: str, tmp_path: Path) -> None:
