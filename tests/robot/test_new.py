@@ -218,6 +218,7 @@ def test_a_spider() -> None:
     page, reach = load("spider/spider_flat.yaml"), 0.21 / 0.78
     assert page.rewards["foot_clearance"].params["target"] == pytest.approx(0.08 * reach / 0.412, rel=5e-3)
     assert page.physics.dt == pytest.approx(0.005 * math.sqrt(reach / 0.412), abs=1e-4)
+    assert page.control_dt == pytest.approx(0.02 * math.sqrt(reach / 0.412), abs=4e-4)
     # a Go2's page asks for 6 and 10, and a foot deep in the ground can throw what they do not solve for
     assert (page.physics.iterations, page.physics.ls_iterations) == (10, 20)
     model = robot.mjspec().compile()
