@@ -161,7 +161,8 @@ def is_enough(record: Record, options: argparse.Namespace) -> bool:
 def described(page: Page, seed: int, overrides: list[str]) -> Record:
     """Say what is trained, and where."""
     record: Record = {"page": page.name, "robot": page.robot, "task": page.task, "seed": seed, "overrides": overrides}
-    there: Record = {"cores": os.cpu_count(), "processor": machine.processor()}
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # `taskset` gives fewer than all
+    there: Record = {"cores": own, "processor": machine.processor()}
     if torch.cuda.is_available() and device_of(page).type == "cuda":
         there["gpu"] = torch.cuda.get_device_name(device_of(page))
     record |= {"engine": page.physics.engine, "machine": there, "robots": page.env.num_envs, "iterations": page.train.iterations}
@@ -320,7 +321,7 @@ def untrained(page: Page) -> str:
 def on(record: Record) -> str:
     """Say on which machine."""
     there = record["machine"]
-    return f"{there['cores']} cores, {there['processor']}" + (f", {there['gpu']}" if "gpu" in there else "")
+    return f"{there['cores']} core{'' if there['cores'] == 1 else 's'}, {there['processor']}" + (f", {there['gpu']}" if "gpu" in there else "")
 
 
 def beside_limits(evaluation: Record) -> str:
