@@ -305,10 +305,10 @@ def _counter_faults(state: dict) -> Iterator[str]:
 
 
 def _wait_faults(wait: Any) -> Iterator[str]:
-    if not isinstance(wait, dict) or wait.keys() != {"until", "metrics"} or not isinstance(wait["metrics"], dict):
-        yield f"infos.wait: {_shown(wait)}, and until and metrics by name are needed"
+    if not isinstance(wait, dict) or wait.keys() != {"until", "metrics", "least"} or not isinstance(wait["metrics"], dict):
+        yield f"infos.wait: {_shown(wait)}, and until, least and metrics by name are needed"
         return
-    for name, value in {"until": wait["until"], **wait["metrics"]}.items():
+    for name, value in {"until": wait["until"], "least": wait["least"], **wait["metrics"]}.items():
         if _number(value) is None:
             yield f"infos.wait.{name}: {_shown(value)}, and only a number is possible"
 

@@ -74,6 +74,8 @@ class _Wait(NamedTuple):
     """The iteration from which on it is, whatever the metrics."""
     metrics: dict[str, float]
     """Or once none of these is above its value: almost as far below what they were as the figures must come down."""
+    least: int
+    """The iteration before which it is not: of figures that no metric of training tells of, halving takes `_EVERY`."""
 
 
 class Examiner:
@@ -165,15 +167,20 @@ class Examiner:
             return False
         if self._wait is None or iteration >= self._wait.until:
             return True
-        return all(metrics.get(name, value) <= value for name, value in self._wait.metrics.items())
+        return iteration >= self._wait.least and all(
+            metrics.get(name, value) <= value for name, value in self._wait.metrics.items()
+        )
 
     def _wait_after(self, iteration: int, metrics: dict[str, float], evaluation: Evaluation) -> _Wait | None:
-        """Take a figure to come down in proportion to the training's own metric of its name."""
+        """Take a figure to come down in proportion to the training's own metric of its name, without one by half at a time."""
         figures, limits = evaluation.figures, self._score.limits(False)
         # a figure of 0 comes down to nothing
-        above = [name for name, limit in limits.items() if figures[name] > max(limit, 0.0) and f"Metrics/{name}" in metrics]
-        scaled = {f"Metrics/{name}": metrics[f"Metrics/{name}"] * _SLACK * limits[name] / figures[name] for name in above}
-        return _Wait(iteration + _AT_MOST, scaled) if scaled else None
+        above = [name for name, limit in limits.items() if figures[name] > max(limit, 0.0)]
+        told = [name for name in above if f"Metrics/{name}" in metrics]
+        scaled = {f"Metrics/{name}": metrics[f"Metrics/{name}"] * _SLACK * limits[name] / figures[name] for name in told}
+        times = max((figures[name] / limits[name] for name in above if name not in told and limits[name] > 0.0), default=1.0)
+        least = iteration + _EVERY * int(min(math.log2(times), _AT_MOST / _EVERY)) if math.isfinite(times) else iteration
+        return _Wait(iteration + _AT_MOST, scaled, least) if scaled or least > iteration + _EVERY else None
 
     def _evaluate(self, policy: tuple[Player, Moved] | None, seed: int, *, reference: bool) -> Evaluation:
         """Evaluate on rank 0, where training physics pass in reference physics too if they are asked for; known to all."""
