@@ -171,7 +171,10 @@ DAMAGE = {
     "score": (at("infos", "score", value={"margin": 1.0}), "infos.score: {'margin': 1.0}, and figures by name, margin and"),
     "candidate": (at("infos", "candidate", value="x"), "infos.candidate: 'x', and only a number from 0 up is possible"),
     "wait": (at("infos", "wait", value=3), "infos.wait: 3, and until, least and metrics by name are needed"),
-    "wait's": (at("infos", "wait", value={"until": "x", "metrics": {}, "least": 0}), "infos.wait.until: 'x', and only a number is possible"),
+    "wait's": (
+        at("infos", "wait", value={"until": "x", "metrics": {}, "least": 0}),
+        "infos.wait.until: 'x', and only a number is possible",
+    ),
     "score text": (at("infos", "score", value="good"), "infos.score: 'good', and figures by name, margin and passed are needed"),
     "score's figure": (score(figures={"fall_rate": "low"}), "infos.score.figures.fall_rate: 'low', and only a number"),
     "score's margin": (score(margin=NAN), "infos.score.margin: nan, and only a number is possible"),
