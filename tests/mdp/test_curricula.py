@@ -29,12 +29,12 @@ RAMP = "{term: linear, parameter: commands.velocity.lin_vel_x, start: [-1.0, 1.0
 def page(folder: Path, body: str, *overrides: str) -> Page:
     """go2_flat with a curriculum `own` of this body."""
     (folder / "own_terms.py").write_text(OWN.format(body=body))
-    (folder / "ramps.yaml").write_text("extends: go2_flat.yaml\nterms: [own_terms.py]\ncurriculum:\n  own: {}\n")
+    (folder / "ramps.yaml").write_text("extends: go2_flat.yaml\nterms: [own_terms.py]\ncurriculum:\n  own: {}\n  gate: null\n")
     return load(str(folder / "ramps.yaml"), overrides)
 
 
 def ramp(*overrides: str) -> Curricula:
-    return Curricula(load("go2_flat", [f"curriculum.ramp={RAMP}", *overrides]))
+    return Curricula(load("go2_flat", ["curriculum.gate=null", f"curriculum.ramp={RAMP}", *overrides]))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_learners_numbers_go_to_the_learner_alone(tmp_path: Path) -> None:
     (tmp_path / "lines.py").write_text(LINES)
     rate = "{term: lines, parameter: ppo.learning_rate, at: [0, 439, 440, 900], values: [7.0e-4, 7.0e-4, 3.92e-4, 1.05e-4]}"
     bonus = "{term: linear, parameter: ppo.entropy_coef, start: [0.005], end: [0.001], iterations: [439, 440]}"
-    text = f"extends: go2_flat.yaml\nterms: [lines.py]\ncurriculum:\n  rate: {rate}\n  bonus: {bonus}\n  ramp: {RAMP}\n"
+    text = f"extends: go2_flat.yaml\nterms: [lines.py]\ncurriculum:\n  gate: null\n  rate: {rate}\n  bonus: {bonus}\n  ramp: {RAMP}\n"
     (tmp_path / "page.yaml").write_text(f"{text}ppo: {{schedule: constant, learning_rate: 7.0e-4, entropy_coef: 0.005}}\n")
     curricula = Curricula(load(str(tmp_path / "page.yaml")))
     found = {}
@@ -184,7 +184,7 @@ def test_a_state_is_taken_up_as_far_as_the_page_goes_with_it() -> None:
     again.load_state_dict(state, 4)
     assert again.numbers[RANGE].tolist() == [-1.5, 2.0]
     # the curriculum is gone: the page's own number holds
-    gone = Curricula(load("go2_flat"))
+    gone = Curricula(load("go2_flat", ["curriculum=null"]))
     gone.load_state_dict(state, 4)
     assert gone.numbers == {} and gone.params[RANGE].tolist() == [-1.0, 1.0]
     # the state does not know it: it begins where the run is
