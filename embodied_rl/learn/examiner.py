@@ -25,6 +25,8 @@ _EVERY = 10
 #: After a failed evaluation the next one waits until its figures are expected within so many times the limits, or for so
 #: many iterations, however little the training's own metrics have moved.
 _SLACK, _AT_MOST = 1.2, 50
+#: Iterations in which a figure halves: an error that a metric of training tells of too, and one that none does (falls).
+_ERROR_HALVES, _OTHERS_HALVE = 40, 10
 
 
 class Measure(Protocol):
@@ -75,7 +77,7 @@ class _Wait(NamedTuple):
     metrics: dict[str, float]
     """Or once none of these is above its value: almost as far below what they were as the figures must come down."""
     least: int
-    """The iteration before which it is not: of figures that no metric of training tells of, halving takes `_EVERY`."""
+    """The iteration before which it is not."""
 
 
 class Examiner:
@@ -178,9 +180,13 @@ class Examiner:
         above = [name for name, limit in limits.items() if figures[name] > max(limit, 0.0)]
         told = [name for name in above if f"Metrics/{name}" in metrics]
         scaled = {f"Metrics/{name}": metrics[f"Metrics/{name}"] * _SLACK * limits[name] / figures[name] for name in told}
-        times = max((figures[name] / limits[name] for name in above if name not in told and limits[name] > 0.0), default=1.0)
-        least = iteration + _EVERY * int(min(math.log2(times), _AT_MOST / _EVERY)) if math.isfinite(times) else iteration
-        return _Wait(iteration + _AT_MOST, scaled, least) if scaled or least > iteration + _EVERY else None
+
+        def halved(names: list[str], halving: int) -> int:
+            times = max((figures[name] / limits[name] for name in names if limits[name] > 0.0), default=1.0)
+            return iteration + round(min(halving * math.log2(times), _AT_MOST) / _EVERY) * _EVERY
+
+        least = halved([name for name in above if name not in told], _OTHERS_HALVE)
+        return _Wait(max(halved(told, _ERROR_HALVES), least), scaled, least) if above else None
 
     def _evaluate(self, policy: tuple[Player, Moved] | None, seed: int, *, reference: bool) -> Evaluation:
         """Evaluate on rank 0, where training physics pass in reference physics too if they are asked for; known to all."""
