@@ -69,7 +69,8 @@ def test_the_learners_numbers_go_to_the_learner_alone(tmp_path: Path) -> None:
     (tmp_path / "lines.py").write_text(LINES)
     rate = "{term: lines, parameter: ppo.learning_rate, at: [0, 439, 440, 900], values: [7.0e-4, 7.0e-4, 3.92e-4, 1.05e-4]}"
     bonus = "{term: linear, parameter: ppo.entropy_coef, start: [0.005], end: [0.001], iterations: [439, 440]}"
-    text = f"extends: go2_flat.yaml\nterms: [lines.py]\ncurriculum:\n  gate: null\n  rate: {rate}\n  bonus: {bonus}\n  ramp: {RAMP}\n"
+    ramps = f"  gate: null\n  rate: {rate}\n  bonus: {bonus}\n  ramp: {RAMP}\n"
+    text = f"extends: go2_flat.yaml\nterms: [lines.py]\ncurriculum:\n{ramps}"
     (tmp_path / "page.yaml").write_text(f"{text}ppo: {{schedule: constant, learning_rate: 7.0e-4, entropy_coef: 0.005}}\n")
     curricula = Curricula(load(str(tmp_path / "page.yaml")))
     found = {}
