@@ -74,6 +74,7 @@ name: ramps
 terms: [own_terms.py]
 observations: {{actor: {{joint_pos: {{noise: {{hips: 0.1, thighs: 0.2, calves: 0.3}}}}}}}}
 curriculum:
+  gate: null
   own: {{}}
   reach: {{term: linear, parameter: actions.joint_position.scale, start: [0.5], end: [0.9], iterations: [0, 2]}}
   noise: {{term: linear, parameter: observations.actor.joint_pos.noise, start: {[0.0] * 12}, end: {[0.01 * j for j in range(12)]},

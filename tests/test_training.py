@@ -45,7 +45,7 @@ def test_what_is_not_installed_is_said_before_a_run_begins(
 
 
 def test_overrides_of_a_resume_stay_with_the_run(tmp_path: Path):
-    small = ["env.compile=false", "env.num_envs=8", "train.steps=4", "ppo.schedule=constant"]
+    small = ["env.compile=false", "env.num_envs=8", "train.steps=4", "ppo.schedule=constant", "curriculum=null"]
     trainer = training.start(load("go2_flat", small), tmp_path / "run")
     assert len(list(trainer.train(1))) == 1
     resumed = training.resume(str(tmp_path / "run"), "go2_flat", ["ppo.learning_rate=1e-4", "rewards.pose.weight=0.25"])

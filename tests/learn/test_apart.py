@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 @functools.cache
 def page(*overrides: str) -> Page:
-    return load("go2_flat", [*SMALL, *overrides])
+    return load("go2_flat", [*SMALL, "curriculum=null", *overrides])
 
 
 def robots(settings: Page) -> LocalCollector:

@@ -189,7 +189,12 @@ def test_curricula_reach_the_learner(tmp_path: Path) -> None:
     own = training.start(page("ppo.entropy_coef=0.5"), tmp_path / "own")
     assert train(still, 2) == train(own, 2) and same(weights(still), weights(own))
 
-    moving = ramp("bonus", "entropy_coef", 0.5, 0.0), ramp("rate", "learning_rate", 1e-3, 0.0), "ppo.schedule=constant"
+    moving = (
+        ramp("bonus", "entropy_coef", 0.5, 0.0),
+        ramp("rate", "learning_rate", 1e-3, 0.0),
+        "ppo.schedule=constant",
+        "curriculum.gate=null",
+    )
     whole = training.start(page(*moving), tmp_path / "whole")
     given, collect = [], whole.collector.collect
     whole.collector.collect = lambda *arguments: given.append(arguments[2]) or collect(*arguments)  # pyright: ignore
