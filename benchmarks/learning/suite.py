@@ -321,9 +321,8 @@ def untrained(page: Page) -> str:
 def on(record: Record) -> str:
     """Say on which machine."""
     there = record["machine"]
-    return f"{there['cores']} core{'' if there['cores'] == 1 else 's'}, {there['processor']}" + (
-        f", {there['gpu']}" if "gpu" in there else ""
-    )
+    cores = "1 core" if there["cores"] == 1 else f"{there['cores']} cores"
+    return ", ".join((cores, there["processor"], *([there["gpu"]] if "gpu" in there else [])))
 
 
 def beside_limits(evaluation: Record) -> str:

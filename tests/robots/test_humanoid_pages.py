@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import mujoco
 import numpy as np
 import pytest
 
 from embodied_rl.config import config_names, load
 from embodied_rl.robot import RobotSpec, load_robot
+
+from .conftest import posed
 
 PAGES = ("g1_flat", "g1_legs_flat", "g1_legs_rough", "h1_flat")
 
@@ -15,13 +16,13 @@ PAGES = ("g1_flat", "g1_legs_flat", "g1_legs_rough", "h1_flat")
 def _kneeling(robot: RobotSpec) -> float:
     """How high the base is over the lowest point of a robot whose hips are straight and whose knees are folded [m]."""
     model = robot.mjspec().compile()
-    data = mujoco.MjData(model)
-    data.qpos[3] = 1.0
-    for name, default in zip(robot.joint_names, robot.default_joint_pos, strict=True):
-        joint = model.joint(name)
-        folded = joint.range[1] if "knee" in name else 0.0 if "hip" in name else default
-        data.joint(name).qpos[0] = joint.range[1] if "ankle" in name and "roll" not in name else folded
-    mujoco.mj_forward(model, data)
+
+    def folded(name: str, default: float) -> float:
+        if "knee" in name or ("ankle" in name and "roll" not in name):
+            return model.joint(name).range[1]
+        return 0.0 if "hip" in name else default
+
+    data = posed(robot, model, map(folded, robot.joint_names, robot.default_joint_pos))
     collides = (model.geom_contype > 0) | (model.geom_conaffinity > 0)
     down = np.abs(data.geom_xmat[:, 6:])
     middle = data.geom_xpos[:, 2] + (data.geom_xmat[:, 6:] * model.geom_aabb[:, :3]).sum(1)
