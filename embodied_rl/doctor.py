@@ -98,7 +98,7 @@ def _python() -> Check:
 
 
 def _machine() -> Check:
-    return Check("machine", True, f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    return Check("machine", True, f"{platform.system()} {platform.machine()}, {machine.cores()} cores")
 
 
 def _torch() -> list[Check]:

@@ -26,6 +26,11 @@ GL_REMEDY = "apt-get install libegl1 libgl1-mesa-dri" if sys.platform == "linux"
 _RENDER = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 16, 16).render()"
 
 
+def cores() -> int:
+    """Count the cores that this process may use: `taskset`, a batch system or a container may give it fewer than all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpp_error() -> str | None:
     """Why torch.compile cannot build its CPU kernels here, in one line; None where it can.
 

@@ -18,7 +18,7 @@ from embodied_rl.errors import UserError, install_hint
 from embodied_rl.inspection import inspect, warnings_of
 from embodied_rl.learn import checkpoint
 from embodied_rl.learn.apart import ApartCollector, OverlapCollector
-from embodied_rl.learn.cpu.team import cores
+from embodied_rl.learn.cpu.team import own_cores
 from embodied_rl.learn.evaluate import FIRST_SEED
 from embodied_rl.learn.examiner import Examiner
 from embodied_rl.learn.learner import Learner, learner_class, make_learner
@@ -254,7 +254,7 @@ def _own_page(page: Page, group: Group, scope: Scope) -> Page:
     if robots.type == "cuda":
         changes.append(f"physics.device={device}")
     if page.physics.num_threads == 0 and group.local_size > 1 and not page.pool.has_processes:
-        changes.append(f"physics.num_threads={cores()}")
+        changes.append(f"physics.num_threads={own_cores()}")
     return override(page, changes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,26 @@ from types import ModuleType
 import pytest
 
 from embodied_rl import machine
+from embodied_rl.config.page import PhysicsSettings
+from embodied_rl.physics.native import NativePhysics
+from embodied_rl.robot import load_robot
+from embodied_rl.scene import build_scene
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process")
+def test_a_pinned_process_counts_its_own_cores_and_starts_as_many_threads() -> None:
+    """MuJoCo and EnvPool, told 0, take one thread for each core of the machine, which then wait for each other on one."""
+    before, core = os.sched_getaffinity(0), min(os.sched_getaffinity(0))
+    scene = build_scene(load_robot("go2"), collisions="feet", physics=PhysicsSettings())
+    try:
+        os.sched_setaffinity(0, {core})
+        assert machine.cores() == 1
+        threads = len(os.listdir("/proc/self/task"))
+        physics = NativePhysics(scene, 2, 1)
+        assert len(os.listdir("/proc/self/task")) == threads, "the calling thread is the only one"
+        del physics
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="triton has its own compiler there")

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from embodied_rl import make_env, runs, training
+from embodied_rl import machine, make_env, runs, training
 from embodied_rl.config import Page, load
 from embodied_rl.errors import UserError
 from embodied_rl.learn.ppo import PPO
@@ -120,7 +119,7 @@ def second_of_two(page: Page, monkeypatch: pytest.MonkeyPatch) -> tuple[Page, ra
     monkeypatch.setattr(training, "make_vector", made)
     monkeypatch.setattr(training, "_make_pooled", made)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     group = Group()

@@ -16,7 +16,6 @@ import argparse
 import gc
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -161,8 +160,7 @@ def is_enough(record: Record, options: argparse.Namespace) -> bool:
 def described(page: Page, seed: int, overrides: list[str]) -> Record:
     """Say what is trained, and where."""
     record: Record = {"page": page.name, "robot": page.robot, "task": page.task, "seed": seed, "overrides": overrides}
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # `taskset` gives fewer than all
-    there: Record = {"cores": own, "processor": machine.processor()}
+    there: Record = {"cores": machine.cores(), "processor": machine.processor()}
     if torch.cuda.is_available() and device_of(page).type == "cuda":
         there["gpu"] = torch.cuda.get_device_name(device_of(page))
     record |= {"engine": page.physics.engine, "machine": there, "robots": page.env.num_envs, "iterations": page.train.iterations}

@@ -13,7 +13,6 @@ import argparse
 import copy
 import datetime
 import json
-import os
 import platform
 from collections import Counter
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_rl import machine
 from embodied_rl.config import load as load_page
 from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.physics.native import NativePhysics
@@ -337,7 +337,7 @@ def _feet(scene: Scene, data: mujoco.MjData) -> np.ndarray:
 
 
 def _machine(device: str) -> str:
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores of {platform.machine()}"
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{machine.cores()} cores of {platform.machine()}"
     packages = [name for name in ("mujoco", "mujoco-warp", "warp-lang", "mujoco-mjx", "jax", "torch") if _version(name)]
     return f"{where}, " + ", ".join(f"{name} {_version(name)}" for name in packages)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 
 import torch
 
+from embodied_rl import machine
 from embodied_rl.config import Page, override
 from embodied_rl.learn.models import build_actor, policy_of
 from embodied_rl.learn.rollout import LocalCollector
@@ -35,7 +35,7 @@ def bench_pool(page: Page) -> dict[str, float]:
     if page.pool.workers is None:
         page = override(page, ["pool.workers=1"])
     if page.physics.num_threads == 0 and not page.env.source:
-        page = override(page, [f"physics.num_threads={(os.cpu_count() or 1) // max(1, page.pool.workers or 1)}"])
+        page = override(page, [f"physics.num_threads={machine.cores() // max(1, page.pool.workers or 1)}"])
     seed, steps, ids = page.env.seed, page.train.steps, torch.arange(page.env.num_envs)
     alone = page if page.env.source else override(page, ["pool.workers=null", "physics.num_threads=0"])
     env = make_vector(alone, ids)

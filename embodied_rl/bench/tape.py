@@ -12,6 +12,7 @@ import torch
 from mujoco import batch as mujoco_batch
 from torch import Tensor
 
+from embodied_rl import machine
 from embodied_rl.cuda_graph import WARMUP, CudaGraph
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
@@ -166,7 +167,7 @@ class BatchAlone:
     """
 
     def __init__(self, model: mujoco.MjModel, env: Env, tape: Tape, bound: Iterable[str] = ()) -> None:
-        self._batch = mujoco_batch.Batch(model, env.num_envs, env.page.physics.num_threads)
+        self._batch = mujoco_batch.Batch(model, env.num_envs, env.page.physics.num_threads or machine.cores())
         for output in bound:
             self._batch.bind(output)
         self.qpos, self.qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))

@@ -16,7 +16,7 @@ from torch import Tensor
 from embodied_rl import random
 from embodied_rl.blocks import Rowwise
 from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
-from embodied_rl.learn.cpu.team import cores, one_thread
+from embodied_rl.learn.cpu.team import one_thread, own_cores
 from embodied_rl.learn.policy import Memory, Policy
 from embodied_rl.vector_env import ActionSpace, Obs, VectorEnv
 
@@ -186,7 +186,7 @@ class LocalCollector:
         env, restored = self._env, self._memory if self._policy is None else ()
         self._policy = policy
         # the cores are free while the policy thinks, but a pool's workers share them
-        self._network = FrozenPerceptron(policy.network, helpers=cores() - 1 if self._chunk is None else 0)
+        self._network = FrozenPerceptron(policy.network, helpers=own_cores() - 1 if self._chunk is None else 0)
         self._memory = policy.start(env.num_envs, env.device)
         for part, value in zip(self._memory, restored, strict=bool(restored)):
             part.copy_(value)

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import torch
 
-from embodied_rl import paths
+from embodied_rl import machine, paths
 from embodied_rl.config import Page, config_names, load
 from embodied_rl.config.page import ROBOT_SECTIONS
 from embodied_rl.errors import UserError
@@ -354,7 +354,7 @@ def _environment() -> str:
         f"platform {platform.platform()}",
         *lines,
     ]
-    lines += [f"cores {os.cpu_count()}", f"torch threads {torch.get_num_threads()}"]
+    lines += [f"cores {machine.cores()}", f"torch threads {torch.get_num_threads()}"]
     lines += [f"device {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "device cpu"]
     return "\n".join([*lines, "", "git commit: " + (git("rev-parse", "HEAD") or "none"), git("diff", "HEAD")]) + "\n"
 

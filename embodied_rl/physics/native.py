@@ -16,6 +16,7 @@ import torch
 from mujoco import batch as mujoco_batch
 from torch import Tensor
 
+from embodied_rl import machine
 from embodied_rl.blocks import Rowwise
 from embodied_rl.errors import UserError
 from embodied_rl.physics.field_contacts import smooth_fields
@@ -44,7 +45,7 @@ class NativePhysics:
         scene: the model, the meaning of its sensors, and the frames to track.
         num_envs: how many simulations.
         decimation: substeps in a control step.
-        num_threads: physics threads; 0 takes every core.
+        num_threads: physics threads; 0 takes every core that this process may use.
         compiler: wraps the kinematics, `torch.compile` or the identity.
     """
 
@@ -58,7 +59,7 @@ class NativePhysics:
             smooth_fields()
         # MuJoCo prints each blow-up to the terminal and a log file; they are counted and dumped here instead.
         mujoco.set_mju_user_warning(lambda message: None)
-        self._batch: Any = mujoco_batch.Batch(scene.model, num_envs, num_threads)
+        self._batch: Any = mujoco_batch.Batch(scene.model, num_envs, num_threads or machine.cores())
         self._decimation = decimation
         self._rows = self._batch.state
         self._clean = self._rows[:1].copy()  # a row as mj_resetData leaves it

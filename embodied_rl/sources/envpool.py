@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from embodied_rl import machine
 from embodied_rl.errors import install_hint
 from embodied_rl.problems import did_you_mean
 from embodied_rl.sources.batch import Outcome, SourceError
@@ -21,7 +22,7 @@ class EnvPoolBatch:
     Args:
         name: EnvPool's name of the task.
         seeds: one for each environment, below 2^31.
-        num_threads: threads that step them; 0 takes every core.
+        num_threads: threads that step them; 0 takes every core that this process may use.
         groups: see `ObservationMap`.
         options: keyword arguments of `envpool.make`.
 
@@ -50,7 +51,7 @@ class EnvPoolBatch:
                 name,
                 env_type="gymnasium",
                 num_envs=len(seeds),
-                num_threads=num_threads,
+                num_threads=num_threads or machine.cores(),
                 seed=[int(seed) for seed in seeds],
                 **options,
             )

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -14,6 +13,7 @@ import torch
 from rsl_rl.models import MLPModel
 from torch import Tensor
 
+from embodied_rl import machine
 from embodied_rl.config import page as pages
 from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
 from embodied_rl.errors import UserError
@@ -509,7 +509,7 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(gradient_steps, "_PART", 10)  # 24 rows of a minibatch: three parts
     results = []
     for cores in (1, 3):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
         made = learner(settings(num_mini_batches=2))
         made.update(drive(made.actor), 0)
         results.append(weights(made))

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from embodied_rl import machine
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -22,7 +24,7 @@ class Team:
     """
 
     def __init__(self) -> None:
-        others = cores() - 1
+        others = own_cores() - 1
         self._pool = ThreadPoolExecutor(others, "embodied_rl", alone) if others else None
         self._others = others
 
@@ -49,9 +51,9 @@ class Team:
         return results
 
 
-def cores() -> int:
-    """Count this process's share of the machine's cores, where torchrun has started several."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+def own_cores() -> int:
+    """Count this process's share of the cores that it may use, where torchrun has started several on them."""
+    return max(1, machine.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextmanager

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-import os
 import threading
 import time
 
 import pytest
 import torch
 
-from embodied_rl.learn.cpu.team import Team, cores
+from embodied_rl import machine
+from embodied_rl.learn.cpu.team import Team, own_cores
 
 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> Team:
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(machine, "cores", lambda: 3)
     return Team()
 
 
@@ -59,7 +59,7 @@ def test_gradients_are_on_where_the_caller_has_them_on(three: Team) -> None:
 
 
 def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
     for ranks, expected in (("1", 8), ("3", 2), ("16", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-        assert cores() == expected
+        assert own_cores() == expected
