@@ -146,7 +146,7 @@ def test_what_needs_no_torch_imports_none() -> None:
         (["train", "go2_flat", "--resume", "latest", "--run-dir", "x"], "leave out one of --resume and --run-dir"),
         (["eval"], "latest: no run under "),
         (["eval", "runs/x"], "runs/x: no run here"),
-        (["play", "go2_stand"], "latest: no run of go2_stand under"),
+        (["play", "pool_ant"], "latest: no run of pool_ant under"),  # no task judges it, and no policy of it ships
         (["train", "folder"], "folder: a folder, not a page; in it: page.yaml"),
         (["train", "dog.urdf"], "dog.urdf: a robot's file, not a page; make one of it: embodied-rl new robot dog.urdf"),
         (["export", "runs/x"], "runs/x: no run here"),
