@@ -32,7 +32,7 @@ from embodied_rl.waiting import Waiting
 log = logging.getLogger("embodied_rl")
 
 #: What a page says of what its policy sees and moves.
-_POLICYS = ("task", "robot", "scene.", "physics.dt", "physics.decimation", "actions.", "observations.actor.", "commands.")
+POLICY_KEYS = ("task", "robot", "scene.", "physics.dt", "physics.decimation", "actions.", "observations.actor.", "commands.")
 #: Keys that are named where two pages differ in many.
 _FEW = 3
 
@@ -293,7 +293,7 @@ def _packed_page(run: Run) -> Page:
             f"own: embodied-rl train {name}"
         ) from None
     today = load_page(name) if name in config_names() else page
-    changed = [key for key in page.differing(today) if key.startswith(_POLICYS)]
+    changed = [key for key in page.differing(today) if key.startswith(POLICY_KEYS)]
     since = f"; its page then said otherwise of {', '.join(changed[:_FEW])}, which holds here" if changed else ""
     steps = f"{label.get('env_steps', 0):,} steps"
     log.info("%s: the policy that ships, %s, %s; a run of your own goes before it%s", name, steps, told, since)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 log = logging.getLogger("embodied_rl")
 
-#: Share of a run over which both are compared, and of that its beginning and its end; fewer iterations say nothing.
-_WINDOW, _END, _FEW = 0.2, 0.25, 8
+#: Share of a run over which both are compared, and of that its beginning and its end; in fewer iterations robots learn no more
+#: than not to fall, which pays on every page.
+_WINDOW, _END, _FEW = 0.2, 0.25, 20
 #: By which share a reward has to rise to have risen, and by how much of what is asked for what is done.
 _RISE, _DONE = 0.1, 0.02
 #: Who does so much of what is asked for does not stand by.

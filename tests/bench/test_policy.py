@@ -10,7 +10,7 @@ import torch
 
 from embodied_rl import make_env, runs, training
 from embodied_rl.bench import policy
-from embodied_rl.config import Page, load
+from embodied_rl.config import Page, load, override
 from embodied_rl.learn.run import Run
 
 
@@ -57,6 +57,9 @@ def test_without_a_run_one_is_trained_by_the_engine_that_is_quick_there(
 
     monkeypatch.setattr(training, "make_trainer", Trainer)
     monkeypatch.setattr(make_env, "device_of", lambda page: torch.device(device))
-    assert policy.driving_policy(load("go2_flat", ["physics.engine=warp", "env.num_envs=8"])) == "a policy"
+    page = load("go2_flat", ["physics.engine=warp", "env.num_envs=8"])
+    assert policy.driving_policy(override(page, ["observations.actor.last_action=null"])) == "a policy"  # not what ships for it
     assert [(page.physics.engine, page.env.num_envs) for page in pages] == [(engine, 256)]
     assert loaded == [("run", device)]
+    assert policy.driving_policy(page) == "a policy"
+    assert len(pages) == 1 and loaded[1:] == [("go2_flat", device)], "the policy that ships drives"

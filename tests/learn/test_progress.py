@@ -30,6 +30,10 @@ def test_standing_that_pays_is_told_after_a_fifth_of_the_run():
     assert len(said(RISING + RISING, STILL + STILL)) == 2  # again after another fifth
 
 
+def test_the_first_iterations_in_which_falls_become_fewer_are_no_news():
+    assert said(RISING[:19], STILL[:19], iterations=40) == []
+
+
 @pytest.mark.parametrize(
     ("rewards", "done"),
     [
