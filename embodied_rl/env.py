@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import mujoco
@@ -320,6 +321,11 @@ class Env:
 
     # ------------------------------------------------------------------------------------------------ what it consists of
 
+    @cached_property
+    def action_space(self) -> ActionSpace:
+        """What an action is."""
+        return ActionSpace(self.num_actions, bound=tuple(self.terms.actions.reach().tolist()))
+
     def controls(self) -> Tensor:
         """Make what the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
         return self.terms.actions.controls(self.moment(Draw()))
@@ -327,10 +333,8 @@ class Env:
     def _allocate(self) -> None:
         """Every mutable tensor of the environment."""
         terms = self.terms
-        self.num_actions, self.action_space = terms.actions.size, ActionSpace(terms.actions.size)
-        self.episode = Episode(self.num_actions, len(terms.rewards))
-        self.memory = Memory(self.num_envs, self.device)
-        self.buffers = self.memory.tensors
+        self.num_actions, self.memory = terms.actions.size, Memory(self.num_envs, self.device)
+        self.episode, self.buffers = Episode(self.num_actions, len(terms.rewards)), self.memory.tensors
         self.memory.add("", self.episode)
         for path, owner in terms.owners.items():
             self.memory.add(path, owner)

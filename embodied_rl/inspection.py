@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,10 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from embodied_rl.config import Page, load, override
-from embodied_rl.config.page import LEARNERS, PhysicsSettings, PPOSettings, SceneSettings
+from embodied_rl.config.page import LEARNERS, PhysicsSettings, SceneSettings
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
+from embodied_rl.learn.costs import FLOAT, memory_of, operations
 from embodied_rl.learn.learner import learner_class, numbers_of
+from embodied_rl.learn.sac_networks import bound_of
 from embodied_rl.machine import total_memory
 from embodied_rl.make_env import make, make_scene, make_vector
 from embodied_rl.mdp.curricula import Curricula
@@ -30,7 +30,6 @@ from embodied_rl.vector_env import VectorEnv
 _ROBOTS, _STEPS = 16, 10
 #: An iteration that takes longer is told of [s].
 _LONG = 60.0
-_FLOAT = 4
 #: Copies of a robot's state: what is kept, what is drafted, and what a step computes on its way.
 _COPIES = 4
 
@@ -83,7 +82,7 @@ def inspect(page: Page) -> Inspection:
     with torch.no_grad():
         robots = make(_small(page))
         try:
-            if page.ppo.symmetry != "none":
+            if page.symmetry != "none":
                 robots.mirror_maps()
             robots.step(torch.zeros(robots.num_envs, robots.num_actions))
             _check_first_step(page, robots)
@@ -104,6 +103,8 @@ def _check_minibatches(page: Page) -> None:
     Raises:
         UserError: one is; one line.
     """
+    if page.train.learner == "sac":
+        return
     robots, steps, count = page.env.num_envs, page.train.steps, page.ppo.num_mini_batches
     recurrent = page.ppo.rnn_type != "none"  # whose minibatches are whole episodes' parts
     if count > (there := robots if recurrent else robots * steps):
@@ -138,7 +139,9 @@ def _small(page: Page) -> Page:
 def _inspected(page: Page, env: VectorEnv, robots: dict[str, float], lines: tuple[str, ...], rate: float | None) -> Inspection:
     widths = _widths(page, env)
     actions = env.action_space.size
-    memory = robots | _of_learning(page, widths, actions)
+    if page.train.learner == "sac":
+        lines += (_bounded(page, env),)
+    memory = robots | memory_of(page, widths, actions)
     needed, there = sum(memory.values()), total_memory()
     if needed > there:
         parts = ", ".join(
@@ -147,8 +150,9 @@ def _inspected(page: Page, env: VectorEnv, robots: dict[str, float], lines: tupl
         advice = {
             "robots": "fewer env.num_envs, shorter histories and delays",
             "rollout": "fewer env.num_envs or train.steps",
-            "networks": "smaller networks (ppo.actor_hidden_dims, ppo.critic_hidden_dims, ppo.rnn_hidden_dim)",
-            "a minibatch": "more ppo.num_mini_batches or smaller networks",
+            "replay": "a smaller sac.replay_size",
+            "networks": "smaller networks (actor_hidden_dims, critic_hidden_dims, rnn_hidden_dim)",
+            "a minibatch": "more ppo.num_mini_batches, a smaller sac.batch_size or smaller networks",
         }[max(memory, key=lambda name: memory[name])]
         raise UserError(
             f"{page.name}: training takes about {_gib(needed)} ({parts}), and this machine has {_gib(there)}; {advice}"
@@ -179,6 +183,18 @@ def _described(page: Page, env: Env) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _bounded(page: Page, env: VectorEnv) -> str:
+    """Say what an output of 1 stands for, of each joint.
+
+    Raises:
+        UserError: of one of them nobody knows; one line.
+    """
+    bound = bound_of(env.action_space, page.sac)
+    joints = [name for _, term in env.terms.actions.terms for name in term.names] if isinstance(env, Env) else []
+    told = [f"{name} {one:.3g}" for name, one in zip(joints, bound, strict=False)] or [f"{one:.3g}" for one in bound]
+    return f"+-1 is        {', '.join(told)}"
+
+
 def _widths(page: Page, env: VectorEnv) -> dict[str, int]:
     """Size of each observation group, histories and all."""
     widths = {name: values.shape[1] for name, values in env.obs.items()}
@@ -195,36 +211,9 @@ def _of_robots(page: Page, env: Env) -> dict[str, float]:
     for group in env.groups:
         for term in group.terms:
             entry = page.observations[group.name][term.name]
-            state += _FLOAT * term.size * (2 * (entry.history - 1) + entry.delay[1])
+            state += FLOAT * term.size * (2 * (entry.history - 1) + entry.delay[1])
     elsewhere = page.pool.has_processes and page.pool.address != "local"
     return {} if elsewhere else {"robots": float(_COPIES * state * page.env.num_envs)}
-
-
-def _of_learning(page: Page, widths: dict[str, int], actions: int) -> dict[str, float]:
-    """Estimate what rollout, networks and a minibatch take [bytes]."""
-    samples, ppo = page.env.num_envs * page.train.steps, page.ppo
-    row = sum(widths.values()) + sum(widths.get(name, 0) for name in page.env.final_obs_groups) + 4 * actions + 8
-    networks = sum(_parameters(widths, ppo, actions).values())
-    mirrored = 2 if ppo.symmetry != "none" else 1
-    hidden = sum(ppo.actor_hidden_dims) + sum(ppo.critic_hidden_dims) + 8 * ppo.rnn_hidden_dim * (ppo.rnn_type != "none")
-    return {
-        "rollout": float(_FLOAT * samples * row * mirrored),
-        "networks": float(4 * _FLOAT * networks),  # numbers, gradients and Adam's two moments
-        "a minibatch": float(2 * _FLOAT * mirrored * hidden * math.ceil(samples / ppo.num_mini_batches)),
-    }
-
-
-def _parameters(widths: dict[str, int], ppo: PPOSettings, actions: int) -> dict[str, int]:
-    """Count the numbers of actor and critic."""
-    seen, critic = widths.get("actor", 0), widths.get("critic", widths.get("actor", 0))
-    recurrent, gates = 0, {"none": 0, "gru": 3, "lstm": 4}[ppo.rnn_type]
-    if gates:
-        for _ in range(ppo.rnn_num_layers):
-            recurrent += gates * ppo.rnn_hidden_dim * (seen + ppo.rnn_hidden_dim + 2)
-            seen = ppo.rnn_hidden_dim
-    layers = {"actor": (seen, *ppo.actor_hidden_dims, actions), "critic": (critic, *ppo.critic_hidden_dims, 1)}
-    found = {name: sum((a + 1) * b for a, b in itertools.pairwise(dims)) for name, dims in layers.items()}
-    return found | {"actor": found["actor"] + recurrent}
 
 
 def _check_first_step(page: Page, env: Env) -> None:
@@ -280,9 +269,7 @@ def _iteration(page: Page, widths: dict[str, int], actions: int, rate: float) ->
     for _ in range(3):
         torch.mm(*factors)
     flops = 3 * 2 * size**3 / (time.perf_counter() - begun)
-    samples, numbers = page.env.num_envs * page.train.steps, sum(_parameters(widths, page.ppo, actions).values())
-    passes = 2 + 6 * page.ppo.num_learning_epochs * (2 if page.ppo.symmetry != "none" else 1)
-    return samples / rate + samples * numbers * passes / flops
+    return page.env.num_envs * page.train.steps / rate + operations(page, widths, actions) / flops
 
 
 def warnings_of(page: Page, found: Inspection) -> Iterator[str]:

@@ -128,6 +128,16 @@ def total_memory() -> float:
     return found
 
 
+def free_memory() -> float:
+    """Tell how much memory programs may still take [bytes]; all there is, where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return total_memory()
+    available = [float(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable")]
+    return min([total_memory(), *available])
+
+
 def processor() -> str:
     """Name this machine's processor, as its maker does; its architecture where the system does not say."""
     with suppress(OSError):

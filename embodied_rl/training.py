@@ -292,7 +292,7 @@ def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]
     if page.pool.has_processes:
         return _make_pooled(page, group, run, rows)
     env = make_vector(page, rows)
-    symmetry = page.ppo.symmetry != "none"
+    symmetry = page.symmetry != "none"
     chunk = page.pool.shard_size if page.in_shards else None
     wrap = identity if page.env.source else compiler(page, env.device)
     steps, seed = page.train.steps, page.env.seed

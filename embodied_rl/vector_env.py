@@ -22,6 +22,8 @@ class ActionSpace(NamedTuple):
     """Numbers of a box, or choices of a discrete space."""
     discrete: bool = False
     """Whether an action is one of `size` choices, int64 (N,), and not a vector, float32 (N, size)."""
+    bound: tuple[float, ...] = ()
+    """What each number of a box reaches, either way, where its meaning ends; infinite where it has no bound, (size,)."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,6 @@ class VectorEnv(Protocol):
     device: torch.device
     env_ids: Tensor
     """Global ids of the rows, int64 (N,); they key all randomness."""
-    action_space: ActionSpace
     obs: Obs
     """The present observations, (N, O), at addresses that stay."""
     final_obs: Obs
@@ -65,6 +66,11 @@ class VectorEnv(Protocol):
     """Among them `age`: the steps that each environment has lived, int64 (N,)."""
     physics_seconds: float
     """Time spent in the simulator since the beginning."""
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """What an action is."""
+        ...
 
     @property
     def captured(self) -> bool:

@@ -21,10 +21,47 @@ def check_learning(parts: Mapping[str, Any], problem: Problems) -> None:
         parts: the page's sections, each None where something is wrong with it already.
         problem: is told of each key and what is wrong with it.
     """
+    _check_sac(parts, problem)
     _check_overlap(parts, problem)
     _check_pool(parts, problem)
     _check_schedules(parts["ppo"], problem, ours=parts["train"] is not None and parts["train"].learner == "ppo")
     _check_curricula(parts, problem)
+
+
+def _check_sac(parts: Mapping[str, Any], problem: Problems) -> None:
+    """Check what soft actor-critic needs of the rest of the page, and that nothing is said which it does not read."""
+    sac, train, env, pool = (parts[name] for name in ("sac", "train", "env", "pool"))
+    if not (sac and train and env and pool):
+        return
+    default, learns = type(sac)(), train.learner == "sac"
+    said = [key for key in type(sac).model_fields if getattr(sac, key) != getattr(default, key)]
+    if not learns:
+        for key in said:
+            problem(("sac", key), "only read with train.learner: sac; leave it out")
+        return
+    of_distribution = (sac.critic == "distributional", "critic: distributional")
+    reads = {
+        "atoms": of_distribution,
+        "value_range": (of_distribution[0] or sac.scale_rewards, "critic: distributional or scale_rewards: true"),
+        "priority_exponent": (sac.prioritized, "prioritized: true"),
+        "importance_exponent": (sac.prioritized, "prioritized: true"),
+    }
+    for key in (key for key in said if not reads.get(key, (True, ""))[0]):
+        problem(("sac", key), f"{shown(getattr(sac, key))} is only read with {reads[key][1]}; leave it out")
+    groups = parts["observations"] if parts.get("observations") is not None else env.groups or {"actor": ()}
+    wanted = [group for group in ("actor", "critic") if group in groups]
+    if missing := [group for group in wanted if group not in env.final_obs_groups]:
+        given, all_ = ", ".join(env.final_obs_groups), ", ".join(wanted)
+        problem(
+            ("env", "final_obs_groups"),
+            f"[{given}]: train.learner: sac asks what the policy would have done in the last observation of a time-out, and has "
+            f"none of {', '.join(missing)}; write final_obs_groups: [{all_}]",
+        )
+    if pool.inference == "central":
+        problem(("pool", "inference"), "'central' is for learners of rollouts; with train.learner: sac take inference: local")
+    for name, entry in (parts.get("curriculum") or {}).items():
+        if str(entry.params.get("parameter", "")).startswith("ppo."):
+            problem(("curriculum", name, "parameter"), "train.learner: sac follows no curriculum; leave it out")
 
 
 def _check_overlap(parts: Mapping[str, Any], problem: Problems) -> None:

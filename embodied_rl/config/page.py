@@ -6,28 +6,20 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from embodied_rl import strict_yaml
+from embodied_rl.config.model import Count, Model, Widths
+from embodied_rl.config.sac import SACSettings
 from embodied_rl.config.terms import EXTRAS, SECTIONS
 from embodied_rl.config.types import Fraction, IntRange, NaturalNumber, NonNegative, PerGroup, Positive, Range, refuse
 from embodied_rl.problems import did_you_mean, shown
 
-Count = Annotated[int, Ge(1)]
 SolverIterations = Annotated[int, Ge(1), Le(10_000)]
 Rows = Annotated[int, Ge(1), Le(1_000_000)]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-Widths = Annotated[tuple[Count, ...], MinLen(1)]
 Source = Annotated[str, StringConstraints(pattern=r"^(gymnasium|dm_control|envpool|python):\S+$")]
-
-
-class Model(BaseModel):
-    """Frozen, no unknown keys, no guesses about types, finite numbers only."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
-    )
 
 
 #: Kinds of environments of others, with an example of each.
@@ -38,7 +30,7 @@ SOURCES = {
     "python": "my_module:make",
 }
 #: Learners by the name that a page has for them, with their classes.
-LEARNERS = {"ppo": "embodied_rl.learn.ppo:PPO"}
+LEARNERS = {"ppo": "embodied_rl.learn.ppo:PPO", "sac": "embodied_rl.learn.sac:SAC"}
 #: What a page with `env.source` has no say in: its environments bring it along.
 ROBOT_SECTIONS = ("terms", "task", "robot", "scene", "terrain", *SECTIONS, "score")
 #: What such a page may say of the physics.
@@ -328,7 +320,7 @@ class Entry(Model):
     """One term of the page."""
 
     term: str
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default={})
     """Every parameter of the term, defaults filled in."""
     weight: float = 1.0
     """Factor of a reward."""
@@ -361,20 +353,21 @@ class Page(Model):
     robot: str = ""
     scene: SceneSettings = SceneSettings()
     terrain: TerrainSettings = TerrainSettings()
-    patches: Entries = {}
+    patches: Entries = Field(default={})
     env: EnvSettings = EnvSettings()
     physics: PhysicsSettings = PhysicsSettings()
-    actions: Entries = {}
-    observations: dict[str, Entries] = {}
-    commands: Entries = {}
-    rewards: Entries = {}
-    terminations: Entries = {}
-    events: Entries = {}
-    curriculum: Entries = {}
-    score: dict[str, Any] = {}
+    actions: Entries = Field(default={})
+    observations: dict[str, Entries] = Field(default={})
+    commands: Entries = Field(default={})
+    rewards: Entries = Field(default={})
+    terminations: Entries = Field(default={})
+    events: Entries = Field(default={})
+    curriculum: Entries = Field(default={})
+    score: dict[str, Any] = Field(default={})
     """Every parameter of the family's score, defaults filled in."""
     train: TrainSettings = TrainSettings()
     ppo: PPOSettings = PPOSettings()
+    sac: SACSettings = SACSettings()
     distributed: DistributedSettings = DistributedSettings()
     pool: PoolSettings = PoolSettings()
     video: VideoSettings = VideoSettings()
@@ -383,6 +376,11 @@ class Page(Model):
     def control_dt(self) -> float:
         """Time between two actions [s]."""
         return self.physics.dt * self.physics.decimation
+
+    @property
+    def symmetry(self) -> str:
+        """What its learner makes of left-right symmetry."""
+        return self.sac.symmetry if self.train.learner == "sac" else self.ppo.symmetry
 
     @property
     def in_shards(self) -> bool:

@@ -83,6 +83,9 @@ class Action(Open):
     offset: tuple[float, ...] = Field(description="target of an output of zero [rad, or rad/s]")
     scale: tuple[float, ...]
     clip: float = Field(description="bound of the outputs, either way; last_action is what it leaves")
+    bound: tuple[float, ...] | None = Field(
+        default=None, description="the network's own largest output, either way, of each joint; null: it has none"
+    )
 
 
 class Observation(Strict):
@@ -152,13 +155,14 @@ class Contract(Strict):
     git_commit: str = Field(description="of the code that trained the policy; empty: not known")
 
 
-def make_contract(env: Env, memory: list[dict[str, Any]], git_commit: str = "") -> dict[str, Any]:
+def make_contract(env: Env, memory: list[dict[str, Any]], git_commit: str = "", bound: Tensor | None = None) -> dict[str, Any]:
     """Write down what an environment of the page does around the network; plain values.
 
     Args:
         env: of the page that the policy was trained on, of any size.
         memory: what the network remembers, as `Memory` says.
         git_commit: of the code that trained the policy.
+        bound: the network's own largest outputs, (A,); None: it has none.
 
     Raises:
         DeployError: an action or a command does not say what it does.
@@ -172,6 +176,8 @@ def make_contract(env: Env, memory: list[dict[str, Any]], git_commit: str = "") 
         robot.velocity_limit, *(getattr(model, name)[dofs] for name in ("dof_armature", "dof_frictionloss", "dof_damping")),
         strict=True,
     )  # fmt: skip
+    terms = env.terms.actions
+    parts = [None] * len(terms.terms) if bound is None else bound.cpu().split([len(term.joints) for _, term in terms.terms])
     made = {
         "version": VERSION,
         "robot": robot.name,
@@ -185,7 +191,10 @@ def make_contract(env: Env, memory: list[dict[str, Any]], git_commit: str = "") 
             dict(zip(Held.model_fields, (name, sdk, robot.welded[name], stiffness, damping, effort), strict=True))
             for name, (stiffness, damping, effort, sdk) in robot.welded_motors.items()
         ],
-        "actions": [_part(env, "actions", name, term) for name, term in env.terms.actions.terms],
+        "actions": [
+            _part(env, "actions", name, term) | ({} if part is None else {"bound": part})
+            for (name, term), part in zip(terms.terms, parts, strict=True)
+        ],
         "observations": [
             {
                 "name": term.name,

@@ -72,7 +72,7 @@ def export(
     env = make(golden.golden_page(page))
     runner, known = make_runner(page.task)
     try:
-        contract = make_contract(env, memory_parts(policy), git_commit)
+        contract = make_contract(env, memory_parts(policy), git_commit, policy.squash.bound if policy.squash else None)
         size = sum(term["size"] * term["history"] for term in contract["observations"])
         if size != policy.obs_size:
             raise DeployError(

@@ -62,7 +62,8 @@ def plain_copy(policy: Policy) -> Policy:
     network = nn.Sequential(*(copy.deepcopy(layer) for layer in policy.network))
     memory = copy.deepcopy(policy.memory)
     std = None if policy.std is None else _Held(policy.std.detach().clone().cpu())
-    copied = Policy(normalizer, network.cpu(), std, memory.cpu() if memory is not None else None)
+    squash = None if policy.squash is None else copy.deepcopy(policy.squash).cpu()
+    copied = Policy(normalizer, network.cpu(), std, memory.cpu() if memory is not None else None, squash)
     for part in _modules(copied):
         part.requires_grad_(False).zero_grad()  # or it keeps copies of the learner's
     unpack(copied, pack(policy))
@@ -86,6 +87,8 @@ def pack(policy: Policy) -> np.ndarray:
             tensors += [tensor for name in names if isinstance(tensor := getattr(policy.normalizer, name, None), Tensor)]
     if policy.std is not None:
         tensors.append(policy.std)
+    if policy.squash is not None:
+        tensors += policy.squash.buffers()
     return torch.cat([tensor.detach().flatten() for tensor in tensors]).float().cpu().numpy()
 
 
@@ -102,5 +105,5 @@ def unpack(policy: Policy, numbers: np.ndarray) -> None:
 
 def _modules(policy: Policy) -> list[nn.Module]:
     """List the parts in the order of `pack`."""
-    parts = (policy.network, policy.memory, policy.normalizer, policy._std)
+    parts = (policy.network, policy.memory, policy.normalizer, policy._std, policy.squash)
     return [part for part in parts if isinstance(part, nn.Module)]

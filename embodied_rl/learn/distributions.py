@@ -16,6 +16,8 @@ from torch import Tensor
 from embodied_rl import random
 
 _LOG_2_PI = math.log(2.0 * math.pi)
+#: The float32 before 1.
+_WITHIN = 1.0 - 2.0**-24
 
 
 class Distribution(Protocol):
@@ -88,6 +90,66 @@ class Gaussian:
         variance = other.std.square()
         apart = (0.5 * (self.mean - other.mean).square() / variance).sum(-1)
         return apart + (torch.log(other.std / self.std) + 0.5 * self.std.square() / variance - 0.5).sum()
+
+
+@dataclass(frozen=True)
+class SquashedGaussian:
+    """A normal distribution of u, whose tanh times a bound is the action, float (..., A), as in soft actor-critic.
+
+    Densities are of the action over its bound, in +-1: log pi(a) = log N(u) - sum log(1 - tanh(u)^2) (Haarnoja et al.,
+    arXiv:1812.05905, appendix C).
+    """
+
+    mean: Tensor
+    """Of u, (..., A)."""
+    log_std: Tensor
+    """Of u, (..., A)."""
+    bound: Tensor
+    """(A,)."""
+    uniform: Tensor
+    """Where it is not 0, actions are uniform within the bound, whatever the network says, ()."""
+
+    noise = staticmethod(random.normal)
+
+    @property
+    def output(self) -> Tensor:
+        return torch.cat((self.mean, self.log_std), dim=-1)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.bound * torch.tanh(self.mean)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        # the error function makes of a normal number a uniform one in +-1
+        own = torch.tanh(self.mean + self.log_std.exp() * noise)
+        return self.bound * torch.where(self.uniform != 0, torch.erf(noise * math.sqrt(0.5)), own)
+
+    def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Pick an action for each index, and its log pi(a), (...,), from u itself, of which tanh leaves nothing far out."""
+        u = self.mean + self.log_std.exp() * noise
+        log_prob = -(0.5 * noise.square() + self.log_std + 0.5 * _LOG_2_PI).sum(-1)
+        return self.bound * torch.tanh(u), log_prob - _log_slope(u).sum(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        # an action at its bound is where float32 has no tanh any more
+        u = torch.atanh((actions / self.bound).clamp(-_WITHIN, _WITHIN))
+        normal = -0.5 * ((u - self.mean) / self.log_std.exp()).square() - self.log_std - 0.5 * _LOG_2_PI
+        return (normal - _log_slope(u)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        # none in closed form: that of u less the mean slope at its mode
+        return (self.log_std + 0.5 + 0.5 * _LOG_2_PI + _log_slope(self.mean)).sum(-1)
+
+    def kl(self, other: SquashedGaussian) -> Tensor:
+        # tanh is one to one: it is that of u
+        variance = (2.0 * other.log_std).exp()
+        apart = ((2.0 * self.log_std).exp() + (self.mean - other.mean).square()) / (2.0 * variance)
+        return (other.log_std - self.log_std + apart - 0.5).sum(-1)
+
+
+def _log_slope(u: Tensor) -> Tensor:
+    """log(1 - tanh(u)^2), finite for all u."""
+    return 2.0 * (math.log(2.0) - u - torch.nn.functional.softplus(-2.0 * u))
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class GradientSteps:
         # 1: the optimizer leaves everything as it is
         self.optimizer.found_inf = self._found_inf = torch.zeros((), dtype=torch.float32, device=where)  # pyright: ignore[reportAttributeAccessIssue]
         self._stopped, self._one = torch.zeros((), dtype=torch.bool, device=where), torch.ones(1, device=where)
-        self.totals_names = ("minibatches", *sums[1:], "grad_norm", "skipped", "stopped")
+        self.sums_names, self.totals_names = sums, ("minibatches", *sums[1:], "grad_norm", "skipped", "stopped")
         self.totals = torch.zeros(len(self.totals_names), device=where)
         """Of an iteration: how many minibatches were applied, sums of their means, how many were skipped and stopped."""
         self._weigh = compiler(self._weigh)

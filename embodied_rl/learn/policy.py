@@ -9,11 +9,38 @@ import torch
 from torch import Tensor, nn
 
 from embodied_rl.errors import UserError
-from embodied_rl.learn.distributions import Categorical, Distribution, Gaussian
+from embodied_rl.learn.distributions import Categorical, Distribution, Gaussian, SquashedGaussian
 from embodied_rl.vector_env import Obs
 
 #: What a recurrent network remembers of each robot, each (layers, N, hidden): h of a GRU, h and c of an LSTM; else nothing.
 Memory = tuple[Tensor, ...]
+#: Bounds of the logarithm of a deviation that a network says, as everybody has them since soft actor-critic's first code.
+LOG_STD = (-20.0, 2.0)
+
+
+class Squash(nn.Module):
+    """What turns a network's outputs, means and logarithms of deviations of u, into actions: bound * tanh(u).
+
+    Args:
+        bound: largest action, either way, (A,).
+    """
+
+    def __init__(self, bound: Tensor) -> None:
+        super().__init__()
+        self.bound: Tensor
+        self.uniform: Tensor
+        self.register_buffer("bound", bound)
+        # while there is nothing to go by yet: read by address
+        self.register_buffer("uniform", torch.zeros((), device=bound.device), persistent=False)
+
+    def distribution(self, output: Tensor) -> SquashedGaussian:
+        """Make the distribution of the network's output (..., 2 A)."""
+        mean, log_std = output.chunk(2, dim=-1)
+        return SquashedGaussian(mean, log_std.clamp(*LOG_STD), self.bound, self.uniform)
+
+    def forward(self, output: Tensor) -> Tensor:
+        """(N, 2 A) to actions without exploration, (N, A)."""
+        return self.bound * torch.tanh(output[..., : len(self.bound)])
 
 
 class Policy:
@@ -22,14 +49,20 @@ class Policy:
     Args:
         normalizer: of the observations.
         network: from normalized observations, or from the memory's features, to the distribution's outputs.
-        std: the standard deviation of a Gaussian, (A,); None for a choice among the outputs.
+        std: the standard deviation of a Gaussian, (A,); None for a choice among the outputs, or with `squash`.
         memory: the recurrent network before it, if any.
+        squash: bounds the actions of a Gaussian whose deviations the network says, too.
     """
 
     def __init__(
-        self, normalizer: nn.Module, network: nn.Module, std: Callable[[], Tensor] | None, memory: nn.RNNBase | None = None
+        self,
+        normalizer: nn.Module,
+        network: nn.Module,
+        std: Callable[[], Tensor] | None,
+        memory: nn.RNNBase | None = None,
+        squash: Squash | None = None,
     ) -> None:
-        self.normalizer, self.network, self.memory, self._std = normalizer, network, memory, std
+        self.normalizer, self.network, self.memory, self._std, self.squash = normalizer, network, memory, std, squash
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +93,8 @@ class Policy:
 
     def distribution(self, output: Tensor, std: Tensor | None = None) -> Distribution:
         """Make a distribution of the network's output (..., P); `std` stands for the present one."""
+        if self.squash is not None:
+            return self.squash.distribution(output)
         if self._std is None:
             return Categorical(output)
         return Gaussian(output, self._std() if std is None else std)
@@ -70,12 +105,13 @@ class Policy:
         That of a recurrent policy takes what it remembers too, and gives it anew: `actions, *memory = module(obs, *memory)`.
         """
         if self.memory is None:
-            return copy.deepcopy(nn.Sequential(self.normalizer, self.network)).eval()
+            parts = (self.normalizer, self.network, self.squash)
+            return copy.deepcopy(nn.Sequential(*(part for part in parts if part is not None))).eval()
         return copy.deepcopy(_WithMemory(self.normalizer, self.memory, self.network)).eval()
 
     def bare(self) -> nn.Module:
         """Make what `deploy` makes, without the normalizer: what a robot would run that has forgotten it."""
-        return Policy(nn.Identity(), self.network, self._std, self.memory).deploy()
+        return Policy(nn.Identity(), self.network, self._std, self.memory, self.squash).deploy()
 
     def start(self, num_envs: int, device: torch.device | str) -> Memory:
         """Make the memory of episodes that begin."""

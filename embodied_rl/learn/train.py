@@ -30,6 +30,9 @@ from embodied_rl.mdp.score import score_of
 
 log = logging.getLogger("embodied_rl")
 
+#: What a robot's lane of the replay is called in a checkpoint, among the robot's own state.
+_REPLAY = "replay."
+
 
 class Trainer:
     """Trains one page in one run directory, alone or as one of several ranks, which do everything here at the same time.
@@ -184,7 +187,7 @@ class Trainer:
             raise UnstableError(f"after iteration {self.iteration}, not saved: {fault}; go on from {last}")
         envs, failure = {}, None
         try:
-            envs = self.collector.snapshot()
+            envs = self.collector.snapshot() | self._replay()
         except Exception as error:
             failure = error
         path = self.checkpoints.save(learner, envs, self.env_ids.start, self.metrics.mean_reward())
@@ -281,10 +284,19 @@ class Trainer:
         if merit(state).passed and "candidate" not in infos and self.group.rank == 0:
             log.info("%s: its policy has passed; the run goes on until two evaluations in a row pass again", path)
 
+    def _replay(self) -> dict[str, Tensor]:
+        """Copy what a learner with a replay keeps of each robot, where the page wants it kept."""
+        replay = getattr(self.learner, "replay", None)
+        if replay is None or not self.page.sac.save_replay:
+            return {}
+        return {f"{_REPLAY}{name}": value for name, value in replay.snapshot().items()}
+
     def _restore(self, path: Path, parts: list[tuple[int, dict[str, Tensor]]]) -> None:
-        """Put saved robots in their places; the others stay as they are."""
+        """Put saved robots in their places, with their lanes of the replay; the others stay as they are."""
         if not parts:
             return
+        kept = [(first, {n.removeprefix(_REPLAY): v for n, v in part.items() if n.startswith(_REPLAY)}) for first, part in parts]
+        parts = [(first, {n: v for n, v in part.items() if not n.startswith(_REPLAY)}) for first, part in parts]
         envs, some = self.collector.snapshot(), parts[0][1]
         # what a policy remembers: nothing, of an episode that begins
         envs |= {n: v.new_zeros(len(self.env_ids), *v.shape[1:]) for n, v in some.items() if n.startswith("policy.memory.")}
@@ -298,11 +310,23 @@ class Trainer:
                     begin = first - self.env_ids.start
                     envs[name][begin : begin + len(values)] = values
             self.collector.restore(envs)
+            self._restore_replay(kept)
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(
                 f"{path}: the state of its environments does not fit the page: {reason}; resume without the overrides"
             ) from None
+
+    def _restore_replay(self, parts: list[tuple[int, dict[str, Tensor]]]) -> None:
+        """Give the learner's replay the lanes that were kept; those of other robots are empty."""
+        if not parts[0][1] or not self.page.sac.save_replay:
+            return
+        lanes = {name: value.new_zeros(len(self.env_ids), *value.shape[1:]) for name, value in parts[0][1].items()}
+        for first, saved in parts:
+            begin = first - self.env_ids.start
+            for name, values in saved.items():
+                lanes[name][begin : begin + len(values)] = values
+        self.learner.replay.restore(lanes)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from embodied_rl.config.types import IntRange, JointGroup, PerGroup, Positive
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.mirrors import Reflection
 from embodied_rl.mdp.moment import Moment
-from embodied_rl.mdp.part import Part
+from embodied_rl.mdp.part import UNLIMITED, Part
 from embodied_rl.mdp.state import State
 from embodied_rl.mdp.term import action
 
@@ -69,6 +69,10 @@ class _Targets:
             drawn = env.draw.integers(*self._latency)
             self.latency.copy_(torch.where(done, drawn, self.latency))
 
+    def _reaches(self, farthest: Tensor) -> Tensor:
+        """Turn the farthest sensible targets, as distances from the offset, into outputs, (joints,)."""
+        return torch.minimum(farthest / self.scale, torch.as_tensor(self.clip, device=farthest.device))
+
     def contract(self) -> dict[str, Any]:
         """Return what makes the targets of which joints: offset + scale * clip(action)."""
         numbers = {"scale": self.scale.expand(len(self.names)), "clip": self.clip, "offset": self.offset}
@@ -97,6 +101,12 @@ class joint_position(_Targets):  # noqa: N801  named as its entry on the page
         super().__init__(robot, joints, scale, clip, latency)
         whole = self.joints == range(len(robot.joint_names))
         self.offset = robot.default_joint_pos if whole else robot.default_joint_pos[list(self.joints)]
+        self._limits = robot.joint_limits[:, list(self.joints)]
+
+    def reach(self) -> Tensor:
+        """Say which output moves each joint from the offset to the farther of its limits; infinite of one without, (joints,)."""
+        farthest = (self._limits - self.offset).abs().amax(0)
+        return torch.where(self._limits.abs().amax(0) < UNLIMITED, self._reaches(farthest), torch.inf)
 
 
 @action(mirror=mirrored_joints)
@@ -119,3 +129,9 @@ class joint_velocity(_Targets):  # noqa: N801
     ) -> None:
         super().__init__(robot, joints, scale, clip, latency)
         self.offset = torch.zeros(len(self.joints), device=robot.default_joint_pos.device)
+        limits = [robot.spec.velocity_limit[joint] for joint in self.joints]
+        self._fastest = self.offset.new_tensor([torch.inf if limit is None else limit for limit in limits])
+
+    def reach(self) -> Tensor:
+        """Say which output asks of each joint its greatest speed; infinite where none is known, (joints,)."""
+        return torch.where(self._fastest.isfinite(), self._reaches(self._fastest), torch.inf)

@@ -161,6 +161,12 @@ class ActionGroup:
         """Return what the outputs are clipped to, either way, (A,)."""
         return torch.cat([torch.as_tensor(term.clip).expand(len(term.joints)) for _, term in self.terms])
 
+    def reach(self) -> Tensor:
+        """Return the outputs that reach as far as each joint goes; infinite where a term or a joint does not say, (A,)."""
+        unknown = lambda joints: torch.full((len(joints),), torch.inf)  # noqa: E731
+        given = ((getattr(term, "reach", None), term.joints) for _, term in self.terms)
+        return torch.cat([reach().cpu() if reach else unknown(joints) for reach, joints in given])
+
     def clip(self, actions: Tensor) -> Tensor:
         """Bound the policy's outputs, (N, A)."""
         parts = [part.clamp(-term.clip, term.clip) for (_, term), part in zip(self.terms, self._split(actions), strict=True)]

@@ -18,7 +18,7 @@ from embodied_rl.physics.protocol import Physics
 from embodied_rl.scene import Scene
 
 #: Stands for the limits of a joint that has none [rad]; finite, so that sums and differences of limits are.
-_UNLIMITED = 1e6
+UNLIMITED = 1e6
 
 
 class once:  # noqa: N801  a decorator
@@ -43,7 +43,7 @@ class Part:
         self.default_joint_pos = torch.tensor(spec.default_joint_pos, device=device)
         """Joint positions that actions and observations count from [rad], (J,)."""
         joints = [model.joint(name) for name in spec.joint_names]
-        limits = np.array([j.range if j.limited[0] else (-_UNLIMITED, _UNLIMITED) for j in joints], dtype=np.float32)
+        limits = np.array([j.range if j.limited[0] else (-UNLIMITED, UNLIMITED) for j in joints], dtype=np.float32)
         self.joint_limits = torch.tensor(limits.T, device=device)
         """Lower and upper limits [rad], (2, J)."""
         self.model = model

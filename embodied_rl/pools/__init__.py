@@ -43,7 +43,7 @@ def make_collector(
         from embodied_rl.pools.central import RemoteEnv
 
         env = RemoteEnv(page, env_ids, world_size=world_size)
-        symmetry = page.ppo.symmetry != "none"
+        symmetry = page.symmetry != "none"
         here = LocalCollector(env, page.train.steps, page.env.seed, symmetry=symmetry, chunk=page.pool.shard_size)
         device = torch.device(device)
         return here if device.type == "cpu" else ApartCollector(here, device)

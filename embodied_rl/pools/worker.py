@@ -49,7 +49,7 @@ class SimWorker:
         env = make_vector(page, torch.from_numpy(np.array(env_ids)))
         wrap = identity if page.env.source else compiler(page, env.device)
         steps, size = page.train.steps, page.pool.shard_size
-        symmetry = page.ppo.symmetry != "none"
+        symmetry = page.symmetry != "none"
         self._collector = LocalCollector(env, steps, page.env.seed, symmetry=symmetry, compiler=wrap, chunk=size)
         self._collector.interrupted = self._interrupted
         self._env = env

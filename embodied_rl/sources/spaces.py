@@ -154,4 +154,4 @@ def action_map(space: spaces.Space) -> tuple[ActionSpace, Callable[[np.ndarray],
         scaled = middle + half * np.where(bounded, np.clip(actions, -1.0, 1.0), actions)
         return np.clip(np.rint(scaled) if whole else scaled, least, most).astype(kind).reshape(-1, *shape)
 
-    return ActionSpace(len(least)), own
+    return ActionSpace(len(least), bound=tuple(np.where(bounded, 1.0, np.inf).tolist())), own

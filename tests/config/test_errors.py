@@ -144,6 +144,23 @@ ADDED = {
         "write task: NAME, or leave it out",
     ),
     "schedule of another name": ("ppo: {schedule: fixed}", 'page.yaml:6: ppo.schedule: "fixed" is constant now'),
+    "soft actor-critic's key with another learner": (
+        "sac: {tau: 0.01}",
+        "page.yaml:6: sac.tau: only read with train.learner: sac; leave it out",
+    ),
+    "soft actor-critic without the policy's last observation": (
+        "train: {learner: sac}\nenv: {final_obs_groups: []}",
+        "page.yaml:7: env.final_obs_groups: []: train.learner: sac asks what the policy would have done in the last "
+        "observation of a time-out, and has none of actor; write final_obs_groups: [actor]",
+    ),
+    "atoms of a critic that has none": (
+        "train: {learner: sac}\nsac: {critic: mse, atoms: 51}",
+        "page.yaml:7: sac.atoms: 51 is only read with critic: distributional; leave it out",
+    ),
+    "a priority that nothing has": (
+        "train: {learner: sac}\nsac: {priority_exponent: 0.5}",
+        "page.yaml:7: sac.priority_exponent: 0.5 is only read with prioritized: true; leave it out",
+    ),
     "rate that no schedule comes to": (
         "ppo: {schedule: adaptive, final_learning_rate: 1.0e-4}",
         "page.yaml:6: ppo.final_learning_rate: 0.0001 is never come to with schedule: adaptive; take linear or hold, "
@@ -324,7 +341,11 @@ OVERRIDES = {
     "key without its section": ("num_envs=4", "override \"num_envs=4\": num_envs: no such key; did you mean 'env.num_envs'?"),
     "name of a word near by": ("seed=4", "override \"seed=4\": seed: no such key; did you mean 'terrain.seed' or 'env.seed'?"),
     "initials": ("ppo.lr=1", "override \"ppo.lr=1\": ppo.lr: no such key; did you mean 'learning_rate'?"),
-    "another section's": ("env.lr=1", "override \"env.lr=1\": env.lr: no such key; did you mean 'ppo.learning_rate'?"),
+    "another section's": ("env.lam=1", "override \"env.lam=1\": env.lam: no such key; did you mean 'ppo.lam'?"),
+    "two sections' by its initials": (
+        "env.lr=1",
+        "override \"env.lr=1\": env.lr: no such key; did you mean 'ppo.learning_rate' or 'sac.learning_rate'?",
+    ),
     "two other sections'": (
         "env.iterations=1",
         "override \"env.iterations=1\": env.iterations: no such key; did you mean 'physics.iterations' or 'train.iterations'?",

@@ -19,6 +19,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.make_env import make_vector
 from embodied_rl.sources.env import SourceEnv
+from embodied_rl.vector_env import ActionSpace
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: an extra, gym")
 spaces = gymnasium.spaces
@@ -304,7 +305,7 @@ def test_groups_choose_among_keys_and_rewards_are_scaled_for_the_learner_alone(o
 def test_choices_may_begin_anywhere(own: Callable[..., SourceEnv]) -> None:
     env = own("discrete")
     env.advance(torch.tensor([0, 2]))
-    assert env.action_space == (3, True) and env.result.rewards.tolist() == [5.0, 7.0]
+    assert env.action_space == ActionSpace(3, discrete=True) and env.result.rewards.tolist() == [5.0, 7.0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,383 @@
+"""Soft actor-critic (Haarnoja et al., arXiv:1812.05905) on a replay: a squashed Gaussian, two critics, and alpha.
+
+    target = r + gamma^m (min Q'(s', a') - alpha log pi(a'|s')),  a' ~ pi(s')
+    L_Q = E[(Q(s, a) - target)^2] / 2, or the cross-entropy to the distribution of the target
+    L_pi = E[alpha log pi(a|s) - min Q(s, a)],  a ~ pi(s)
+    L_alpha = -log alpha E[log pi(a|s) + wanted entropy]
+
+Actions are in +-1 here; `Squash.bound` says what that means to a robot.  Rows lie in the replay as they came; observations and
+rewards are scaled where they are drawn, and what they are scaled by moves once a rollout.  Nothing on the way of an update is
+read on the host.  Legend: T steps, N robots, R rows of a batch, A actions.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from embodied_rl.config.page import Page, TrainSettings
+from embodied_rl.config.sac import SACSettings
+from embodied_rl.cuda_graph import try_to_capture
+from embodied_rl.learn.cpu.team import one_thread
+from embodied_rl.learn.gradient_steps import GradientSteps
+from embodied_rl.learn.limiter import Limiter
+from embodied_rl.learn.normalizer import learn_statistics
+from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.ranks.group import Group
+from embodied_rl.learn.replay import Drawn, Replay
+from embodied_rl.learn.return_scale import ReturnScale
+from embodied_rl.learn.rollout import Collector, Rollout
+from embodied_rl.learn.sac_networks import Actor, Critic, bound_of
+from embodied_rl.learn.twin_critic import Returns
+from embodied_rl.random import stream_key
+from embodied_rl.vector_env import Obs
+
+log = logging.getLogger("embodied_rl")
+
+_CRITIC_SUMS, _ACTOR_SUMS = ("rows", "critic", "value"), ("rows", "actor", "entropy", "std")
+
+
+class SAC:
+    """Actor, two critics, their targets and alpha.
+
+    Args:
+        obs: observations of each group, (N, O), for their sizes.
+        bound: largest action, either way, (A,).
+        page: the page's `sac` section.
+        mirrors: left-right reflection of each group and of `actions`, for `sac.symmetry`.
+        seed: keys what is drawn.
+        device: where it computes.
+        num_steps: T.
+        group: the processes that train, each with robots and a replay of its own.
+        compiler: see `PPO`.
+        graph: see `PPO`.
+    """
+
+    numbers: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        obs: Obs,
+        bound: Tensor,
+        page: SACSettings,
+        mirrors: dict[str, tuple[Tensor, Tensor]],
+        seed: int,
+        device: torch.device | str = "cpu",
+        *,
+        num_steps: int = TrainSettings().steps,
+        group: Group | None = None,
+        compiler: Callable = lambda f: f,
+        graph: bool = True,
+    ) -> None:
+        self.page, self.device, self._mirrors, self._group = page, torch.device(device), mirrors, group or Group()
+        self._seed, self._reduce = seed, self._group.sum
+        self.critic_group = "critic" if "critic" in obs else "actor"
+        sizes = {name: obs[name].shape[1] for name in {"actor": 0, self.critic_group: 0}}
+        self.actor = Actor(sizes["actor"], bound, page).to(self.device)
+        self.critic = Critic(sizes[self.critic_group], len(bound), page).to(self.device)
+        self.target = copy.deepcopy(self.critic.twin).requires_grad_(False)
+        self._followers: list[Tensor] = [*self.target.parameters()]
+        self._followed: list[Tensor] = [*self.critic.twin.parameters()]
+        self.temperature = nn.ParameterDict({"log_alpha": torch.tensor(math.log(page.alpha))}).to(self.device)
+        self.networks = {"actor": self.actor, "critic": self.critic, "target": self.target, "temperature": self.temperature}
+        self.policy = self.actor.policy()
+        self._returns = Returns(page.atoms, page.value_range, self.device) if page.critic == "distributional" else None
+        self._num_envs = len(obs["actor"])
+        self._all_envs = sum(self._group.gather(self._num_envs))
+        exponent = page.priority_exponent if page.prioritized else None
+        self.replay = Replay(
+            sizes, len(bound), num_envs=self._num_envs, size=page.replay_size, gamma=page.gamma, n_steps=page.n_steps,
+            device=self.device, priority_exponent=exponent,
+        )  # fmt: skip
+        ranks = {"rank": self._group.rank, "ranks": self._group.size}
+        self.scale = ReturnScale(self._num_envs, page.gamma, page.value_range, **ranks, device=self.device)
+        own: dict[str, Any] = {"device": self.device, "reduce": self._reduce, "compiler": compiler, "graph": graph}
+        rates = page.learning_rate, page.max_grad_norm or math.inf, lambda rows, bucket: False
+        never = lambda means: None  # noqa: E731
+        self._critic_losses, self._actor_losses = compiler(self._critic_losses), compiler(self._actor_losses)
+        self.critic_steps = GradientSteps((self.critic,), self._critic_loss, _CRITIC_SUMS, never, *rates, **own)
+        networks = (self.actor, self.temperature)
+        self.actor_steps = GradientSteps(networks, self._actor_loss, _ACTOR_SUMS, never, *rates, **own)
+        self._draw = compiler(self._draw)
+        zeros = partial(torch.zeros, device=self.device)
+        self._uniform, self._noise = zeros(page.batch_size, dtype=torch.float64), zeros(2, page.batch_size, len(bound))
+        self._rows = torch.arange(page.batch_size, device=self.device)
+        self._generator = torch.Generator(self.device)
+        self._batch: Drawn | None = None
+        self._errors = zeros(page.batch_size)
+        self._graphs: dict[str, Callable[[], None]] | None = {} if graph and self.device.type == "cuda" else None
+        fragment, ratio = self._num_envs * num_steps, page.samples_per_insert
+        own = {"batch": page.batch_size, "warm_up": page.learning_starts, "tolerance": page.insert_tolerance}
+        self.limiter = None if ratio is None else Limiter(ratio, fragment=fragment, **own)
+        self.vector_steps, self.updates, self.gradient_steps = 0, 0, 0
+        # where both stood when there was nothing in the replay
+        self._begun = [0, 0]
+        self._resumed = False
+
+    @classmethod
+    def make(
+        cls, page: Page, collector: Collector, device: torch.device, *, group: Group, compiler: Callable = lambda f: f
+    ) -> Self:
+        """Make the page's learner, for what the collector gives, on its own or as one of a group's.
+
+        Raises:
+            UserError: actions are choices, or it is not known what +-1 of one means.
+        """
+        bound = torch.tensor(bound_of(collector.action_space, page.sac))
+        own: dict[str, Any] = {"group": group, "compiler": compiler, "graph": page.physics.graph}
+        own["num_steps"] = collector.num_steps
+        return cls(collector.observe(), bound, page.sac, collector.mirrors, page.env.seed, device, **own)
+
+    @classmethod
+    def load_policy(cls, page: Page, state: dict, device: torch.device | str) -> Policy:
+        """Make the policy of what `state_dict` gave."""
+        weights = state["actor_state_dict"]
+        actor = Actor(weights["mlp.0.weight"].shape[1], weights["squash.bound"], page.sac).to(device)
+        actor.load_state_dict(weights)
+        return actor.eval().policy()
+
+    def skipped(self, metrics: dict[str, float]) -> float:
+        """Say which share of an update's steps was left out because a loss or gradient was not finite."""
+        return metrics["Loss/skipped"] / max(self.gradient_steps, 1)
+
+    def panel(self, metrics: dict[str, float]) -> str:
+        """Say what the critics expect, how far actions scatter, and the weight of their entropy."""
+        value, entropy, alpha = metrics["Policy/value"], metrics["Policy/entropy"], metrics["Loss/alpha"]
+        return f"value {value:.2f}   entropy {entropy:.2f}   alpha {alpha:.1e}   rows {metrics['Replay/rows']:,.0f}"
+
+    def update(self, rollout: Rollout, iteration: int, numbers: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Take a rollout into the replay, and learn from what is drawn of it; the metrics, by TensorBoard name."""
+        with one_thread():
+            self._take_in(rollout)
+            count = self._due()
+            self._generator.manual_seed(int(stream_key(self._seed, f"replay of rank {self._group.rank}, update {self.updates}")))
+            self.critic_steps.begin()
+            self.actor_steps.begin()
+            before = self.updates
+            for _ in range(count):
+                self._update()
+            self.gradient_steps = count + self.updates // self.page.actor_interval - before // self.page.actor_interval
+            return self._metrics(count, len(rollout.rewards))
+
+    # ------------------------------------------------------------------------------------------------------- what comes in
+
+    def _take_in(self, rollout: Rollout) -> None:
+        """Keep a rollout, and let what rows are scaled by follow it."""
+        if self._resumed and not bool(self.replay.written.any()):
+            self._begin_anew()
+        self._resumed = False
+        self.replay.insert(rollout)
+        self.vector_steps += len(rollout.rewards)
+        if self.limiter:
+            self.limiter.inserted += rollout.rewards.numel()
+        if self.page.scale_rewards:
+            self.scale.follow(rollout, None, self._reduce)
+        if self.page.obs_normalization:
+            weight = rollout.valid.to(rollout.rewards.dtype)
+            for model, group in ((self.actor, "actor"), (self.critic, self.critic_group)):
+                learn_statistics(model.obs_normalizer, rollout.obs[group], weight, self._reduce)  # pyright: ignore[reportArgumentType]
+
+    def _begin_anew(self) -> None:
+        """Fill the replay once more before anything is drawn: what was in it was not kept."""
+        self._begun = [self.vector_steps, self.updates]
+        if self.limiter:
+            self.limiter.begin_anew()
+        if self._group.rank == 0:
+            rows = self.page.learning_starts
+            log.info("goes on with an empty replay (sac.save_replay: false): %d rows come in before the next update", rows)
+
+    def _due(self) -> int:
+        """Count the updates that the steps so far are owed: none before there is enough to draw from."""
+        page, (steps, updates) = self.page, (self.vector_steps - self._begun[0], self.updates - self._begun[1])
+        warm_up = math.ceil(page.learning_starts / self._all_envs)
+        self.actor.squash.uniform.fill_(float(steps < warm_up and not self.updates))
+        if self.limiter:
+            count = 0
+            while self.limiter.may_draw():
+                self.limiter.drawn += page.batch_size
+                count += 1
+            return count
+        return max(0, int((steps - warm_up) * page.updates) - updates)
+
+    # ---------------------------------------------------------------------------------------------------------- an update
+
+    def _update(self) -> None:
+        self._uniform.uniform_(generator=self._generator)
+        self._noise.normal_(generator=self._generator)
+        self._run("draw", self._draw)
+        self.critic_steps.take(self._rows)
+        if self.replay.tree is not None:
+            self._run("prioritize", self._prioritize)
+        self.updates += 1
+        if self.updates % self.page.actor_interval == 0:
+            self.actor_steps.take(self._rows)
+        self._run("follow", self._follow)
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        """Draw a batch, scale it, and put it where the losses look for it."""
+        drawn = self.replay.draw(self._uniform, self.page.importance_exponent)
+        drawn.rewards = drawn.rewards / self.scale.divisor
+        drawn.actions = drawn.actions / self.actor.squash.bound
+        for group in (drawn.obs, drawn.next_obs):
+            if self.page.symmetry == "augmentation":
+                group.update({name: self._half_mirrored(name, values) for name, values in group.items()})
+            # the critic's first: its group may be the actor's
+            group["critic"] = self.critic.obs_normalizer(group[self.critic_group])
+            group["actor"] = self.actor.obs_normalizer(group["actor"])
+        if self.page.symmetry == "augmentation":
+            drawn.actions = self._half_mirrored("actions", drawn.actions)
+        self._batch = drawn if self._batch is None else self._batch.copy_(drawn)
+
+    def _half_mirrored(self, name: str, values: Tensor) -> Tensor:
+        (index, sign), half = self._mirrors[name], len(values) // 2
+        return torch.cat((values[:half], values[half:, index] * sign))
+
+    def _part(self, rows: Tensor) -> tuple[Drawn, Tensor, Tensor]:
+        """Pick some rows of the batch, their noise, (2, R, A), and where their errors are written, (R,)."""
+        assert self._batch is not None
+        if len(rows) == len(self._rows):
+            return self._batch, self._noise, self._errors
+        part = slice(int(rows[0]), int(rows[-1]) + 1)  # on the CPU alone, whose threads share them
+        return self._batch.rows(part), self._noise[:, part], self._errors[part]
+
+    def _critic_loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self._critic_losses(*self._part(rows))
+
+    def _critic_losses(self, batch: Drawn, noise: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the loss of the critics, and `_CRITIC_SUMS`; how wrong they were about each row is written to `errors`."""
+        target, returns = self._target(batch, noise[0]), self._returns
+        with self._precision():
+            output = self.critic.twin(torch.cat((batch.obs["critic"], batch.actions), dim=-1))
+        output = output.to(target.dtype)
+        if returns is None:
+            value, loss, wanted = output[..., 0], 0.5 * (output[..., 0] - target).square(), target
+        else:
+            value, wanted = returns.mean(output.detach()), (target * returns.atoms).sum(-1)
+            loss = -(target * torch.log_softmax(output, dim=-1)).sum(-1)
+        loss, there = (loss.sum(0) * batch.weight).sum(), (batch.weight > 0).to(target.dtype)
+        with torch.no_grad():
+            value = value.mean(0)
+            errors.copy_((value - wanted).abs())
+            sums = torch.stack((there.sum(), loss, (value * there).sum()))
+        return loss, sums
+
+    @torch.no_grad()
+    def _target(self, batch: Drawn, noise: Tensor) -> Tensor:
+        """Find what the critics are to say, (R,), or (R, K) of a distribution."""
+        with self._precision():
+            action, log_prob, _ = self._act(batch.next_obs["actor"], noise)
+            output = self.target(torch.cat((batch.next_obs["critic"], action), dim=-1)).to(noise.dtype)
+        cost = self.temperature["log_alpha"].exp() * log_prob
+        if self._returns is None:
+            return batch.rewards + batch.discount * (output[..., 0].amin(0) - cost)
+        # the distribution of that one of both which expects less
+        lower = self._returns.mean(output).argmin(0)
+        probabilities = torch.softmax(torch.where((lower == 0)[:, None], output[0], output[1]), dim=-1)
+        return self._returns.project(probabilities, batch.rewards - batch.discount * cost, batch.discount)
+
+    def _actor_loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        batch, noise, _ = self._part(rows)
+        return self._actor_losses(batch, noise)
+
+    def _actor_losses(self, batch: Drawn, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the loss of actor and alpha, and `_ACTOR_SUMS`."""
+        there, log_alpha = (batch.weight > 0).to(noise.dtype), self.temperature["log_alpha"]
+        with self._precision():
+            action, log_prob, std = self._act(batch.obs["actor"], noise[1])
+            output = self.critic.twin(torch.cat((batch.obs["critic"], action), dim=-1)).to(noise.dtype)
+        value = output[..., 0] if self._returns is None else self._returns.mean(output)
+        policy = ((log_alpha.exp().detach() * log_prob - value.amin(0)) * there).sum()
+        wanted = self.page.target_entropy * noise.shape[-1]
+        loss = policy - (log_alpha * (log_prob.detach() + wanted) * there).sum()
+        return loss, torch.stack((there.sum(), policy, -(log_prob * there).sum(), (std * there).sum())).detach()
+
+    def _act(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions in +-1 on normalized observations, their log pi and the mean deviation of what is squashed, in float32."""
+        pi = self.actor.squash.distribution(self.actor.mlp(obs).to(noise.dtype))
+        action, log_prob = pi.sample_with_log_prob(noise)
+        return action / pi.bound, log_prob, pi.log_std.exp().mean(-1)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.page.bfloat16)
+
+    def _prioritize(self) -> None:
+        assert self._batch is not None
+        self.replay.set_priorities(self._batch.numbers, self._errors)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Let the targets take over a share of the critics."""
+        torch._foreach_lerp_(self._followers, self._followed, self.page.tau)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _run(self, name: str, function: Callable[[], None]) -> None:
+        """Call it: from its CUDA graph from the third time on, where there is one."""
+        if self._graphs is None:
+            return function()
+        if name not in self._graphs:
+            self._graphs[name] = function
+        elif self._graphs[name] is function:
+            self._graphs[name] = try_to_capture(function, self.device, what="the update") or partial(function)
+        self._graphs[name]()
+
+    # ------------------------------------------------------------------------------------------------------ what is known
+
+    def _metrics(self, updates: int, steps: int) -> dict[str, float]:
+        """Read what an update came to: the one place where the host does."""
+        both, replay = (self.critic_steps, self.actor_steps), self.replay
+        own = {"Loss/alpha": self.temperature["log_alpha"].detach().exp(), "Replay/rows": replay.filled.sum()}
+        own |= {"Replay/stale_priorities": replay.stale_priorities, "Replay/reward_divisor": self.scale.divisor}
+        read = torch.cat((*(one.totals for one in both), torch.stack([value.float() for value in own.values()]))).tolist()
+        metrics = dict(zip(own, read[-len(own) :], strict=True)) | {"Loss/skipped": 0.0}
+        for one in both:
+            totals, read = dict(zip(one.totals_names, read, strict=False)), read[len(one.totals_names) :]
+            metrics["Loss/skipped"] += totals["skipped"]
+            names = {"value": "Policy/value", "entropy": "Policy/entropy", "std": "Policy/mean_std"}
+            names |= {"grad_norm": f"Loss/{one.sums_names[1]}_grad_norm"}
+            for name in (*one.sums_names[1:], "grad_norm"):
+                metrics[names.get(name, f"Loss/{name}")] = totals[name] / max(totals["minibatches"], 1.0)
+        metrics |= {"Replay/updates_per_vector_step": updates / steps if steps else 0.0}
+        if self.limiter:
+            metrics["Replay/samples_per_insert"] = self.limiter.drawn / max(self.limiter.inserted - self.limiter.warm_up, 1)
+        return metrics | {"Replay/updates_per_robot_step": metrics["Replay/updates_per_vector_step"] / self._all_envs}
+
+    def state_dict(self) -> dict:
+        """Return networks, optimizers and counts; the replay is kept by robot, see `Replay.snapshot`."""
+        networks = {f"{name}_state_dict": network.state_dict() for name, network in self.networks.items()}
+        optimizers = {"critic": self.critic_steps.state_dict(), "actor": self.actor_steps.state_dict()}
+        counts = {"vector_steps": self.vector_steps, "updates": self.updates, "num_envs": self._all_envs, "begun": self._begun}
+        if self.limiter:
+            counts |= {"inserted": self.limiter.inserted, "drawn": self.limiter.drawn}
+        return (
+            networks
+            | {f"{name}_optimizer_state_dict": state for name, state in optimizers.items()}
+            | {"return_scale": self.scale.state_dict(), "counts": counts}
+        )
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up what `state_dict` gave; RuntimeError where the networks have other shapes."""
+        for name, network in self.networks.items():
+            network.load_state_dict(state[f"{name}_state_dict"])
+        for name, steps in (("critic", self.critic_steps), ("actor", self.actor_steps)):
+            steps.load_state_dict(state[f"{name}_optimizer_state_dict"], self.page.learning_rate)
+        if self._graphs is not None:
+            self._graphs.clear()
+        self.scale.load_state_dict(state["return_scale"])
+        counts = state["counts"]
+        self.vector_steps, self.updates, self._begun = (counts[name] for name in ("vector_steps", "updates", "begun"))
+        self._resumed = True
+        if self.limiter:
+            self.limiter.inserted, self.limiter.drawn = counts.get("inserted", 0), counts.get("drawn", 0)
+        if counts["num_envs"] != self._all_envs and self._group.rank == 0:
+            held, before, now = self.page.updates, counts["num_envs"], self._all_envs
+            log.warning(
+                "sac.updates: %g for each step of all robots, as before: %.3g for each step of a robot now, %.3g before (%d "
+                "robots, and %d)", held, held / now, held / before, now, before,
+            )  # fmt: skip
