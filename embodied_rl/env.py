@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import mujoco
@@ -168,8 +167,7 @@ class Env:
         """Which episodes end, and how; the answer of each termination, bool (N,)."""
         episode = self.episode
         ends = [(t.function.time_out, t.answer("terminations", moment, torch.bool)) for t in self.terms.terminations]
-        terminated = lost.clone()
-        truncated = torch.zeros_like(lost)
+        terminated, truncated = lost.clone(), torch.zeros_like(lost)
         for time_out, end in ends:
             terminated, truncated = (terminated, truncated | end) if time_out else (terminated | end, truncated)
         truncated = truncated & ~terminated
@@ -206,8 +204,7 @@ class Env:
 
     def _count(self, ends: list[Tensor], told: Tensor, cells: Tensor) -> None:
         """Note what this step adds to the iteration's totals."""
-        episode, done = self.episode, self.episode.done
-        ended = done.float()
+        episode, done, ended = self.episode, self.episode.done, self.episode.done.float()
         columns = [torch.ones_like(ended), (~episode.valid).float(), ended, episode.terminated.float()]
         columns += [episode.episode_length * ended, *((end & done).float() for end in ends)]
         counted = torch.stack(columns, dim=-1)
@@ -321,10 +318,12 @@ class Env:
 
     # ------------------------------------------------------------------------------------------------ what it consists of
 
-    @cached_property
+    @property
     def action_space(self) -> ActionSpace:
         """What an action is."""
-        return ActionSpace(self.num_actions, bound=tuple(self.terms.actions.reach().tolist()))
+        if self._space is None:  # not before it is asked for: it reads numbers, of which a trace has none
+            self._space = ActionSpace(self.num_actions, bound=tuple(self.terms.actions.reach().tolist()))
+        return self._space
 
     def controls(self) -> Tensor:
         """Make what the engine is told by the last actions, (N, nu) or (N, decimation, nu)."""
@@ -334,6 +333,7 @@ class Env:
         """Every mutable tensor of the environment."""
         terms = self.terms
         self.num_actions, self.memory = terms.actions.size, Memory(self.num_envs, self.device)
+        self._space: ActionSpace | None = None
         self.episode, self.buffers = Episode(self.num_actions, len(terms.rewards)), self.memory.tensors
         self.memory.add("", self.episode)
         for path, owner in terms.owners.items():
