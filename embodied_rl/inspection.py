@@ -190,7 +190,9 @@ def _bounded(page: Page, env: VectorEnv) -> str:
         UserError: of one of them nobody knows; one line.
     """
     bound = bound_of(env.action_space, page.sac)
-    joints = [name for _, term in env.terms.actions.terms for name in term.names] if isinstance(env, Env) else []
+    joints: list[str] = []
+    if isinstance(env, Env):
+        joints = [env.robot.joint_names[joint] for _, term in env.terms.actions.terms for joint in term.joints]
     told = [f"{name} {one:.3g}" for name, one in zip(joints, bound, strict=False)] or [f"{one:.3g}" for one in bound]
     return f"+-1 is        {', '.join(told)}"
 
