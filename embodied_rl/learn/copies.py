@@ -52,12 +52,7 @@ def plain_copy(policy: Policy) -> Policy:
     """
     if not isinstance(policy.network, nn.Sequential):
         raise _no_copy("network", policy.network, "make it a torch.nn.Sequential")
-    normalizer: nn.Module = nn.Identity()
-    if not isinstance(policy.normalizer, nn.Identity):
-        mean, std, eps = (getattr(policy.normalizer, name, None) for name in ("_mean", "_std", "eps"))
-        if not isinstance(mean, Tensor) or not isinstance(std, Tensor) or not isinstance(eps, float):
-            raise _no_copy("normalizer", policy.normalizer, "make it rsl_rl's EmpiricalNormalization, or torch.nn.Identity")
-        normalizer = FrozenNormalizer(mean.shape[-1], eps)
+    normalizer = plain_normalizer(policy.normalizer)
     # not `children`: it names a layer once that stands at several places, as activations do
     network = nn.Sequential(*(copy.deepcopy(layer) for layer in policy.network))
     memory = copy.deepcopy(policy.memory)
@@ -68,6 +63,23 @@ def plain_copy(policy: Policy) -> Policy:
         part.requires_grad_(False).zero_grad()  # or it keeps copies of the learner's
     unpack(copied, pack(policy))
     return copied
+
+
+def plain_normalizer(normalizer: nn.Module) -> nn.Module:
+    """Copy a normalizer as it is now, on the CPU.
+
+    Raises:
+        UserError: it is neither rsl_rl's nor torch.nn.Identity.
+    """
+    if isinstance(normalizer, nn.Identity):
+        return nn.Identity()
+    mean, std, eps = (getattr(normalizer, name, None) for name in ("_mean", "_std", "eps"))
+    if not isinstance(mean, Tensor) or not isinstance(std, Tensor) or not isinstance(eps, float):
+        raise _no_copy("normalizer", normalizer, "make it rsl_rl's EmpiricalNormalization, or torch.nn.Identity")
+    made = FrozenNormalizer(mean.shape[-1], eps)
+    made.mean.copy_(mean)
+    made.std.copy_(std)
+    return made
 
 
 def _no_copy(what: str, part: object, advice: str) -> UserError:

@@ -108,6 +108,8 @@ class SquashedGaussian:
     """(A,)."""
     uniform: Tensor
     """Where it is not 0, actions are uniform within the bound, whatever the network says, ()."""
+    ladder: float = 0.0
+    """Where it is not 0, noise of this deviation is added to the mode, in +-1, and the sum held there."""
 
     noise = staticmethod(random.normal)
 
@@ -120,8 +122,10 @@ class SquashedGaussian:
         return self.bound * torch.tanh(self.mean)
 
     def sample(self, noise: Tensor) -> Tensor:
-        # the error function makes of a normal number a uniform one in +-1
         own = torch.tanh(self.mean + self.log_std.exp() * noise)
+        if self.ladder:
+            own = (torch.tanh(self.mean) + self.ladder * noise).clamp(-1.0, 1.0)
+        # the error function makes of a normal number a uniform one in +-1
         return self.bound * torch.where(self.uniform != 0, torch.erf(noise * math.sqrt(0.5)), own)
 
     def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,11 +32,13 @@ class Squash(nn.Module):
         self.register_buffer("bound", bound)
         # while there is nothing to go by yet: read by address
         self.register_buffer("uniform", torch.zeros((), device=bound.device), persistent=False)
+        self.ladder: float = 0.0
+        """Of a worker on a ladder of exploration: the deviation of its actions in +-1, in place of the network's; 0: that one."""
 
     def distribution(self, output: Tensor) -> SquashedGaussian:
         """Make the distribution of the network's output (..., 2 A)."""
         mean, log_std = output.chunk(2, dim=-1)
-        return SquashedGaussian(mean, log_std.clamp(*LOG_STD), self.bound, self.uniform)
+        return SquashedGaussian(mean, log_std.clamp(*LOG_STD), self.bound, self.uniform, self.ladder)
 
     def forward(self, output: Tensor) -> Tensor:
         """(N, 2 A) to actions without exploration, (N, A)."""

@@ -45,6 +45,10 @@ class Rollout:
     """What a recurrent policy remembered before the first step, each (layers, N, hidden)."""
     ratio: Tensor | None = None
     """Where an older policy acted: pi_prox(a|s) / mu(a|s), bounded, with `output` and `std` those of pi_prox, (T, N)."""
+    lanes: Tensor | None = None
+    """Which of the robots they are, int64 (N,), each once; None: all, in order."""
+    priorities: Tensor | None = None
+    """How wrong the critics were about each step where it was made, for a replay, (T, N)."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums over the rollout, by metric name."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from embodied_rl.config.page import Page, TrainSettings
 from embodied_rl.config.sac import SACSettings
 from embodied_rl.cuda_graph import try_to_capture
+from embodied_rl.learn.appraiser import Appraiser
+from embodied_rl.learn.copies import plain_normalizer
 from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.learn.gradient_steps import GradientSteps
 from embodied_rl.learn.limiter import Limiter
@@ -166,6 +168,13 @@ class SAC:
             self.gradient_steps = count + self.updates // self.page.actor_interval - before // self.page.actor_interval
             return self._metrics(count, len(rollout.rewards))
 
+    def appraiser(self) -> Appraiser:
+        """Make what finds priorities where rows are made, with the present numbers."""
+        page, normalizer = self.page, plain_normalizer(self.critic.obs_normalizer)
+        made = Appraiser(self.critic.twin, normalizer, self.critic_group, page.gamma, page.n_steps, self._returns)
+        made.divisor.copy_(self.scale.divisor)
+        return made
+
     # ------------------------------------------------------------------------------------------------------- what comes in
 
     def _take_in(self, rollout: Rollout) -> None:
@@ -173,12 +182,12 @@ class SAC:
         if self._resumed and not bool(self.replay.written.any()):
             self._begin_anew()
         self._resumed = False
-        self.replay.insert(rollout)
+        self.replay.insert(rollout, rollout.lanes, rollout.priorities)
         self.vector_steps += len(rollout.rewards)
         if self.limiter:
             self.limiter.inserted += rollout.rewards.numel()
         if self.page.scale_rewards:
-            self.scale.follow(rollout, None, self._reduce)
+            self.scale.follow(rollout, rollout.lanes, self._reduce)
         if self.page.obs_normalization:
             weight = rollout.valid.to(rollout.rewards.dtype)
             for model, group in ((self.actor, "actor"), (self.critic, self.critic_group)):

@@ -74,6 +74,10 @@ class Returns:
         """(K,)."""
         self._most, self._apart = most, 2.0 * most / (atoms - 1)
 
+    def cpu(self) -> Returns:
+        """Make the same, on the CPU."""
+        return Returns(len(self.atoms), self._most)
+
     def mean(self, logits: Tensor) -> Tensor:
         """Expect returns, (...,), of logits (..., K)."""
         return (torch.softmax(logits, dim=-1) * self.atoms).sum(-1)

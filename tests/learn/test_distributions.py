@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from torch import distributions
+from torch import Tensor, distributions
 
 from embodied_rl import random
-from embodied_rl.learn.distributions import Categorical, Gaussian
+from embodied_rl.learn.distributions import Categorical, Gaussian, SquashedGaussian
 
 
 def gaussian(seed: int = 0) -> Gaussian:
@@ -72,3 +72,52 @@ def test_samples_of_a_choice_have_its_frequencies() -> None:
 
 def test_a_uniform_number_of_zero_is_no_choice_of_its_own() -> None:
     assert int(Categorical(torch.zeros(3)).sample(torch.tensor([0.0, 0.5, 0.4]))) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- squashed
+
+
+def _squashed(mean: Tensor, log_std: Tensor, bound: float = 2.0, **own: float) -> SquashedGaussian:
+    return SquashedGaussian(mean, log_std, torch.tensor([bound]), torch.zeros(()), **own)
+
+
+def test_a_saturated_policy_has_finite_densities_and_gradients() -> None:
+    """Mean 20 and deviation 0.01: tanh is 1 in float32, and the density is float64's all the same."""
+    noise = torch.linspace(-3.0, 3.0, 7)[:, None]
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        mean, log_std = (torch.full((7, 1), value, dtype=dtype, requires_grad=True) for value in (20.0, math.log(0.01)))
+        _, log_prob = _squashed(mean, log_std).sample_with_log_prob(noise.to(dtype))
+        gradients = torch.autograd.grad(log_prob.sum(), (mean, log_std))
+        found[dtype] = torch.cat([log_prob.detach(), *(one.flatten() for one in gradients)]).double()
+    assert bool(found[torch.float32].isfinite().all())
+    assert torch.allclose(found[torch.float32], found[torch.float64], rtol=1e-4, atol=1e-4)
+    # log N(u) - log(1 - tanh(u)^2), of which the second is log 4 - 2 u out there
+    by_hand = -0.5 * noise[:, 0].double() ** 2 - math.log(0.01) - 0.5 * math.log(2 * math.pi)
+    by_hand = by_hand - (math.log(4.0) - 2.0 * (20.0 + 0.01 * noise[:, 0].double()))
+    assert torch.allclose(found[torch.float64][:7], by_hand, rtol=1e-6)
+
+
+def test_an_action_at_its_bound_has_a_finite_density() -> None:
+    mean = torch.zeros(3, 1, requires_grad=True)
+    log_prob = _squashed(mean, torch.zeros(3, 1)).log_prob(torch.tensor([[2.0], [-2.0], [0.5]]))
+    (gradient,) = torch.autograd.grad(log_prob.sum(), mean)
+    assert bool(log_prob.isfinite().all()) and bool(gradient.isfinite().all())
+    u = math.atanh(0.25)
+    wanted = -0.5 * u**2 - 0.5 * math.log(2 * math.pi) - math.log(1 - 0.25**2)
+    assert float(log_prob[2].detach()) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_densities_of_squashed_actions_integrate_to_one() -> None:
+    mean, log_std = (torch.tensor([[value]], dtype=torch.float64) for value in (0.3, -0.5))
+    grid = torch.linspace(-1.0, 1.0, 20_001, dtype=torch.float64)[1:-1]
+    density = _squashed(mean, log_std, bound=1.0).log_prob(grid[:, None]).exp()
+    assert float(density.sum()) * 1e-4 == pytest.approx(1.0, abs=1e-4)
+
+
+def test_on_a_ladder_the_mode_has_noise_of_its_own_and_stays_in_bounds() -> None:
+    mean, noise = torch.tensor([[0.5], [3.0]]), torch.tensor([[1.0], [2.0]])
+    pi = _squashed(mean, torch.zeros(2, 1), ladder=0.25)
+    wanted = [2.0 * (math.tanh(0.5) + 0.25), 2.0]
+    assert pi.sample(noise)[:, 0].tolist() == pytest.approx(wanted, abs=1e-6)
+    assert torch.equal(pi.mode, _squashed(mean, torch.zeros(2, 1)).mode)

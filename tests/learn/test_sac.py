@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embodied_rl.config.sac import SACSettings
 from embodied_rl.errors import UserError
+from embodied_rl.learn.copies import plain_copy
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.sac import SAC
 from embodied_rl.learn.sac_networks import bound_of
@@ -326,3 +327,36 @@ def test_without_its_replay_a_learner_fills_it_again_before_it_draws(caplog: pyt
     assert "goes on with an empty replay (sac.save_replay: false): 40 rows come in before the next update" in caplog.text
     assert float(two.actor.squash.uniform) == 0.0  # with the policy that there is
     assert two.update(rollout(11), 4)["Replay/updates_per_vector_step"] == pytest.approx(10 / 11)
+
+
+# -------------------------------------------------------------------------------------- priorities from where rows are made
+
+
+@pytest.mark.parametrize("own", [{"n_steps": 3}, STOCK | {"n_steps": 2}])
+def test_priorities_are_the_errors_of_the_critics_about_each_step(own: dict[str, Any]) -> None:
+    sac = learner(gamma=0.9, **own)
+    sac.update(rollout(30, seed=3), 0)  # so that the scales are not 1
+    given, policy = rollout(7), plain_copy(sac.policy)
+    found = sac.appraiser().priorities(policy, given)
+    critic, divisor = sac.critic, sac.scale.divisor
+
+    @torch.no_grad()
+    def values(obs: Tensor, action: Tensor) -> Tensor:
+        output = critic.twin(torch.cat((critic.obs_normalizer(obs), action / 2.0), dim=-1))
+        return output[..., 0] if sac._returns is None else sac._returns.mean(output)
+
+    for step, robot in itertools.product(range(7), range(ENVS)):
+        total, discount, at = 0.0, 1.0, step
+        for at in range(step, min(step + sac.page.n_steps, 7)):
+            total += discount * float(given.rewards[at, robot])
+            discount *= 0.9
+            if given.terminated[at, robot] or given.truncated[at, robot]:
+                break
+        after = given.obs["actor"][at + 1, robot] if at < 6 else given.last_obs["actor"][robot]
+        after = given.final_obs["actor"][at, robot] if given.truncated[at, robot] else after
+        action = policy(after[None])[0].mode[0]
+        wanted = total / divisor
+        if not given.terminated[at, robot]:
+            wanted = wanted + discount * values(after[None], action[None]).amin()
+        error = (wanted - values(given.obs["actor"][step, robot][None], given.actions[step, robot][None])).abs().mean()
+        assert float(found[step, robot]) == pytest.approx(float(error), abs=1e-5)
