@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from embodied_rl.config.learner_numbers import why_not
-from embodied_rl.config.page import PPOSettings, TrainSettings
+from embodied_rl.config.page import PoolSettings, PPOSettings, TrainSettings
 from embodied_rl.problems import shown
 from embodied_rl.strict_yaml import Keys
 
@@ -144,10 +144,23 @@ def _check_pool(parts: Mapping[str, Any], problem: Problems) -> None:
         problem(("pool", "mode"), message + other)
     elif pool.mode != "sync":
         _check_stale(parts, problem, ("pool", "mode"), shown(pool.mode), "mode: sync")
-        if pool.inference == "central":
-            problem(("pool", "inference"), f"'central' is strictly on-policy; with mode: {pool.mode} take inference: local")
-    if pool.inference == "central" and pool.on_crash == "mask":
-        problem(("pool", "on_crash"), "'mask' is not there with inference: central; take replay or raise")
+    _check_inference(pool, problem)
     if env.source and env.source.startswith("envpool:") and pool.on_crash == "replay":
         why = "'replay' needs environments that can be brought back to where they were, and EnvPool's cannot"
         problem(("pool", "on_crash"), f"{why}; take mask or raise")
+
+
+def _check_inference(pool: PoolSettings, problem: Problems) -> None:
+    """Check what `pool.inference` needs of the rest of the pool, and that nothing is which it does not read."""
+    if pool.inference == "local":
+        if pool.inference_wait_s is not None:
+            message = f"{pool.inference_wait_s:g} is only read with inference: central; leave it out"
+            problem(("pool", "inference_wait_s"), message)
+        return
+    if pool.mode == "overlap":
+        problem(("pool", "inference"), '"central" is there with mode: sync or async; take one of them, or inference: local')
+    if pool.on_crash == "mask":
+        problem(("pool", "on_crash"), "'mask' is not there with inference: central; take replay or raise")
+    if pool.deadline_share is not None:
+        message = f"{pool.deadline_share:g} is only read with inference: local, where workers are hurried; leave it out"
+        problem(("pool", "deadline_share"), message)

@@ -259,6 +259,10 @@ class PoolSettings(Model):
     shard_size: Count = Field(default=64, description="environments that the policy answers at once and that move together")
     mode: Literal["sync", "overlap", "async"] = Field(default="sync", description="what happens while the learner updates")
     inference: Literal["local", "central"] = Field(default="local", description="where the policy is: in the workers or here")
+    inference_wait_s: Positive | None = Field(
+        default=None,
+        description="central: a batch is answered once its first observations have waited for so long [s]; null: once all are in",
+    )
     address: str = Field(
         default="local",
         description="local: a Ray of its own on 127.0.0.1; HOST:PORT or auto: a cluster's; none: no Ray, this process steps "

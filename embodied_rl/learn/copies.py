@@ -44,8 +44,8 @@ class _Held(nn.Module):
         return self.value  # type: ignore[return-value]
 
 
-def plain_copy(policy: Policy) -> Policy:
-    """Copy a policy's arithmetic into torch's own modules, on the CPU; it no longer learns.
+def plain_copy(policy: Policy, device: torch.device | str = "cpu") -> Policy:
+    """Copy a policy's arithmetic into torch's own modules, by default on the CPU; it no longer learns.
 
     Raises:
         UserError: its network is no chain of layers, or its normalizer neither rsl_rl's nor torch.nn.Identity.
@@ -56,11 +56,10 @@ def plain_copy(policy: Policy) -> Policy:
     # not `children`: it names a layer once that stands at several places, as activations do
     network = nn.Sequential(*(copy.deepcopy(layer) for layer in policy.network))
     memory = copy.deepcopy(policy.memory)
-    std = None if policy.std is None else _Held(policy.std.detach().clone().cpu())
-    squash = None if policy.squash is None else copy.deepcopy(policy.squash).cpu()
-    copied = Policy(normalizer, network.cpu(), std, memory.cpu() if memory is not None else None, squash)
+    std = None if policy.std is None else _Held(policy.std.detach().clone())
+    copied = Policy(normalizer, network, std, memory, copy.deepcopy(policy.squash))
     for part in _modules(copied):
-        part.requires_grad_(False).zero_grad()  # or it keeps copies of the learner's
+        part.to(device).requires_grad_(False).zero_grad()  # or it keeps copies of the learner's
     unpack(copied, pack(policy))
     return copied
 

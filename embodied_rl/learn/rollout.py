@@ -49,6 +49,8 @@ class Rollout:
     """Which of the robots they are, int64 (N,), each once; None: all, in order."""
     priorities: Tensor | None = None
     """How wrong the critics were about each step where it was made, for a replay, (T, N)."""
+    log_prob: Tensor | None = None
+    """log mu(a|s) of what acted, (T, N), where it was noted as it acted."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums over the rollout, by metric name."""
     seconds: dict[str, float] = field(default_factory=dict)

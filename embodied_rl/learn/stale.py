@@ -28,14 +28,14 @@ def weigh(rollout: Rollout, policy: Policy, stds: Stds, staleness: Tensor, clip:
     Args:
         rollout: with `output` of the policy that acted; changed in place.
         policy: the present one, without memory.
-        stds: of the policy that acted.
+        stds: of the policy that acted; not read where the rollout has `log_prob`.
         staleness: versions that each environment's part is behind, (N,).
         clip: bound of the ratio, which is counted where it is reached.
     """
     staleness = staleness.to(rollout.rewards.device)
     output = torch.cat([policy(rows)[0].output for rows in rollout.obs["actor"].split(_CHUNK, dim=1)], dim=1)
-    before = torch.empty_like(rollout.rewards)
-    for rows, std in stds:
+    before = torch.empty_like(rollout.rewards) if rollout.log_prob is None else rollout.log_prob
+    for rows, std in stds if rollout.log_prob is None else ():
         acted = None if std is None else torch.from_numpy(np.array(std)).to(output.device)
         before[:, rows] = policy.distribution(rollout.output[:, rows], acted).log_prob(rollout.actions[:, rows])
     now = policy.distribution(output, policy.std).log_prob(rollout.actions)

@@ -36,17 +36,11 @@ def make_collector(
         PoolError: the workers cannot be started.
     """
     if page.pool.inference == "central":
-        import torch
+        from embodied_rl.pools.ahead import AsyncCentralPool
+        from embodied_rl.pools.central import CentralPool
 
-        from embodied_rl.learn.apart import ApartCollector
-        from embodied_rl.learn.rollout import LocalCollector
-        from embodied_rl.pools.central import RemoteEnv
-
-        env = RemoteEnv(page, env_ids, world_size=world_size)
-        symmetry = page.symmetry != "none"
-        here = LocalCollector(env, page.train.steps, page.env.seed, symmetry=symmetry, chunk=page.pool.shard_size)
-        device = torch.device(device)
-        return here if device.type == "cpu" else ApartCollector(here, device)
+        kind = AsyncCentralPool if page.pool.mode == "async" else CentralPool
+        return kind(page, env_ids, device=device, world_size=world_size)
     from embodied_rl.pools.pool import SimPool
 
     return SimPool(page, env_ids, device=device, status=status, world_size=world_size)

@@ -1,37 +1,46 @@
-"""The policy here and the environments elsewhere: observations over the wire, actions back, every step.
+"""Environments in processes of their own, and one policy for all of them, where the learner is.
 
-For policies that are too big for the workers.  Each step waits for the slowest worker and for two messages, so with small
-networks it is several times slower than policies in the workers; the transitions are the same, to the bit.
+What SEED RL is (Espeholt et al., arXiv:1910.06591): observations come over the wire, actions go back, every step, and the
+workers hold no policy.  A rollout is written on the host, and copied to the learner's device once.
 
-Legend: N environments, A actions, O observations.
+Legend: T steps, N environments.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import time
 import weakref
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
+from embodied_rl.learn.cpu.team import one_thread
+from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.rollout import Rollout
+from embodied_rl.learn.transfer import Transfer
+from embodied_rl.pools.assembly import sum_totals
 from embodied_rl.pools.cluster import Connection
-from embodied_rl.pools.crew import Crew, Worker
+from embodied_rl.pools.crew import Crew
 from embodied_rl.pools.errors import PoolError
-from embodied_rl.vector_env import Step
+from embodied_rl.pools.inference import Inference
+from embodied_rl.pools.turns import Seat, Turns
+from embodied_rl.vector_env import Obs
 
-_LED_TO = ("rewards", "terminated", "truncated", "valid")
 
+class CentralPool:
+    """A `Collector` whose policy is the learner's own.
 
-class RemoteEnv:
-    """The environments of all workers as one `VectorEnv`, for a `LocalCollector` here.
-
-    A lost worker is replaced: it gets the state of the iteration's beginning, and the actions since are acted out again.
+    The learner waits while robots are simulated, and they while it learns.  On the CPU the bits are those of workers that hold
+    the policy, whatever the number of workers and however they are batched.
 
     Args:
         page: the task.
         env_ids: global ids of the environments, int64 (N,).
+        device: the learner's.
         world_size: how many learners share the cluster's cores.
         connection: to the cluster; by default what `pool.address` says.
 
@@ -39,128 +48,144 @@ class RemoteEnv:
         PoolError: the workers cannot be started.
     """
 
-    captured = False
-
-    def __init__(self, page: Page, env_ids: Tensor, *, world_size: int = 1, connection: Connection | None = None) -> None:
-        self.page, self.env_ids, self.num_envs, self.device = page, env_ids, len(env_ids), torch.device("cpu")
+    def __init__(
+        self,
+        page: Page,
+        env_ids: Tensor,
+        *,
+        device: torch.device | str = "cpu",
+        world_size: int = 1,
+        connection: Connection | None = None,
+    ) -> None:
+        self.page, self.num_envs, self.num_steps = page, len(env_ids), page.train.steps
+        self._device, self._env_ids = torch.device(device), env_ids
         self.crew = Crew.open(page, env_ids, connection, world_size)
-        self._ray = self.crew.connection.ray
-        self.close = weakref.finalize(self, self.crew.close)
-        described = self.crew.described
-        self.action_space = self.crew.action_space
-        zeros = lambda *shape: torch.zeros(self.num_envs, *shape)  # noqa: E731
-        self.obs = {name: zeros(*shape) for name, shape in described["obs"].items()}
-        self.final_obs = {name: zeros(*described["obs"][name]) for name in described["final_obs"]}
-        self.buffers = {"age": zeros().long(), "rewards": zeros()}
-        self.buffers |= {name: zeros().bool() for name in _LED_TO[1:]}
-        self.physics_seconds = 0.0
-        self._iteration = 0
-        self._numbers: dict[str, Tensor] = {}
-        # what a lost worker's replacement begins with, and what it does then
-        self._kept: dict[int, Any] = {worker.index: None for worker in self.crew.workers}
-        self._tape: list[Tensor] = []
-        self._take(self._ask(lambda worker: worker.actor.look.remote()))
+        self._end = weakref.finalize(self, self.crew.close)
+        self.action_space, to = self.crew.action_space, self._device
+        self.mirrors = {name: (index.to(to), sign.to(to)) for name, (index, sign) in self.crew.mirrors.items()}
+        self._board = self._make_board()
+        self._turns = Turns(self.crew, self._board, self._finished)
+        self._transfer = Transfer(self._device)
+        self._policy: Policy | None = None
+        self._remembered: tuple[Tensor, ...] = ()
+        self._rest: dict[int, dict[str, Any]] = {}
+        self._unstable: list[dict] = []
 
-    @property
-    def result(self) -> Step:
-        """What the last step left behind."""
-        b = self.buffers
-        return Step(self.obs, b["rewards"], b["terminated"], b["truncated"], self.final_obs, b["valid"])
+    def observe(self) -> Obs:
+        """Zeros of the observations' sizes, (N, O): they themselves are elsewhere."""
+        sizes = self.crew.described["obs"]
+        return {name: torch.zeros(self.num_envs, *shape, device=self._device) for name, shape in sizes.items()}
 
-    def advance(self, actions: Tensor) -> None:
-        """One step of all workers, which wait for each other."""
-        given = actions.detach().clone().cpu()
-        self._take(self._ask(lambda worker: worker.actor.act.remote(given[worker.rows].numpy())))
-        self._tape.append(given)
+    def collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor] | None = None) -> Rollout:
+        """Let the policy drive for T steps; the rollout's tensors are overwritten by the next call.
 
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """As it is: there is nothing to capture."""
-        return function
-
-    def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None:
-        """Keep the state of the iteration's beginning, and send the workers numbers of the page."""
-        self._iteration, self._numbers = iteration, numbers
-        self.crew.keep_spares()
-        if self.page.pool.on_crash == "replay":
-            states = self._ask(lambda worker: worker.actor.snapshot.remote())
-            self._kept = {index: {name: value.copy() for name, value in state.items()} for index, state in states.items()}
-        self._tape = []
-        self._ask(lambda worker: worker.actor.begin_iteration.remote(iteration, numbers))
-
-    def drain_totals(self) -> dict[str, float]:
-        """Add up over all workers."""
-        totals: dict[str, float] = {}
-        self._dumps: list[dict] = []
-        seconds = []
-        for index, (summed, dumps, physics) in self._ask(lambda worker: worker.actor.drain.remote()).items():
-            first = self.crew.workers[index].rows.start
-            self._dumps += [dump | {"row": dump["row"] + first} for dump in dumps]
-            seconds.append(physics)
-            for name, value in summed.items():
-                totals[name] = totals.get(name, 0.0) + value
-        self.physics_seconds = max(seconds)
-        restarts = float(sum(worker.restarts for worker in self.crew.workers))
-        return totals | {"pool/restarts": restarts}
+        Raises:
+            PoolError: a worker was lost and `pool.on_crash` is raise, or more were lost than the page allows.
+        """
+        started, turns = time.perf_counter(), self._turns
+        turns.abandon()  # one that an interrupt has left
+        if self._policy is not policy:
+            self._policy = policy
+            self._meet(policy)
+        self._inference.refresh()
+        turns.seconds = dict.fromkeys(turns.seconds, 0.0)
+        with one_thread():  # the workers may have the other cores
+            for seat in turns.seats:
+                turns.begin(seat, iteration, numbers or {})
+            while not turns.idle:
+                turns.once()
+        std = None if policy.std is None else policy.std.detach().clone()
+        # the odds of what the present policy did are in its output
+        rollout = dataclasses.replace(self._board, std=std, log_prob=None)
+        if self._device.type != "cpu":
+            rollout = self._transfer(rollout)
+        parts = [self._rest.pop(seat.worker.index) for seat in turns.seats]
+        rollout.totals = sum_totals(parts) | self._drain_counts()
+        self._unstable += [dump for part in parts for dump in part["unstable"]]
+        self.crew.keep_spares()  # not before the rollout is there: they would take its cores while they load
+        total = time.perf_counter() - started
+        # what is spent neither waiting nor in the policy goes into messages and copies
+        rollout.seconds = turns.seconds | {"transfer": max(0.0, total - sum(turns.seconds.values()))}
+        return rollout
 
     def drain_unstable(self) -> list[dict]:
-        """See `VectorEnv`."""
-        dumps, self._dumps = self._dumps, []
+        """Hand out what is known of environments that failed since the last call; `row` is the pool's."""
+        dumps, self._unstable = self._unstable, []
         return dumps
 
-    def mirror_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """See `VectorEnv`."""
-        return self.crew.mirrors
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copy the state of every environment and what the policy remembers of it, (N, ...), on the host."""
+        parts = self._turns.ask_all(lambda seat, actor: actor.snapshot.remote())
+        state = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+        memory = self._remembered if self._policy is None else self._inference.memory
+        return state | {f"policy.memory.{index}": part.transpose(0, 1).clone().cpu() for index, part in enumerate(memory)}
 
-    def snapshot(self, rows: Tensor) -> dict[str, Tensor]:
-        """See `VectorEnv`."""
-        states = self._ask(lambda worker: worker.actor.snapshot.remote())
-        order = range(len(states))
-        return {name: torch.cat([torch.tensor(states[index][name]) for index in order])[rows] for name in states[0]}
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Set environments to what `snapshot` gave, from any number of workers or from this process.
 
-    def restore(self, rows: Tensor, state: dict[str, Tensor]) -> None:
-        """See `VectorEnv`; all rows at once."""
-        parts = {worker.index: {n: v[worker.rows].numpy() for n, v in state.items()} for worker in self.crew.workers}
-        self._kept, self._tape = dict(parts), []
-        self._ask(lambda worker: worker.actor.restore.remote(parts[worker.index]))
-        self._take(self._ask(lambda worker: worker.actor.look.remote()))
+        Raises:
+            PoolError: the state is of other environments.
+        """
+        remembered = {name: value for name, value in state.items() if name.startswith("policy.memory.")}
+        self._policy = None  # meets the policy anew, with what it remembered
+        self._remembered = tuple(remembered[f"policy.memory.{index}"].transpose(0, 1) for index in range(len(remembered)))
+        rest = {name: value.cpu().numpy() for name, value in state.items() if name not in remembered}
+        parts = [{name: value[seat.worker.rows] for name, value in rest.items()} for seat in self._turns.seats]
+        try:
+            self._turns.restore(parts)
+        except PoolError as error:
+            raise PoolError(str(error).rpartition("): ")[2]) from None
 
-    def reset(self) -> dict[str, Tensor]:
-        """See `VectorEnv`."""
-        age = int(self.buffers["age"][0])
-        self._ask(lambda worker: worker.actor.fresh.remote(age))
-        self._take(self._ask(lambda worker: worker.actor.look.remote()))
-        return self.obs
+    def rest(self, *, at_once: bool = False) -> None:
+        """See `Collector`: what is under way is in other processes."""
 
-    def _take(self, answers: dict[int, dict[str, Any]]) -> None:
-        """Put what the workers saw in its place."""
-        targets = {"age": self.buffers["age"]} | self.obs
-        targets |= {name: self.buffers[name] for name in _LED_TO} | {f"final:{n}": v for n, v in self.final_obs.items()}
-        for index, answer in answers.items():
-            rows = self.crew.workers[index].rows
-            for name, value in answer.items():
-                targets[name].numpy()[rows] = value
+    def close(self) -> None:
+        """End the workers, and leave the cluster, or shut it down if this pool started it."""
+        self._end()
 
-    def _ask(self, question: Callable[[Worker], Any]) -> dict[int, Any]:
-        """Every worker's answer, by index; of its replacement where it is lost."""
-        refs = {worker.index: question(worker) for worker in self.crew.workers}
-        answers = {}
-        for worker in self.crew.workers:
-            answers[worker.index] = self._answer(worker, refs[worker.index], question)
-        return answers
+    @property
+    def _inference(self) -> Inference:
+        assert self._turns.inference is not None, "no policy has been met"
+        return self._turns.inference
 
-    def _answer(self, worker: Worker, ref: Any, question: Callable[[Worker], Any]) -> Any:
-        while True:
-            try:
-                return self._ray.get(ref, timeout=self.page.pool.timeout_s)
-            except self._ray.exceptions.RayError as error:
-                why = self.crew.blame(worker, error)
-                if self.crew.is_its_own(error) or self.page.pool.on_crash == "raise":
-                    age = int(self.buffers["age"][0])
-                    raise PoolError(f"pool: {why}; after {age} steps, env.seed {self.page.env.seed}") from None
-            self.crew.replace(worker, why)
-            if self._kept[worker.index] is not None:
-                worker.actor.restore.remote(self._kept[worker.index])
-            worker.actor.begin_iteration.remote(self._iteration, self._numbers)
-            for actions in self._tape:
-                worker.actor.act.remote(actions[worker.rows].numpy())
-            ref = question(worker)
+    def _meet(self, acting: Policy) -> None:
+        """Let this policy answer from now on."""
+        seed, size = self.page.env.seed, self.page.pool.shard_size
+        given = acting, self._env_ids, self.action_space, self.num_steps
+        inference = Inference(*given, seed=seed, shard_size=size, device=self._device)
+        for part, value in zip(inference.memory, self._remembered, strict=bool(self._remembered)):
+            part.copy_(value)
+        self._remembered = ()
+        if self._turns.inference is not None:
+            inference.version = self._turns.inference.version
+        self._board.memory = tuple(torch.zeros_like(part) for part in inference.memory)
+        self._turns.inference = inference
+
+    def _make_board(self) -> Rollout:
+        """Make room for a rollout on the host, in memory from which a GPU copies by itself."""
+        steps, count, space = self.num_steps, self.num_envs, self.action_space
+        pinned, sizes = self._device.type == "cuda", self.crew.described["obs"]
+        room = lambda *shape, kind=torch.float32: torch.zeros(*shape, dtype=kind, pin_memory=pinned)  # noqa: E731
+        flag = lambda: room(steps, count, kind=torch.bool)  # noqa: E731
+        return Rollout(
+            obs={name: room(steps, count, *shape) for name, shape in sizes.items()},
+            actions=room(steps, count, kind=torch.int64) if space.discrete else room(steps, count, space.size),
+            output=room(steps, count, space.size),
+            std=None,
+            rewards=room(steps, count),
+            terminated=flag(),
+            truncated=flag(),
+            valid=flag(),
+            final_obs={name: room(steps, count, *sizes[name]) for name in self.crew.described["final_obs"]},
+            last_obs={name: room(count, *shape) for name, shape in sizes.items()},
+            log_prob=room(steps, count),
+        )
+
+    def _finished(self, seat: Seat, rest: dict[str, Any]) -> None:
+        """See `Turns`."""
+        self._rest[seat.worker.index] = rest
+
+    def _drain_counts(self) -> dict[str, float]:
+        """Hand out what went wrong since the last call, as totals of a rollout."""
+        restarts, self._turns.restarts = self._turns.restarts, 0
+        return {"pool/restarts": float(restarts)}

@@ -232,6 +232,14 @@ class Crew:
         if self._policy is not None:
             worker.actor.meet.remote(self._policy)
 
+    def note_node(self, worker: Worker, error: BaseException) -> None:
+        """Stay away from a node that is said to be dead, which the list of nodes may learn later."""
+        text = str(error).lower()
+        if "node" in text and ("died" in text or "dead" in text or "unreachable" in text or "unavailable" in text):
+            alive = {node["NodeID"] for node in self.connection.nodes()}
+            if len(alive) > 1 or worker.node not in alive:
+                self.lost_nodes.add(worker.node)
+
     def kill(self, worker: Worker) -> None:
         """End a worker's process, whatever state it is in."""
         with contextlib.suppress(self._ray.exceptions.RayError):

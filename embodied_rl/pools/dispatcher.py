@@ -194,7 +194,7 @@ class Dispatcher:
         if self.crew.settings.on_crash == "raise":
             raise PoolError(f"pool: {why}; iteration {self.iteration}; pool.on_crash: raise") from None
         if error is not None:
-            self._note_node(worker, error)
+            self.crew.note_node(worker, error)
         self.counts["restarts"] += 1
         self.crew.replace(worker, why)
         if self.replay.enabled:
@@ -204,11 +204,3 @@ class Dispatcher:
         owed = list(self.requests[worker.index])
         self.requests[worker.index].clear()
         return owed
-
-    def _note_node(self, worker: Worker, error: BaseException) -> None:
-        """Stay away from a node that is said to be dead, which the list of nodes may learn later."""
-        text = str(error).lower()
-        if "node" in text and ("died" in text or "dead" in text or "unreachable" in text or "unavailable" in text):
-            alive = {node["NodeID"] for node in self.crew.connection.nodes()}
-            if len(alive) > 1 or worker.node not in alive:
-                self.crew.lost_nodes.add(worker.node)

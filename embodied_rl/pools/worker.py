@@ -21,6 +21,7 @@ from embodied_rl.learn.copies import unpack
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
 from embodied_rl.make_env import compiler, identity, make_vector
+from embodied_rl.pools.records import Records, unpack_actions
 from embodied_rl.vector_env import VectorEnv
 
 Arrays = dict[str, np.ndarray]
@@ -53,10 +54,12 @@ class SimWorker:
         self._collector = LocalCollector(env, steps, page.env.seed, symmetry=symmetry, compiler=wrap, chunk=size)
         self._collector.interrupted = self._interrupted
         self._env = env
+        sizes = {name: tuple(value.shape[1:]) for name, value in env.obs.items()}
+        self._records = Records(sizes, env.final_obs)
         self._doing = ("waiting", -1, time.time())
         return {
             "pid": os.getpid(),
-            "obs": {name: tuple(value.shape[1:]) for name, value in env.obs.items()},
+            "obs": sizes,
             "final_obs": list(env.final_obs),
             "action_space": tuple(env.action_space),
             "mirrors": {name: tuple(part.cpu().numpy() for part in pair) for name, pair in self._collector.mirrors.items()},
@@ -123,33 +126,62 @@ class SimWorker:
 
     # -------------------------------------------------------------------------------------------- the policy is elsewhere
 
-    def look(self) -> Arrays:
-        """Present observations by group, and `age`, (N,): for a policy that is not here."""
-        env = self._env
-        assert env is not None
-        return {name: value.numpy().copy() for name, value in env.obs.items()} | {"age": env.buffers["age"].numpy().copy()}
+    def begin(self, iteration: int, numbers: dict[str, Tensor], snapshot: bool = False) -> dict[str, Any]:
+        """Begin a rollout that a policy elsewhere drives.
 
-    def act(self, actions: np.ndarray) -> Arrays:
-        """One step; `look` and what the step led to, `final:GROUP` among it."""
-        env = self._env
-        assert env is not None
-        with torch.no_grad():
-            env.advance(torch.from_numpy(np.array(actions)))
-        step = env.result
-        led_to = {name: getattr(step, name) for name in ("rewards", "terminated", "truncated", "valid")}
-        led_to |= {f"final:{name}": value for name, value in step.final_obs.items()}
-        return self.look() | {name: value.numpy().copy() for name, value in led_to.items()}
+        Args:
+            iteration: the trainer's.
+            numbers: of the page.
+            snapshot: whether to send the environments' state along.
 
-    def drain(self) -> tuple[dict[str, float], list[dict], float]:
-        """Totals, failed environments, and seconds in the simulator."""
-        env = self._env
-        assert env is not None
-        return env.drain_totals(), env.drain_unstable(), env.physics_seconds
-
-    def begin_iteration(self, iteration: int, numbers: dict[str, Tensor]) -> None:
-        """See `VectorEnv`."""
+        Returns:
+            Present observations by group, `obs`, and `age`, (N,); the `state`, as it was before.
+        """
+        state = self.snapshot() if snapshot else None
+        self._begin(iteration, numbers)
         assert self._env is not None
-        self._env.begin_iteration(iteration, numbers)
+        obs = {name: value.numpy().copy() for name, value in self._env.obs.items()}
+        return {"obs": obs, "age": self._env.buffers["age"].numpy().copy(), "state": state}
+
+    def act(self, actions: bytes) -> bytes:
+        """One step, by `unpack_actions`; what it led to, as `Records` packs it."""
+        env = self._env
+        assert env is not None
+        self._doing = ("stepping", self._iteration, time.time())
+        with torch.no_grad():
+            env.advance(unpack_actions(actions, env.action_space))
+        self._doing = ("waiting", self._iteration, time.time())
+        return self._records.pack(env.result)
+
+    def act_last(self, actions: bytes) -> tuple[bytes, dict[str, Any]]:
+        """Do what `act` does, for the last step of a rollout; with its `totals`, and `unstable` environments."""
+        env, packed = self._env, self.act(actions)
+        assert env is not None
+        return packed, {"totals": env.drain_totals(), "unstable": env.drain_unstable()}
+
+    def retrace(self, state: Arrays | None, tape: list[tuple[int, dict[str, Tensor], np.ndarray]]) -> None:
+        """Do what a lost worker did.
+
+        Args:
+            state: the environments' at the beginning; None: as built.
+            tape: iteration, numbers of the page and actions (t, N, ...) of each rollout since, the last one maybe unfinished.
+        """
+        if state is not None:
+            self.restore(state)
+        assert self._env is not None
+        for iteration, numbers, actions in tape:
+            self._begin(iteration, numbers)
+            with torch.no_grad():
+                for given in torch.from_numpy(np.array(actions)):
+                    self._env.advance(given)
+
+    def _begin(self, iteration: int, numbers: dict[str, Tensor]) -> None:
+        env = self._env
+        assert env is not None
+        env.drain_totals()  # of a rollout that was retraced, and is counted already
+        env.drain_unstable()
+        self._iteration = iteration
+        env.begin_iteration(iteration, numbers)
 
     # ----------------------------------------------------------------------------------- asked while something else goes on
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from embodied_rl.config import ConfigError, load
 from embodied_rl.config.page import PPOSettings
 from embodied_rl.learn.advantages import gae, vtrace
-from embodied_rl.learn.models import build_actor, policy_of
+from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.ppo import PPO
-from embodied_rl.make_env import make_vector
-from embodied_rl.pools import central, make_collector
 from embodied_rl.pools.assembly import Assembly
-from embodied_rl.vector_env import ActionSpace
+from embodied_rl.pools.records import Records, pack_actions, unpack_actions
+from embodied_rl.vector_env import ActionSpace, Step
 
 
 def fragment(steps: int, envs: int, seed: int, done: int | None = None) -> dict[str, Any]:
@@ -134,6 +135,9 @@ def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
         (["pool.address=none", "train.overlap=true", "ppo.rnn_type=gru"], "train.overlap: true is not there for recurrent"),
         (["pool.importance_clip=3.0"], "pool.importance_clip: is train.importance_clip now"),
         (["pool.inference=central", "pool.on_crash=mask"], "pool.on_crash: 'mask' is not there with inference: central"),
+        (["pool.inference=central", "pool.mode=overlap"], '"central" is there with mode: sync or async; take one of them, or'),
+        (["pool.inference_wait_s=0.1"], "pool.inference_wait_s: 0.1 is only read with inference: central; leave it out"),
+        (["pool.inference=central", "pool.deadline_share=0.5"], "pool.deadline_share: 0.5 is only read with inference: local"),
         (["physics.engine=mjx"], "a pool needs engine: native"),
         (["env.source=gymnasium:Ant-v5"], "not allowed with env.source"),
         (["env.reward_scale=2.0"], "env.reward_scale: only allowed with env.source"),
@@ -152,14 +156,43 @@ def test_what_stands_in_for_a_pool_overlaps_as_robots_without_one_do() -> None:
     assert page.train.overlap and not page.pool.has_processes and page.in_shards and page.train.learner == "ppo"
 
 
-def test_a_learner_on_a_gpu_has_its_rollouts_there_wherever_the_policy_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that computes nothing stands for a GPU, robots in this process for those of workers."""
-    small = ["pool.inference=central", "env.compile=false", "env.num_envs=8", "pool.shard_size=4", "train.steps=2"]
-    page = load("pool_go2_flat", small)
-    monkeypatch.setattr(central, "RemoteEnv", lambda page, env_ids, world_size: make_vector(page, env_ids))
-    for device in ("cpu", "meta"):
-        collector: Any = make_collector(page, torch.arange(8), device=device)
-        policy = policy_of(build_actor({"actor": torch.zeros(1, 47)}, collector.action_space, page.ppo))
-        rollout = collector.collect(policy, 0)
-        there = (rollout.actions, rollout.obs["actor"], collector.observe()["actor"], collector.mirrors["actor"][0])
-        assert {tensor.device.type for tensor in there} == {device}
+@pytest.mark.parametrize("final_obs", [["critic"], []])
+def test_a_step_is_one_string_of_bytes(final_obs: list[str]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=draw)  # noqa: E731
+    obs, flags = {"actor": normal(5, 3), "critic": normal(5, 4)}, [normal(5) > 0 for _ in range(3)]
+    finals = {name: normal(5, 4) for name in final_obs}
+    step = Step(obs, normal(5), flags[0], flags[1], finals, flags[2])
+    records = Records({"actor": (3,), "critic": (4,)}, final_obs)
+    data = records.pack(step)
+    rows, last = records.unpack(data, 5)
+    assert len(data) == 5 * (4 * (3 + 4 + 1) + 3) + 16 * len(final_obs) * int(flags[1].sum()) and 0 < int(flags[1].sum()) < 5
+    for name, value in obs.items():
+        assert np.array_equal(rows[f"obs:{name}"], value)
+    assert np.array_equal(rows["rewards"], step.rewards)
+    for name, flag in zip(("terminated", "truncated", "valid"), flags, strict=True):
+        assert np.array_equal(rows[name], flag)
+    for name, value in finals.items():
+        assert np.array_equal(last[name], value[flags[1]])
+
+
+@pytest.mark.parametrize("space", [ActionSpace(3), ActionSpace(4, discrete=True)])
+def test_actions_are_one_too(space: ActionSpace) -> None:
+    actions = np.arange(6) if space.discrete else np.linspace(-1.0, 1.0, 18, dtype=np.float32).reshape(6, 3)
+    there = unpack_actions(pack_actions(actions), space)
+    assert torch.equal(there, torch.from_numpy(actions)) and there.dtype == torch.from_numpy(actions).dtype
+
+
+@pytest.mark.parametrize("activation", [nn.ELU, nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("sizes", [(7, 5, 3), (47, 64, 33, 12), (105, 300, 300, 8)])
+def test_a_product_of_more_rows_has_the_bits_of_fewer(sizes: tuple[int, ...], activation: Any) -> None:
+    """What lets a batch be answered at once, however it is put together (`Inference`)."""
+    torch.manual_seed(0)
+    layers = [part for pair in itertools.pairwise(sizes) for part in (nn.Linear(*pair), activation())]
+    network = FrozenPerceptron(nn.Sequential(*layers[:-1]).requires_grad_(False))
+    if not network.fuses:
+        pytest.skip("needs a C++ compiler")
+    obs = torch.randn(203, sizes[0])
+    whole = network(obs)
+    for size in (1, 3, 8, 50):
+        assert torch.equal(torch.cat([network(part) for part in obs.split(size)]), whole)

@@ -29,6 +29,7 @@ from embodied_rl.mdp.bind import numbers
 ray = pytest.importorskip("ray", reason="needs Ray: an extra, ray")
 
 from embodied_rl.pools import dispatcher, make_collector  # noqa: E402
+from embodied_rl.pools.central import CentralPool  # noqa: E402
 from embodied_rl.pools.cluster import Connection  # noqa: E402
 from embodied_rl.pools.crew import Worker  # noqa: E402
 from embodied_rl.pools.errors import PoolError  # noqa: E402
@@ -266,17 +267,37 @@ def test_the_policy_may_be_elsewhere(cluster: Any, expected: list[dict[str, torc
     """Central inference gives the same bits, also where a worker is lost on the way."""
     task = page("pool.inference=central")
     collector = make_collector(task, torch.arange(ENVS))
-    assert isinstance(collector, LocalCollector)
+    assert isinstance(collector, CentralPool)
     acting: Policy = policy(task)
-    crew = collector._env.crew  # pyright: ignore[reportAttributeAccessIssue]
     assert differences(tensors(collector.collect(acting, 0)), expected[0]) == []
-    in_a_while(0.1, lambda: kill(crew.workers[1]))
+    in_a_while(0.1, lambda: kill(collector.crew.workers[1]))
     second = collector.collect(acting, 1)
+    restarts = second.totals["pool/restarts"]
     assert differences(tensors(second), expected[1]) == []
     third = collector.collect(acting, 2)
-    assert third.totals["pool/restarts"] == 1.0
+    assert restarts + third.totals["pool/restarts"] == 1.0
     assert differences(tensors(third), expected[2]) == []
-    collector._env.close()
+    collector.close()
+
+
+@pytest.mark.slow
+def test_the_policy_may_be_elsewhere_and_nobody_wait_for_the_learner(cluster: Any) -> None:
+    """Fragments that wait for a replacement come whole; those of the others go on."""
+    task = page("pool.inference=central", "pool.mode=async", "pool.inference_wait_s=0.02")
+    collector = make_collector(task, torch.arange(ENVS))
+    assert isinstance(collector, CentralPool)
+    acting, restarts, steps = policy(task), 0.0, 0.0
+    for iteration in range(10):
+        if iteration == 3:
+            kill(collector.crew.workers[1])
+        rollout = collector.collect(acting, iteration)
+        assert rollout.valid.all() and rollout.rewards.shape == (STEPS, ENVS // 2)
+        restarts, steps = restarts + rollout.totals["pool/restarts"], steps + rollout.totals["steps"]
+    while not restarts:
+        restarts += collector.collect(acting, 10).totals["pool/restarts"]
+    assert restarts == 1.0 and steps >= 10 * STEPS * ENVS // 2
+    assert collector.snapshot()["age"].shape == (ENVS,)
+    collector.close()
 
 
 # --------------------------------------------------------------------------------------------------- what curricula have moved
@@ -318,13 +339,13 @@ def test_numbers_go_to_the_workers_of_a_policy_that_is_elsewhere(
 ) -> None:
     task = page("pool.inference=central")
     collector = make_collector(task, torch.arange(ENVS))
-    assert isinstance(collector, LocalCollector)
+    assert isinstance(collector, CentralPool)
     acting = policy(task)
     assert differences(tensors(collector.collect(acting, 0, moved(0))), under_numbers[0]) == []
-    in_a_while(0.1, lambda: kill(collector._env.crew.workers[1]))  # pyright: ignore[reportAttributeAccessIssue]
+    in_a_while(0.1, lambda: kill(collector.crew.workers[1]))
     for iteration in (1, 2):
         assert differences(tensors(collector.collect(acting, iteration, moved(iteration))), under_numbers[iteration]) == []
-    collector._env.close()
+    collector.close()
 
 
 @pytest.mark.slow
@@ -734,6 +755,18 @@ def test_one_command_starts_and_ends_its_own_ray(tmp_path: Path) -> None:
     assert [node["address"] for node in status["nodes"]] == ["127.0.0.1"] and status["iteration"] == 1
     assert not any(Path(f"/proc/{worker['pid']}").exists() for worker in status["workers"])
     assert np.isfinite(status["steps_per_s"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_one_command_ends_with_a_policy_that_is_elsewhere(tmp_path: Path, mode: str) -> None:
+    """Its thread asks nothing of a Ray that is shut down, which would start another."""
+    command = [sys.executable, "-m", "embodied_rl", "train", "pool_go2_flat", *SMALL, "--iterations", "3"]
+    given = ["pool.inference=central", f"pool.mode={mode}", "--run-dir", str(tmp_path / "run")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([*command, *given], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert "done: " in done.stdout and "SIGTERM" not in done.stderr + done.stdout
 
 
 @pytest.mark.slow
