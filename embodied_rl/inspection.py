@@ -10,6 +10,7 @@ import torch
 
 from embodied_rl.config import Page, load, override
 from embodied_rl.config.page import LEARNERS, PhysicsSettings, SceneSettings
+from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.costs import FLOAT, memory_of, operations
@@ -53,8 +54,9 @@ class Inspection:
 
     def summary(self, page: Page) -> str:
         """Write what `check` says of a page that is right."""
-        total = page.env.num_envs * page.train.steps * page.train.iterations
-        said = [f"{page.env.num_envs:,} x {page.train.steps} x {page.train.iterations:,} = {total:,} steps"]
+        robots = rollout_envs(page.pool, page.env.num_envs)
+        total = robots * page.train.steps * page.train.iterations
+        said = [f"{robots:,} x {page.train.steps} x {page.train.iterations:,} = {total:,} steps"]
         said.append(f"memory {_gib(sum(self.memory.values()))} of {_gib(total_memory())}")
         if self.steps_per_s is not None and self.iteration_s is not None:
             rate, whole = round(self.steps_per_s, -2), self.iteration_s * page.train.iterations
@@ -105,7 +107,7 @@ def _check_minibatches(page: Page) -> None:
     """
     if page.train.learner == "sac":
         return
-    robots, steps, count = page.env.num_envs, page.train.steps, page.ppo.num_mini_batches
+    robots, steps, count = rollout_envs(page.pool, page.env.num_envs), page.train.steps, page.ppo.num_mini_batches
     recurrent = page.ppo.rnn_type != "none"  # whose minibatches are whole episodes' parts
     if count > (there := robots if recurrent else robots * steps):
         what = "robots, which a recurrent policy's minibatches share out" if recurrent else f"transitions ({robots} x {steps})"
@@ -271,13 +273,14 @@ def _iteration(page: Page, widths: dict[str, int], actions: int, rate: float) ->
     for _ in range(3):
         torch.mm(*factors)
     flops = 3 * 2 * size**3 / (time.perf_counter() - begun)
-    return page.env.num_envs * page.train.steps / rate + operations(page, widths, actions) / flops
+    samples = rollout_envs(page.pool, page.env.num_envs) * page.train.steps
+    return samples / rate + operations(page, widths, actions) / flops
 
 
 def warnings_of(page: Page, found: Inspection) -> Iterator[str]:
     """Tell what can be done and is hardly meant."""
     if found.iteration_s is not None and found.iteration_s > _LONG and page.physics.engine == "native":
-        samples = page.env.num_envs * page.train.steps
+        samples = rollout_envs(page.pool, page.env.num_envs) * page.train.steps
         yield f"{page.name}: an iteration takes about {_time(found.iteration_s)} here ({samples:,} steps); is that meant?"
     yield from (f"{page.name}: {doubt}; is that meant?" for doubt in found.doubts)
     if not page.env.source:

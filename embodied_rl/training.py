@@ -316,11 +316,15 @@ def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]
 def _make_pooled(page: Page, group: Group, run: Run, rows: Tensor) -> tuple[Collector, Learner]:
     """Make a pool of this rank's robots, and its copy of the learner."""
     from embodied_rl.pools import make_collector
+    from embodied_rl.pools.pool import SimPool
 
     of = f"_rank_{group.rank}" if group.size > 1 else ""
     device = learner_device(page)
     collector = make_collector(page, rows, device=device, status=run.path / f"pool{of}.json", world_size=group.size)
-    return collector, make_learner(page, collector, device, group, compiler=_learner_compiler(page, device))
+    learner = make_learner(page, collector, device, group, compiler=_learner_compiler(page, device))
+    if isinstance(collector, SimPool):
+        collector.learner = learner
+    return collector, learner
 
 
 def _learner_compiler(page: Page, device: torch.device) -> Callable:

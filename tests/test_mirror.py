@@ -49,7 +49,7 @@ def _make(name: str, changes: list[str]) -> Env:
 
 
 #: A pool's pages are another's environments, or a page of these in other processes.
-PAGES = [name for name in config_names() if load(name).env.source is None and not name.startswith("pool_")]
+PAGES = [name for name in config_names() if (page := load(name)).env.source is None and page.pool.workers is None]
 
 
 @pytest.fixture(scope="module", params=[*PAGES, "everything"])

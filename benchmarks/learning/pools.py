@@ -26,10 +26,10 @@ import numpy as np
 
 from embodied_rl import training
 from embodied_rl.config import load
+from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.errors import install_hint
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.run import Run
-from embodied_rl.pools.asynchronous import rollout_size
 from embodied_rl.pools.pool import SimPool
 
 STOCK = "train.learner=rsl_rl.algorithms:PPO"
@@ -80,7 +80,7 @@ def cases(what: str, slow: float) -> Iterator[tuple[str, list[str], float]]:
 def train(page: str, overrides: list[str], seed: int, steps: int, slow: float = 0.0) -> dict[str, Any]:
     """One run: its curve (env steps, seconds, return), its return, its speed."""
     task = load(page, [f"env.seed={seed}", *overrides])
-    envs = rollout_size(task.env.num_envs, task.pool) if task.pool.mode == "async" else task.env.num_envs
+    envs = rollout_envs(task.pool, task.env.num_envs)
     each = envs * task.train.steps
     iterations = max(2, steps // each)
     task = load(page, [f"env.seed={seed}", *overrides, f"train.iterations={iterations}"])

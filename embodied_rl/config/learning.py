@@ -68,10 +68,11 @@ def _check_overlap(parts: Mapping[str, Any], problem: Problems) -> None:
     """Check what collecting during the update needs of the rest of the page."""
     train, pool = parts["train"], parts["pool"]
     if train and pool:
-        stale = train.overlap or (pool.has_processes and pool.mode != "sync")
+        # also where the workers are taken away, as a pool's own processes have the page
+        stale = train.overlap or pool.mode in ("overlap", "async") or pool.lag > 0
         default = TrainSettings.model_fields["importance_clip"].default
         if not stale and train.importance_clip != default:
-            message = f"{train.importance_clip:g} is only read with train.overlap: true, or pool.mode: overlap or async"
+            message = f"{train.importance_clip:g} is only read with train.overlap: true, pool.mode: overlap or async, or pool.lag"
             problem(("train", "importance_clip"), f"{message}; leave it out, or at {default:g}")
     if not (train and train.overlap):
         return
@@ -142,9 +143,12 @@ def _check_pool(parts: Mapping[str, Any], problem: Problems) -> None:
         other = ", or train.overlap: true with it" if pool.mode == "overlap" else ""
         message = f"{shown(pool.mode)} needs simulators in processes of their own, and address: none has none; take mode: sync"
         problem(("pool", "mode"), message + other)
+    elif pool.mode == "gradients":
+        _check_gradients(parts, problem)
     elif pool.mode != "sync":
         _check_stale(parts, problem, ("pool", "mode"), shown(pool.mode), "mode: sync")
     _check_inference(pool, problem)
+    _check_lag(parts, problem)
     if env.source and env.source.startswith("envpool:") and pool.on_crash == "replay":
         why = "'replay' needs environments that can be brought back to where they were, and EnvPool's cannot"
         problem(("pool", "on_crash"), f"{why}; take mask or raise")
@@ -157,10 +161,43 @@ def _check_inference(pool: PoolSettings, problem: Problems) -> None:
             message = f"{pool.inference_wait_s:g} is only read with inference: central; leave it out"
             problem(("pool", "inference_wait_s"), message)
         return
-    if pool.mode == "overlap":
+    if pool.mode not in ("sync", "async"):
         problem(("pool", "inference"), '"central" is there with mode: sync or async; take one of them, or inference: local')
     if pool.on_crash == "mask":
         problem(("pool", "on_crash"), "'mask' is not there with inference: central; take replay or raise")
     if pool.deadline_share is not None:
         message = f"{pool.deadline_share:g} is only read with inference: local, where workers are hurried; leave it out"
         problem(("pool", "deadline_share"), message)
+
+
+def _check_gradients(parts: Mapping[str, Any], problem: Problems) -> None:
+    """Check what workers that send gradients need: an update that is one step, whose second half is all that is left to do."""
+    train, ppo, pool = parts["train"], parts["ppo"], parts["pool"]
+    if train and train.learner != "ppo":
+        problem(("pool", "mode"), '"gradients" needs train.learner: ppo, which learns in halves; take mode: sync')
+    for key in ("num_learning_epochs", "num_mini_batches") if ppo else ():
+        if (given := getattr(ppo, key)) != 1:
+            problem(("ppo", key), f"{given} is not allowed with pool.mode: gradients: a worker's fragment is one step; take 1")
+    if ppo and ppo.schedule == "adaptive":
+        why = '"adaptive" follows the KL to the policy that acted, which is 0 with pool.mode: gradients'
+        problem(("ppo", "schedule"), f"{why}; take constant, linear or hold")
+    if ppo and ppo.stop_kl is not None:
+        problem(("ppo", "stop_kl"), f"{ppo.stop_kl:g} is never reached with pool.mode: gradients, whose KL is 0; leave it out")
+    for name, entry in (parts.get("curriculum") or {}).items():
+        if entry.params.get("parameter") == "ppo.entropy_coef":
+            other = "take ppo.final_entropy_coef, or another mode"
+            problem(("curriculum", name, "parameter"), f'"ppo.entropy_coef" stays with pool.mode: {pool.mode}; {other}')
+
+
+def _check_lag(parts: Mapping[str, Any], problem: Problems) -> None:
+    """Check what handing out older policies needs: fragments that are all of one version, of workers that have their own."""
+    pool = parts["pool"]
+    if not pool.lag:
+        return
+    if pool.mode != "sync":
+        problem(("pool", "lag"), f"{pool.lag} is exact with mode: sync alone, and mode: {pool.mode} is behind by itself; take 0")
+    elif not pool.has_processes or pool.inference == "central":
+        has = "inference: central" if pool.has_processes else "address: none"
+        problem(("pool", "lag"), f"{pool.lag} needs policies in the workers, and {has} has none there; take 0")
+    else:
+        _check_stale(parts, problem, ("pool", "lag"), str(pool.lag), "lag: 0")

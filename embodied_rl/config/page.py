@@ -170,7 +170,8 @@ class TrainSettings(Model):
         default=False, description="robots on the CPU collect the next rollout while the learner updates; of a pool: pool.mode"
     )
     importance_clip: Annotated[float, Ge(1)] = Field(
-        default=2.0, description="overlap, and a pool's: bound of the ratio between the present policy and the one that acted"
+        default=2.0,
+        description="overlap, a pool's, and pool.lag: bound of the ratio between the present policy and the one that acted",
     )
 
     @field_validator("learner", mode="before")
@@ -257,7 +258,9 @@ class PoolSettings(Model):
         description="simulator processes; 0: one a node, one a core for environments in Python; null: no pool",
     )
     shard_size: Count = Field(default=64, description="environments that the policy answers at once and that move together")
-    mode: Literal["sync", "overlap", "async"] = Field(default="sync", description="what happens while the learner updates")
+    mode: Literal["sync", "overlap", "async", "gradients"] = Field(
+        default="sync", description="what happens while the learner updates; gradients: workers send those in place of data"
+    )
     inference: Literal["local", "central"] = Field(default="local", description="where the policy is: in the workers or here")
     inference_wait_s: Positive | None = Field(
         default=None,
@@ -287,8 +290,13 @@ class PoolSettings(Model):
     )
     spares: NaturalNumber = Field(default=1, description="processes that wait, loaded, to take a lost worker's place at once")
     restart_window_s: Positive = Field(default=300.0, description="see max_restarts [s]")
-    max_staleness: Count = Field(default=4, description="async: versions that a fragment may be behind before it is thrown away")
+    max_staleness: Count = Field(
+        default=4, description="async, gradients: versions that what comes may be behind before it is thrown away"
+    )
     batch_share: Annotated[float, Gt(0), Le(1)] = Field(default=0.5, description="async: share of the shards in a rollout")
+    lag: Annotated[int, Ge(0), Le(1000)] = Field(
+        default=0, description="sync: versions that the policy which acts is behind, as an experiment; 0: none"
+    )
 
     @property
     def has_processes(self) -> bool:

@@ -1,8 +1,10 @@
-"""A copy of a policy that acts elsewhere: plain torch, so that a worker needs no learner, and its numbers as one array."""
+"""Copies that work elsewhere: of a policy in plain torch, so that who acts needs no learner, and numbers as one array."""
 
 from __future__ import annotations
 
 import copy
+import zlib
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -112,6 +114,33 @@ def unpack(policy: Policy, numbers: np.ndarray) -> None:
     given = torch.from_numpy(np.array(numbers))
     for target, values in zip(targets, given.split([target.numel() for target in targets]), strict=True):
         target.copy_(values.view_as(target))
+
+
+def pack_networks(networks: Mapping[str, nn.Module]) -> np.ndarray:
+    """Every number that a learner's networks compute with, their normalizers' among them, float32 (W,), a copy.
+
+    What is no float, a normalizer's count, stays where it is counted.
+    """
+    return torch.cat([tensor.detach().flatten() for tensor in _floats(networks)]).cpu().numpy()
+
+
+@torch.no_grad()
+def unpack_networks(networks: Mapping[str, nn.Module], numbers: np.ndarray) -> None:
+    """Write them into networks of the same shapes, in place."""
+    targets = _floats(networks)
+    given = torch.from_numpy(np.array(numbers))
+    for target, values in zip(targets, given.split([target.numel() for target in targets]), strict=True):
+        target.copy_(values.view_as(target))
+
+
+def checksum(numbers: np.ndarray) -> int:
+    """Sum up packed numbers, so that two who have equal ones know it: CRC-32 of their bytes."""
+    return zlib.crc32(np.ascontiguousarray(numbers).data)
+
+
+def _floats(networks: Mapping[str, nn.Module]) -> list[Tensor]:
+    """List the floats of a learner's networks, by reference, in an order that stays."""
+    return [tensor for network in networks.values() for tensor in network.state_dict().values() if tensor.is_floating_point()]
 
 
 def _modules(policy: Policy) -> list[nn.Module]:

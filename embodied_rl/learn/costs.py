@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 
 from embodied_rl.config.page import Page, PPOSettings
+from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.config.sac import SACSettings
 from embodied_rl.learn.replay import replay_bytes
 
@@ -22,7 +23,7 @@ def memory_of(page: Page, widths: Mapping[str, int], actions: int) -> dict[str, 
         widths: size of each observation group.
         actions: numbers of an action.
     """
-    samples = page.env.num_envs * page.train.steps
+    samples = rollout_envs(page.pool, page.env.num_envs) * page.train.steps
     row = sum(widths.values()) + sum(widths.get(name, 0) for name in page.env.final_obs_groups) + 4 * actions + 8
     networks = sum(_parameters(page, widths, actions).values())
     mirrored = 2 if page.symmetry != "none" and page.train.learner != "sac" else 1
@@ -45,7 +46,7 @@ def memory_of(page: Page, widths: Mapping[str, int], actions: int) -> dict[str, 
 def operations(page: Page, widths: Mapping[str, int], actions: int) -> float:
     """Estimate the multiplications and additions of an iteration's update; arguments as `memory_of`'s."""
     numbers = _parameters(page, widths, actions)
-    samples = page.env.num_envs * page.train.steps
+    samples = rollout_envs(page.pool, page.env.num_envs) * page.train.steps
     if page.train.learner == "sac":
         drawn = page.train.steps * page.sac.updates * page.sac.batch_size
         # forward is 2 a number, backward 4: the critics learn, their targets answer, and the actor learns through them

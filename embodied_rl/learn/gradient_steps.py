@@ -99,13 +99,28 @@ class GradientSteps:
 
     def take(self, rows: Tensor) -> None:
         """Take a step on these rows, int64 (B,)."""
+        size = self._place(rows)
+        self._run(self.gradients, size)
+        self._reduce(self.bucket)
+        self._run(self.apply, size)
+
+    def gradient_of(self, rows: Tensor) -> Tensor:
+        """Take the first half alone: the bucket of these rows, int64 (B,), for another process; (P + S,), a copy."""
+        self._run(self.gradients, self._place(rows))
+        return self.bucket.clone()
+
+    def take_sent(self, bucket: Tensor) -> None:
+        """Take the second half alone, of a bucket that `gradient_of` filled elsewhere."""
+        self.bucket.copy_(bucket)
+        self._run(self.apply, 0)
+
+    def _place(self, rows: Tensor) -> int:
+        """Put rows where the first half reads them; how many they are."""
         size = len(rows)
         if size not in self.rows:
             self.rows[size] = torch.empty_like(rows)
         self.rows[size].copy_(rows)
-        self._run(self.gradients, size)
-        self._reduce(self.bucket)
-        self._run(self.apply, size)
+        return size
 
     def gradients(self, size: int) -> None:
         """Take the first half: the gradient and the sums of this process's rows, into the bucket."""

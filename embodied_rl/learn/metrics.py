@@ -86,6 +86,7 @@ class Metrics:
         summed = _columns([totals for _, totals in given])
         table = torch.tensor(list(summed.values()), dtype=torch.float64).T.contiguous()
         rollout.totals = dict(zip(summed, table.sum(0).tolist(), strict=True))
+        rollout.totals |= {name: max(column) for name, column in summed.items() if name.startswith("largest/")}
         self._rewards += rollout.totals.get("reward/total", 0.0)
         self._episodes += rollout.totals["episodes"]
         self._latest.add(rollout.totals)
@@ -151,6 +152,8 @@ def step_metrics(totals: dict[str, float]) -> dict[str, float]:
             metrics[f"Metrics/{term}"] = value / steps
         elif kind == "share" and totals[f"share_of/{term}"]:
             metrics[term] = value / totals[f"share_of/{term}"]
+        elif kind == "largest":
+            metrics[term] = value
         elif kind == "termination":
             metrics[f"Episode_Termination/{term}"] = value
         elif kind == "pool":

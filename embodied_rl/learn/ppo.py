@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any, Self
 
 import torch
-from rsl_rl.models import RNNModel
+from rsl_rl.models import MLPModel, RNNModel
 from torch import Tensor
 
 from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
@@ -26,10 +26,10 @@ from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.learn.gradient_steps import GradientSteps
 from embodied_rl.learn.models import build_actor, build_critic, hold_deviation, load_actor, policy_of, standard_deviation
-from embodied_rl.learn.normalizer import learn_statistics
+from embodied_rl.learn.normalizer import learn_statistics, merge_moments, moments_of
 from embodied_rl.learn.policy import Policy, unroll
 from embodied_rl.learn.ranks.group import Group
-from embodied_rl.learn.rollout import Collector, Rollout
+from embodied_rl.learn.rollout import Collector, Gradient, Rollout
 from embodied_rl.random import stream_key
 from embodied_rl.vector_env import ActionSpace, Obs
 
@@ -123,17 +123,43 @@ class PPO:
             self._schedule(iteration, numbers or {})
             return self._update(rollout, iteration)
 
+    def gradient(self, rollout: Rollout, iteration: int) -> Gradient:
+        """Take the first half of an update of one step: the gradient on a rollout, for the learner that has the optimizer."""
+        with one_thread():
+            self._schedule(iteration, {})
+            explained_variance = self._prepare(rollout)
+            (rows,) = self._minibatches(iteration)
+            weight, moments = rollout.valid.to(rollout.rewards.dtype), {}
+            for name, model, group in self._normalized():
+                moments[name] = moments_of(model.obs_normalizer, rollout.obs[group], weight)  # pyright: ignore
+            return Gradient(self.steps.gradient_of(rows), explained_variance, moments)
+
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        if rollout.gradient is not None:
+            return self._apply(rollout.gradient)
         explained_variance = self._prepare(rollout)
         self.steps.begin()
         for rows in self._minibatches(iteration):
             self.steps.take(rows)
         hold_deviation(self.actor)
-        if self.page.obs_normalization:
-            weight = rollout.valid.to(rollout.rewards.dtype)
-            for model, group in ((self.actor, "actor"), (self.critic, self.critic_group)):
-                learn_statistics(model.obs_normalizer, rollout.obs[group], weight, self._reduce)  # pyright: ignore
+        weight = rollout.valid.to(rollout.rewards.dtype)
+        for _, model, group in self._normalized():
+            learn_statistics(model.obs_normalizer, rollout.obs[group], weight, self._reduce)  # pyright: ignore
         return self._metrics(explained_variance)
+
+    def _apply(self, sent: Gradient) -> dict[str, float]:
+        """Take the second half of an update, of what `gradient` gave elsewhere."""
+        self.steps.begin()
+        self.steps.take_sent(sent.bucket)
+        hold_deviation(self.actor)
+        for name, model, _ in self._normalized():
+            merge_moments(model.obs_normalizer, sent.moments[name])  # pyright: ignore
+        return self._metrics(sent.explained_variance.to(self.device))
+
+    def _normalized(self) -> list[tuple[str, MLPModel, str]]:
+        """List the networks whose observations are normalized, with the groups that they see."""
+        both = [("actor", self.actor, "actor"), ("critic", self.critic, self.critic_group)]
+        return both if self.page.obs_normalization else []
 
     # ----------------------------------------------------------------------------------------------------- a minibatch
 

@@ -22,6 +22,18 @@ from embodied_rl.vector_env import ActionSpace, Obs, VectorEnv
 
 
 @dataclass
+class Gradient:
+    """What a worker made of a rollout of its own, with the weights that acted: the first half of the learner's update."""
+
+    bucket: Tensor
+    """The summed gradient, and behind it the sums of `GradientSteps`, float32 (P + S,)."""
+    explained_variance: Tensor
+    """Of the values that were predicted, ()."""
+    moments: dict[str, Tensor]
+    """Of raw observations, by the network that they are normalized for: see `normalizer.moments_of`."""
+
+
+@dataclass
 class Rollout:
     """T steps of N environments.  Tensors are (T, N, ...) unless said otherwise."""
 
@@ -51,6 +63,8 @@ class Rollout:
     """How wrong the critics were about each step where it was made, for a replay, (T, N)."""
     log_prob: Tensor | None = None
     """log mu(a|s) of what acted, (T, N), where it was noted as it acted."""
+    gradient: Gradient | None = None
+    """Where a worker has learned from it already: observations, actions and output stayed there, and are empty here."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums over the rollout, by metric name."""
     seconds: dict[str, float] = field(default_factory=dict)

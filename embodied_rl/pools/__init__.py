@@ -29,7 +29,7 @@ def make_collector(
         page: the task.
         env_ids: global ids of its environments, int64 (N,): all of the page's, or one rank's part.
         device: where the learner wants rollouts.
-        status: file that says after every iteration how the pool is.
+        status: file that says, once a second, how the pool is.
         world_size: how many learners share the cluster's cores, each with other environments.
 
     Raises:

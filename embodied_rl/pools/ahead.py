@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
+from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.learn.copies import pack, plain_copy, unpack
 from embodied_rl.learn.cpu.team import alone, one_thread
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.stale import weigh
 from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
-from embodied_rl.pools.asynchronous import rollout_size
 from embodied_rl.pools.central import CentralPool
 from embodied_rl.pools.crew import Crew
 from embodied_rl.pools.errors import PoolError
@@ -55,7 +55,7 @@ class AsyncCentralPool(CentralPool):
         if len(env_ids) % page.pool.shard_size:
             raise PoolError(f"pool.shard_size: {page.pool.shard_size}: async wants env.num_envs ({len(env_ids)}) in equal shards")
         super().__init__(page, env_ids, device=device, world_size=world_size)
-        self._size = rollout_size(self.num_envs, page.pool)
+        self._size = rollout_envs(page.pool, self.num_envs)
         self._assembly = Assembly(self.num_steps, self._size, self.crew.described["final_obs"], self._device)
         self._log_prob = torch.zeros(self.num_steps, self._size, pin_memory=self._device.type == "cuda")
         # whole fragments, and which of their environments no rollout has had yet; whoever changes it tells the other

@@ -10,7 +10,7 @@ from collections import deque
 
 import torch
 
-from embodied_rl.config.page import PoolSettings
+from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.stale import Stds, weigh
@@ -18,11 +18,6 @@ from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
 from embodied_rl.pools.crew import Worker
 from embodied_rl.pools.dispatcher import Dispatcher
 from embodied_rl.pools.replay import Request
-
-
-def rollout_size(num_envs: int, settings: PoolSettings) -> int:
-    """Count the environments in a rollout: `batch_share` of the shards, one at least."""
-    return max(1, round(settings.batch_share * (num_envs // settings.shard_size))) * settings.shard_size
 
 
 class Async:
@@ -37,7 +32,7 @@ class Async:
         self.timings: dict[str, float] = {}
         self._dispatcher = dispatcher
         self._crew = dispatcher.crew
-        self._size = rollout_size(self._crew.num_envs, self._crew.settings)
+        self._size = rollout_envs(self._crew.settings, self._crew.num_envs)
         self._assembly = Assembly(dispatcher.num_steps, self._size, self._crew.described["final_obs"], device)
         # fragments, and which of their environments no rollout has had yet
         self._arrived: deque[tuple[Worker, Fragment, slice]] = deque()
@@ -56,7 +51,7 @@ class Async:
             while not self._arrived:
                 dispatcher.wait(self)
             worker, fragment, rows = self._arrived.popleft()
-            age = dispatcher.version - fragment["version"]
+            age = dispatcher.decide(worker, fragment)
             if age > settings.max_staleness:
                 dispatcher.counts["late_fragments"] += 1
                 continue
@@ -76,6 +71,10 @@ class Async:
         rollout.totals = totals | dispatcher.drain_counts()
         rollout.seconds = {"wait": self.timings["wait"]}
         return weigh(rollout, policy, stds, staleness, self._crew.page.train.importance_clip)
+
+    def held(self) -> list[Fragment]:
+        """See `Receiver`."""
+        return [fragment for _, fragment, _ in self._arrived]
 
     def accept(self, worker: Worker, fragment: Fragment) -> None:
         """See `Receiver`."""

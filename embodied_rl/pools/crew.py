@@ -46,8 +46,19 @@ class Worker:
     starts: deque[float] = field(default_factory=deque)
     """When it was restarted."""
     restarts: int = 0
+    lived: int = 0
+    """Steps that its environments have lived at most: where a replacement begins anew, it begins beyond them."""
     steps_per_s: float = 0.0
     busy_s: float = 0.0
+    idle: float = 0.0
+    """Share of the time that it had nothing to do before its last fragment."""
+    bytes: int = 0
+    """Of its last fragment."""
+    bytes_per_sample: float = 0.0
+    mb_per_s: float = 0.0
+    staleness: int = 0
+    """Versions that its last fragment was behind when its turn came."""
+    largest_staleness: int = 0
 
     @property
     def name(self) -> str:
@@ -74,7 +85,7 @@ class Crew:
         self._ray = connection.ray
         self.num_envs = len(env_ids)
         self.settings = page.pool
-        self._world_size = world_size
+        self.world_size = world_size
         self._class = self._ray.remote(max_restarts=0, concurrency_groups={"control": 1})(SimWorker)
         self._policy: Any = None
         self._spares: list[tuple[str, Any]] = []
@@ -105,7 +116,7 @@ class Crew:
         settings, nodes = self.settings, self.connection.nodes()
         size = settings.shard_size
         shards = -(-len(env_ids) // size)
-        cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) // self._world_size for node in nodes}
+        cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) // self.world_size for node in nodes}
         able = [node for node in nodes if cores[node["NodeID"]] > 0] or nodes
         python = self.page.env.source is not None and not self.page.env.source.startswith("envpool:")
         asked = settings.workers or (sum(max(1, cores[node["NodeID"]]) for node in able) if python else len(able))
@@ -122,7 +133,7 @@ class Crew:
 
     def _cores(self, worker: Worker) -> float:
         """What a worker takes of its node's cores, so that others' work goes elsewhere."""
-        sharing = sum(one.node == worker.node for one in self.workers) * self._world_size
+        sharing = sum(one.node == worker.node for one in self.workers) * self.world_size
         nodes = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in self.connection.nodes()}
         share = nodes.get(worker.node, 0.0) / sharing
         return float(min(worker.threads, int(share))) if share >= 1.0 else 0.9 * share

@@ -7,6 +7,7 @@ done it (`Rollout.ratio`).
 
 from __future__ import annotations
 
+import logging
 import time
 
 import numpy as np
@@ -19,6 +20,8 @@ from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
 from embodied_rl.pools.crew import Worker
 from embodied_rl.pools.dispatcher import Dispatcher
 from embodied_rl.pools.replay import Request
+
+log = logging.getLogger("embodied_rl")
 
 
 class _Lockstep:
@@ -49,6 +52,7 @@ class _Lockstep:
         fragments: list[Fragment] = []
         for worker in self._crew.workers:
             if (fragment := self._got[worker.index]) is not None:
+                self._dispatcher.decide(worker, fragment)
                 fragments.append(fragment)
             else:
                 self._assembly.leave_out(worker.rows)
@@ -57,6 +61,16 @@ class _Lockstep:
         rollout.totals = sum_totals(fragments) | self._dispatcher.drain_counts()
         rollout.seconds = {"wait": self.timings["wait"]}
         return rollout, fragments
+
+    def weigh(self, rollout: Rollout, fragments: list[Fragment], policy: Policy) -> Rollout:
+        """Hand out what an older policy did, with the odds that the present one would have done it."""
+        stds = [(slice(0, self._crew.num_envs), fragments[0]["arrays"].get("std"))]
+        staleness = torch.full((self._crew.num_envs,), float(self._dispatcher.version - fragments[0]["version"]))
+        return weigh(rollout, policy, stds, staleness, self._crew.page.train.importance_clip)
+
+    def held(self) -> list[Fragment]:
+        """Nothing: what comes is written into the rollout at once."""
+        return []
 
     def accept(self, worker: Worker, fragment: Fragment) -> None:
         """See `Receiver`."""
@@ -94,15 +108,21 @@ class _Lockstep:
 
 
 class Sync(_Lockstep):
-    """Simulators wait while the learner updates."""
+    """Simulators wait while the learner updates, and act with its policy, or with one that is `pool.lag` versions older."""
 
     def collect(self, policy: Policy, iteration: int) -> Rollout:
         """Ask every worker for a fragment, and wait for all."""
+        lag = self._crew.page.pool.lag
+        if lag and not self._dispatcher.version:
+            log.warning(
+                "pool.lag: %d: no policy of before iteration %d is there or in a checkpoint, so %s",
+                *(lag, iteration, f"the first {lag} rollouts are fewer versions behind, from 0 on"),
+            )
         for worker in self._crew.workers:
             self._dispatcher.send(worker, iteration)
         rollout, fragments = self.gather()
         rollout.seconds = self._seconds([fragment["seconds"] for fragment in fragments])
-        return rollout
+        return self.weigh(rollout, fragments, policy) if lag else rollout
 
     def _seconds(self, seconds: list[dict[str, float]]) -> dict[str, float]:
         """Where the time went: means over workers, what the slowest took beyond that, and what no worker accounts for."""
@@ -124,6 +144,4 @@ class Overlap(_Lockstep):
         rollout, fragments = self.gather()
         for worker in self._crew.workers:
             self._dispatcher.send(worker, iteration + 1)
-        stds = [(slice(0, self._crew.num_envs), fragments[0]["arrays"].get("std"))]
-        staleness = torch.full((self._crew.num_envs,), float(self._dispatcher.version - fragments[0]["version"]))
-        return weigh(rollout, policy, stds, staleness, self._crew.page.train.importance_clip)
+        return self.weigh(rollout, fragments, policy)

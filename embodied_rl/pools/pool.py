@@ -9,17 +9,18 @@ Legend: T steps, N environments.
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.learn.copies import plain_copy
+from embodied_rl.learn.copies import pack, pack_networks, plain_copy
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.pools.asynchronous import Async
@@ -27,11 +28,17 @@ from embodied_rl.pools.cluster import Connection
 from embodied_rl.pools.crew import Crew
 from embodied_rl.pools.dispatcher import Dispatcher
 from embodied_rl.pools.errors import PoolError
+from embodied_rl.pools.gradients import Gradients
 from embodied_rl.pools.lockstep import Overlap, Sync
 from embodied_rl.pools.status import write_status
 from embodied_rl.vector_env import Obs
 
-_MODES = {"sync": Sync, "overlap": Overlap, "async": Async}
+if TYPE_CHECKING:
+    from embodied_rl.learn.learner import Learner
+
+_MODES = {"sync": Sync, "overlap": Overlap, "async": Async, "gradients": Gradients}
+#: Seconds between two writings of the status: some iterations take a hundredth of one.
+_STATUS_S = 1.0
 
 
 class SimPool:
@@ -41,7 +48,7 @@ class SimPool:
         page: the task; its `pool` section says how many processes, where, and what happens when one is lost.
         env_ids: global ids of its environments, int64 (N,); by default all of the page's.
         device: where the learner wants rollouts.
-        status: file that says after every iteration how the pool is; None: none is written.
+        status: file that says how the pool is, once a second and with every snapshot; None: none is written.
         world_size: how many learners share the cluster's cores, each with a pool of other environments.
         connection: to the cluster; by default what `pool.address` says.
 
@@ -67,19 +74,23 @@ class SimPool:
             raise PoolError(
                 f"pool.shard_size: {page.pool.shard_size}: async wants env.num_envs ({self.num_envs}) in equal shards"
             )
+        if page.pool.mode == "gradients" and world_size > 1:
+            raise PoolError("pool.mode: gradients: one process applies them; leave torchrun out, or take another mode")
         self.crew = Crew.open(page, env_ids, connection, world_size)
         self._end = weakref.finalize(self, self.crew.close)
         self.action_space = self.crew.action_space
         self.mirrors = self.crew.mirrors
         self.dispatcher = Dispatcher(self.crew)
         self.timings: dict[str, float] = {}
-        self.steps_per_s = 0.0
+        self.steps_per_s = self.rollouts_per_s = 0.0
         """Speed of the last rollout, from the end of the one before it: updates included."""
         self._device = torch.device(device)
         self._mode = _MODES[page.pool.mode](self.dispatcher, self._device)
         self._policy: Policy | None = None
+        self.learner: Learner | None = None
+        """Whom it collects for: in the mode `gradients` workers have a copy of it."""
         self._status_file = status
-        self._handed_out = time.perf_counter()
+        self._handed_out, self._written = time.perf_counter(), -math.inf
 
     def observe(self) -> Obs:
         """Zeros of the observations' sizes, (N, O): they themselves are elsewhere."""
@@ -95,19 +106,34 @@ class SimPool:
             PoolError: a worker was lost and `pool.on_crash` is raise, or more were lost than the page allows.
         """
         started = time.perf_counter()
-        if self._policy is not policy:
-            self._policy = policy
-            self.crew.meet(plain_copy(policy))
-        self.dispatcher.publish(policy, iteration, numbers or {})
+        self.dispatcher.look_at_the_queue(self._mode)
+        self.dispatcher.publish(self._weights(policy), iteration, numbers or {})
         put = time.perf_counter()
         rollout = self._mode.collect(policy, iteration)
         self.crew.keep_spares()  # not before the rollout is there: they would take its cores while they load
         now = time.perf_counter()
         self.timings = self._mode.timings | {"put": put - started, "collect": now - started}
-        self.steps_per_s, self._handed_out = rollout.rewards.numel() / (now - self._handed_out), now
+        rollout.totals |= self.dispatcher.traffic.drain(now - self._handed_out)
+        self.rollouts_per_s, self._handed_out = 1.0 / (now - self._handed_out), now
+        self.steps_per_s = rollout.rewards.numel() * self.rollouts_per_s
+        if now - self._written > _STATUS_S:
+            self._write_status()
+        return rollout
+
+    def _write_status(self) -> None:
         if self._status_file:
             write_status(self._status_file, self.status())
-        return rollout
+            self._written = time.perf_counter()
+
+    def _weights(self, policy: Policy) -> np.ndarray:
+        """Pack what workers need: the policy's numbers, or, where they learn, those of all networks."""
+        if self.page.pool.mode == "gradients":
+            assert self.learner is not None, "it is not known whom it collects for"
+            return pack_networks(self.learner.networks)
+        if self._policy is not policy:
+            self._policy = policy
+            self.crew.meet(plain_copy(policy))
+        return pack(policy)
 
     def drain_unstable(self) -> list[dict]:
         """Hand out what is known of environments that failed since the last call; `row` is the pool's."""
@@ -117,6 +143,7 @@ class SimPool:
     def snapshot(self) -> dict[str, Tensor]:
         """Copy the state of every environment, (N, ...); what is in flight is waited for."""
         parts = [self.dispatcher.ask(worker, lambda actor: actor.snapshot.remote()) for worker in self.crew.workers]
+        self._write_status()  # a run ends with a snapshot
         return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -128,6 +155,7 @@ class SimPool:
         for worker in self.crew.workers:
             part = {name: value[worker.rows].cpu().numpy() for name, value in state.items()}
             self.dispatcher.replay.begin_with(worker, part)
+            worker.lived = int(part["age"].max()) if "age" in part else worker.lived
             try:
                 self.dispatcher.ask(worker, lambda actor, part=part: actor.restore.remote(part))
             except PoolError as error:
@@ -149,6 +177,8 @@ class SimPool:
             "iteration": self.dispatcher.iteration,
             "num_envs": self.num_envs,
             "steps_per_s": self.steps_per_s,
+            "gradient_steps_per_s": self.rollouts_per_s * (self.learner.gradient_steps if self.learner else 0),
+            "queue": self.dispatcher.traffic.queue | self.dispatcher.traffic.bound(),
             "seconds": self.timings,
             "nodes": [
                 {
@@ -167,7 +197,11 @@ class SimPool:
                     "shards": [worker.shards.start, worker.shards.stop - 1],
                     "environments": len(worker.env_ids),
                     "steps_per_s": worker.steps_per_s,
-                    "idle": 1.0 - min(1.0, worker.busy_s / max(self.timings.get("collect", 0.0), 1e-9)),
+                    "idle": worker.idle,
+                    "staleness": worker.staleness,
+                    "largest_staleness": worker.largest_staleness,
+                    "bytes_per_sample": worker.bytes_per_sample,
+                    "mb_per_s": worker.mb_per_s,
                     "restarts": worker.restarts,
                 }
                 for worker in workers

@@ -22,8 +22,11 @@ class Request:
     ref: Any
     """Reference of the fragment."""
     sent: float
+    """When it was, or when the one before it was answered."""
     patience: float
     """Seconds without an answer that make the worker a lost one."""
+    away: float = 0.0
+    """Seconds since `sent` in which nobody looked for answers."""
     told: bool = False
     """Whether it was told that it takes long."""
     hurried: float | None = None
@@ -47,8 +50,8 @@ class Replay:
     def enabled(self) -> bool:
         """Whether replacements go on where the lost ones stood; else they begin anew."""
         settings = self._crew.settings
-        # what `async` collected hangs on when new weights came: it cannot be had again
-        return settings.on_crash == "replay" and settings.mode != "async"
+        # what `async` collected hangs on when new weights came: it cannot be had again; and an old gradient nobody wants again
+        return settings.on_crash == "replay" and settings.mode not in ("async", "gradients")
 
     def wants_state(self, iteration: int) -> bool:
         """Whether this iteration's fragments are to bring the state of their environments along."""

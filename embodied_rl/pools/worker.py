@@ -1,6 +1,7 @@
 """What runs far away: environments, a copy of the policy, and a collector like the one that runs here.
 
-A worker imports no learner, no rsl_rl and no tensordict; it holds no truth of its own but the state of its environments.
+A worker imports no learner, no rsl_rl and no tensordict, but where it is to send gradients; it holds no truth of its own but
+the state of its environments.
 
 Legend: T steps, N environments of this worker, S of a shard.
 """
@@ -10,19 +11,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.learn.copies import unpack
+from embodied_rl.learn.copies import checksum, pack, pack_networks, unpack, unpack_networks
 from embodied_rl.learn.policy import Policy
-from embodied_rl.learn.rollout import LocalCollector, Rollout
+from embodied_rl.learn.rollout import Gradient, LocalCollector, Rollout
 from embodied_rl.make_env import compiler, identity, make_vector
 from embodied_rl.pools.records import Records, unpack_actions
 from embodied_rl.vector_env import VectorEnv
+
+if TYPE_CHECKING:
+    from embodied_rl.learn.ppo import PPO
 
 Arrays = dict[str, np.ndarray]
 
@@ -39,6 +43,8 @@ class SimWorker:
         torch.set_num_threads(1)
         self._env: VectorEnv | None = None
         self._policy: Policy | None = None
+        self._learner: PPO | None = None
+        self._rested = time.perf_counter()
         self._stop_at, self._doing = -1, ("waiting", -1, 0.0)
         self._newest: dict[str, Any] | None = None
 
@@ -56,7 +62,9 @@ class SimWorker:
         self._env = env
         sizes = {name: tuple(value.shape[1:]) for name, value in env.obs.items()}
         self._records = Records(sizes, env.final_obs)
-        self._doing = ("waiting", -1, time.time())
+        if page.pool.mode == "gradients":
+            self._meet_learner(page)
+        self._doing, self._rested = ("waiting", -1, time.time()), time.perf_counter()
         return {
             "pid": os.getpid(),
             "obs": sizes,
@@ -68,6 +76,14 @@ class SimWorker:
     def meet(self, policy: Policy) -> None:
         """Let this one act from now on."""
         self._policy = policy
+
+    def _meet_learner(self, page: Page) -> None:
+        """Make a copy of the learner, whose policy acts here and whose optimizer never steps."""
+        from embodied_rl.learn.ppo import PPO
+        from embodied_rl.learn.ranks.group import Group
+
+        self._learner = PPO.make(page, self._collector, torch.device("cpu"), group=Group())
+        self._policy = self._learner.policy
 
     def fresh(self, steps: int) -> None:
         """Begin new episodes everywhere, as environments that have lived so many steps."""
@@ -83,29 +99,41 @@ class SimWorker:
         """Let the policy drive for T steps, or until told to stop.
 
         Args:
-            weights: `version`, `policy` and the `numbers` of the page that go with it; newer ones that `renew` brought go
-                before.
+            weights: `version`, the packed `weights` and the `numbers` of the page that go with them; newer ones that `renew`
+                brought go before.
             iteration: the trainer's; `stop` goes by it.
             snapshot: whether to send the environments' state along.
 
         Returns:
-            A fragment: arrays (T', N, ...), T' <= T steps done, and what is to be known of them.
+            A fragment: arrays (T', N, ...), T' <= T steps done, or the gradient on them, and what is to be known of them:
+            `checksum` is that of the weights that acted, their normalizer's among them.
         """
         if self._newest is not None and self._newest["version"] > weights["version"]:
             weights = self._newest
-        assert self._policy is not None
+        assert self._policy is not None and self._env is not None
         started = time.perf_counter()
         self._doing = ("collecting", iteration, time.time())
         self._iteration = iteration
-        unpack(self._policy, weights["policy"])
+        if self._learner is None:
+            unpack(self._policy, weights["weights"])
+        else:
+            unpack_networks(self._learner.networks, weights["weights"])
         rollout = self._collector.collect(self._policy, iteration, weights["numbers"])
+        if self._learner is None:
+            arrays, acted = to_arrays(rollout, self._collector.num_done), pack(self._policy)
+        else:
+            arrays = gradient_arrays(rollout, self._learner.gradient(rollout, iteration))
+            acted = pack_networks(self._learner.networks)
+        idle, self._rested = started - self._rested, time.perf_counter()
         fragment = {
             "version": weights["version"],
+            "checksum": checksum(acted),
             "iteration": iteration,
             "steps": self._collector.num_done,
-            "arrays": to_arrays(rollout, self._collector.num_done),
+            "age": int(self._env.buffers["age"].max()),
+            "arrays": arrays,
             "totals": rollout.totals,
-            "seconds": rollout.seconds | {"busy": time.perf_counter() - started},
+            "seconds": rollout.seconds | {"busy": self._rested - started, "idle": idle},
             "unstable": self._collector.drain_unstable(),
             "snapshot": self.snapshot() if snapshot else None,
             "pid": os.getpid(),
@@ -223,3 +251,11 @@ def to_arrays(rollout: Rollout, steps: int) -> Arrays:
     if rollout.std is not None:
         tensors["std"] = rollout.std
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def gradient_arrays(rollout: Rollout, gradient: Gradient) -> Arrays:
+    """Turn a gradient into NumPy arrays, with what is to be known of the rollout that it was found on."""
+    tensors = {name: getattr(rollout, name) for name in ("rewards", "terminated", "truncated", "valid")}
+    tensors |= {"gradient": gradient.bucket, "explained_variance": gradient.explained_variance}
+    tensors |= {f"moments:{name}": moments for name, moments in gradient.moments.items()}
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}

@@ -523,7 +523,7 @@ def test_a_broken_robot_is_one_line(folder: Path) -> None:
         (["ppo.rnn_num_layers=2"], "ppo.rnn_num_layers: 2 is only read with rnn_type: gru or lstm; leave it out, or at 1"),
         (
             ["train.importance_clip=1.5"],
-            "train.importance_clip: 1.5 is only read with train.overlap: true, or pool.mode: overlap",
+            "train.importance_clip: 1.5 is only read with train.overlap: true, pool.mode: overlap",
         ),
         (["extends=go1_flat"], "extends: no such key; a page extends another in its own file, and no override does"),
         (["rewards.pose.weight=yes"], 'rewards.pose.weight: "yes" is not a number'),

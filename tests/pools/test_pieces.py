@@ -12,6 +12,7 @@ from torch import nn
 
 from embodied_rl.config import ConfigError, load
 from embodied_rl.config.page import PPOSettings
+from embodied_rl.inspection import Inspection
 from embodied_rl.learn.advantages import gae, vtrace
 from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.ppo import PPO
@@ -149,6 +150,20 @@ def test_what_a_pool_cannot_do_is_said_when_the_page_is_checked(overrides: list[
     with pytest.raises(ConfigError) as caught:
         load("pool_go2_flat", overrides)
     assert said in str(caught.value)
+
+
+def test_a_rollout_is_as_large_as_what_is_said_of_it_beforehand() -> None:
+    """16 environments in shards of 4: all, half of the shards, one worker's of 2."""
+    small, whole = ["env.num_envs=16", "pool.shard_size=4", "pool.workers=2", "train.iterations=10", "train.steps=5"], {}
+    halves = ["ppo.num_learning_epochs=1", "ppo.num_mini_batches=1", "ppo.schedule=constant"]
+    for mode, more in {"sync": [], "async": ["pool.batch_share=0.25"], "gradients": halves}.items():
+        page = load("pool_ant", [*small, f"pool.mode={mode}", *more])
+        whole[mode] = Inspection((), {}, None, None).summary(page).splitlines()[0]
+    assert whole == {
+        "sync": "16 x 5 x 10 = 800 steps",
+        "async": "4 x 5 x 10 = 200 steps",
+        "gradients": "8 x 5 x 10 = 400 steps",
+    }
 
 
 def test_what_stands_in_for_a_pool_overlaps_as_robots_without_one_do() -> None:

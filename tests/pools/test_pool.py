@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import torch
 
 from embodied_rl.config import Page, load
 from embodied_rl.learn import checkpoint
+from embodied_rl.learn.copies import pack
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
 from embodied_rl.learn.run import Run
@@ -36,82 +36,11 @@ from embodied_rl.pools.errors import PoolError  # noqa: E402
 from embodied_rl.pools.pool import SimPool  # noqa: E402
 from embodied_rl.pools.status import read_status, shown  # noqa: E402
 
-# Read when Ray starts: a death is noticed soon, simulators are no background work, and nobody is told of any of it.
-SETTINGS = {
-    "RAY_health_check_initial_delay_ms": "500",
-    "RAY_health_check_period_ms": "300",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_worker_niceness": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 ENVS, SHARD, STEPS = 32, 8, 10
 SMALL = [
     *("env.compile=false", f"env.num_envs={ENVS}", "env.episode_s=0.3", "physics.num_threads=1", f"pool.shard_size={SHARD}"),
     *(f"train.steps={STEPS}", "pool.timeout_s=60.0", "pool.workers=2", "pool.spares=0", "ppo.init_std=0.5"),
 ]
-#: An environment that does as a file says when it is asked to step, once.
-TRAPPED = """
-import os, time
-import gymnasium
-import numpy as np
-
-class Trapped(gymnasium.Env):
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-    def __init__(self, trap, always=False, pause=0.0):
-        self.trap, self.always, self.pause = trap, always, pause
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.seed, self.steps, self.state = seed, 0, self.np_random.normal(size=3)
-        return self.state, {}
-
-    def step(self, action):
-        self.steps += 1
-        self.state = 0.9 * self.state + np.resize(action, 3) + 0.1 * self.np_random.normal(size=3)
-        if os.path.exists(self.trap):
-            kind = open(self.trap).read()
-            if not self.always:
-                try:
-                    os.remove(self.trap)
-                except FileNotFoundError:
-                    kind = ""
-            if kind == "raise":
-                raise RuntimeError("the gripper is stuck")
-            if kind == "nan":
-                return self.state * np.nan, 1.0, False, False, {}
-            if kind == "exit":
-                raise SystemExit(0)
-            if kind == "hang":
-                time.sleep(1000.0)
-            if kind == "die":
-                os._exit(1)
-            if kind == "slow":
-                time.sleep(0.2)
-        return self.state, float(-np.abs(self.state).sum()), False, self.steps >= 25, {}
-
-def make(**options):
-    return Trapped(**options)
-"""
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    """Ray on two nodes; this process is its driver."""
-    from ray.cluster_utils import Cluster
-
-    before = dict(os.environ)
-    os.environ.update(SETTINGS)
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 120 << 20})
-    started.add_node(num_cpus=4, object_store_memory=120 << 20)
-    connection = Connection(str(started.address))
-    yield started
-    connection.close()
-    started.shutdown()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @functools.cache
@@ -233,6 +162,7 @@ def test_what_a_rollout_says_beside_its_tensors(again: SimPool, tmp_path: Path) 
         assert there.totals[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
     assert there.totals["pool/restarts"] == there.totals["pool/masked_steps"] == 0.0
     assert set(there.seconds) == {"physics", "env", "policy", "slowest", "transfer"} and min(there.seconds.values()) >= 0.0
+    again.snapshot()  # with which a status is written, and not once more within a second
     (status,) = read_status(tmp_path)
     assert again.status() | {"time": status["time"]} == status
     assert [worker["shards"] for worker in status["workers"]] == [[0, 1], [2, 3]]
@@ -464,7 +394,7 @@ def test_an_answer_to_another_question_is_thrown_away(again: SimPool) -> None:
     acting = policy(page())
     again.collect(acting, 0)
     dispatcher = again.dispatcher
-    dispatcher.publish(acting, 1, {})
+    dispatcher.publish(pack(acting), 1, {})
     for worker in again.crew.workers:
         dispatcher.send(worker, 1)
     request = dispatcher.requests[0][0]
@@ -507,38 +437,6 @@ def test_a_busy_machine_starts_ray_later(
 
 
 # --------------------------------------------------------------------------------------------------- environments of others
-
-
-@pytest.fixture
-def trapped(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SimPool]]:
-    """Makes pools of environments that go wrong once the file `trap` is written."""
-    pytest.importorskip("gymnasium")
-    (tmp_path / "trapped.py").write_text(TRAPPED)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    made: list[SimPool] = []
-
-    def make(*overrides: str, **options: Any) -> SimPool:
-        path = tmp_path / "page.yaml"
-        options = {"trap": str(tmp_path / "trap")} | options
-        path.write_text(
-            json.dumps(
-                {
-                    "env": {"source": "python:trapped:make", "source_options": options, "num_envs": 8},
-                    "train": {"steps": 20},
-                    "ppo": {"gamma": 0.9},
-                    "physics": {"max_unstable": 1.0},
-                    "pool": {"workers": 2, "shard_size": 4, "spares": 0},
-                }
-            )
-        )
-        pool = SimPool(load(path, overrides))
-        made.append(pool)
-        return pool
-
-    yield make
-    for pool in made:
-        pool.close()
-    sys.modules.pop("trapped", None)
 
 
 def test_an_environment_that_fails_is_left_out_alone_and_a_straggler_gives_what_it_has(trapped: Any, tmp_path: Path) -> None:
