@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 from embodied_rl.errors import install_hint
 from embodied_rl.pools.errors import PoolError
+from embodied_rl.pools.session import NoFolderError, Session
 from embodied_rl.waiting import Waiting
 
 #: Nobody is told that Ray is used; and simulators are no background work, for which Ray takes them (niceness 15): on a machine
@@ -33,8 +35,9 @@ class Connection:
     """This process as a driver of a Ray cluster.
 
     Args:
-        address: `local` starts a Ray of its own on 127.0.0.1, with a token that this process alone knows; `HOST:PORT` or
-            `auto` joins a cluster.  A Ray that the process is connected to already is used as it is.
+        address: `local` starts a Ray of its own on 127.0.0.1, with a token that this process alone knows, in a folder that is
+            its owner's alone; both end with this process, however it ends.  `HOST:PORT` or `auto` joins a cluster.  A Ray that
+            the process is connected to already is used as it is.
         num_cpus: how many cores a local one may hand out; None: all.
 
     Raises:
@@ -52,17 +55,27 @@ class Connection:
         except ImportError as error:
             raise PoolError(f"pool: {error}; {install_hint('ray')}, or take pool.address: none") from None
         self.ray, self.address, self.owned = ray, address, False
+        self._session: Session | None = None
         if ray.is_initialized():
             return
         try:
             if address == "local":
+                self._session = Session()
+                for reason in self._session.passed_over:
+                    log.info("pool: Ray's files are in %s, not in %s", self._session.ray_folder, reason)
                 with Waiting("starting Ray on this machine", "pool.address=none trains in this process, without Ray"):
-                    self._start(num_cpus)
+                    self._start(self._session, num_cpus)
             else:
                 _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-        except Exception as error:  # Ray raises no narrower one where its processes are slow
-            reason = " ".join(str(error).split())[:160]
+        except BaseException as error:  # of what is no interruption, Ray raises no narrower one where its processes are slow
+            reason = _reason(error)
+            ray.shutdown()
+            self.close()
+            if not isinstance(error, Exception):
+                raise
+            if isinstance(error, NoFolderError):
+                raise PoolError(f"pool.address: local: {error}") from None
             if address == "local":
                 advice = "is the machine very busy? Try again, or take pool.address: none, which needs no Ray"
                 raise PoolError(f"pool.address: local: Ray does not start here ({reason}); {advice}") from None
@@ -71,10 +84,10 @@ class Connection:
         self.owned = True
         _hush(ray)
 
-    def _start(self, num_cpus: int | None) -> None:
+    def _start(self, session: Session, num_cpus: int | None) -> None:
         for attempt in range(1, _STARTS + 1):
             try:
-                with _loopback():
+                with _loopback(), session.marked():
                     self.ray.init(
                         address="local",
                         num_cpus=num_cpus,
@@ -82,13 +95,15 @@ class Connection:
                         log_to_driver=False,
                         logging_level=logging.ERROR,
                         configure_logging=False,
+                        _temp_dir=session.ray_folder,
                     )
                 return
             except Exception as error:
                 self.ray.shutdown()
+                session.end_processes()  # a start that fails leaves those that it started
                 if attempt == _STARTS:
                     raise
-                log.warning("pool: Ray did not start, once more: %s", " ".join(str(error).split())[:160])
+                log.warning("pool: Ray did not start, once more: %s", _reason(error))
 
     def nodes(self) -> list[dict[str, Any]]:
         """List the nodes that are alive, in an order that stays."""
@@ -108,6 +123,19 @@ class Connection:
         if self.owned and self.ray.is_initialized():
             self.ray.shutdown()
         self.owned = False
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+def _reason(error: BaseException) -> str:
+    """Tell an error of Ray's in one line; the last line of a file that it refers to stands for the file, which is soon gone."""
+
+    def last_line(path: re.Match[str]) -> str:
+        lines = Path(path[1]).read_text(errors="replace").split("\n") if Path(path[1]).is_file() else []
+        return " ".join([line for line in lines if line.strip()][-1:])
+
+    return re.sub(r"Please check (\S+) for details\.?", last_line, " ".join(str(error).split()))[:200]
 
 
 def _hush(ray: Any) -> None:
