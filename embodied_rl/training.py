@@ -323,7 +323,7 @@ def _make_pooled(page: Page, group: Group, run: Run, rows: Tensor) -> tuple[Coll
     collector = make_collector(page, rows, device=device, status=run.path / f"pool{of}.json", world_size=group.size)
     learner = make_learner(page, collector, device, group, compiler=_learner_compiler(page, device))
     if isinstance(collector, SimPool):
-        collector.learner = learner
+        collector.serve(learner)
     return collector, learner
 
 

@@ -223,11 +223,11 @@ def lose_node(table: Table, *, after: bool) -> Callable[[SimPool], Any]:
         if after:
             dispatcher, wait = pool.dispatcher, pool.dispatcher.wait
 
-            def once(receiver: Any) -> None:
+            def once(receiver: Any, *, patiently: bool = True) -> None:
                 dispatcher.wait = wait  # the result is there, and the driver has not looked yet
                 ray.wait([dispatcher.requests[worker.index][0].ref], fetch_local=False, timeout=60.0)
                 node.kill_raylet()
-                wait(receiver)
+                wait(receiver, patiently=patiently)
 
             dispatcher.wait = once
         else:

@@ -45,6 +45,9 @@ def _check_sac(parts: Mapping[str, Any], problem: Problems) -> None:
         "value_range": (of_distribution[0] or sac.scale_rewards, "critic: distributional or scale_rewards: true"),
         "priority_exponent": (sac.prioritized, "prioritized: true"),
         "importance_exponent": (sac.prioritized, "prioritized: true"),
+        "insert_tolerance": (sac.samples_per_insert is not None, "samples_per_insert"),
+        "ladder_noise": (pool.mode == "apex", "pool.mode: apex"),
+        "ladder_exponent": (pool.mode == "apex", "pool.mode: apex"),
     }
     for key in (key for key in said if not reads.get(key, (True, ""))[0]):
         problem(("sac", key), f"{shown(getattr(sac, key))} is only read with {reads[key][1]}; leave it out")
@@ -59,6 +62,8 @@ def _check_sac(parts: Mapping[str, Any], problem: Problems) -> None:
         )
     if pool.inference == "central":
         problem(("pool", "inference"), "'central' is for learners of rollouts; with train.learner: sac take inference: local")
+    if pool.has_processes and pool.mode == "async":
+        problem(("pool", "mode"), '"async" hands out shards of any robots, and a replay has a lane of each; take apex')
     for name, entry in (parts.get("curriculum") or {}).items():
         if str(entry.params.get("parameter", "")).startswith("ppo."):
             problem(("curriculum", name, "parameter"), "train.learner: sac follows no curriculum; leave it out")
@@ -145,6 +150,9 @@ def _check_pool(parts: Mapping[str, Any], problem: Problems) -> None:
         problem(("pool", "mode"), message + other)
     elif pool.mode == "gradients":
         _check_gradients(parts, problem)
+    elif pool.mode == "apex":
+        if parts["train"] and parts["train"].learner != "sac":
+            problem(("pool", "mode"), '"apex" fills the replay of train.learner: sac; take that, or mode: async')
     elif pool.mode != "sync":
         _check_stale(parts, problem, ("pool", "mode"), shown(pool.mode), "mode: sync")
     _check_inference(pool, problem)

@@ -258,8 +258,10 @@ class PoolSettings(Model):
         description="simulator processes; 0: one a node, one a core for environments in Python; null: no pool",
     )
     shard_size: Count = Field(default=64, description="environments that the policy answers at once and that move together")
-    mode: Literal["sync", "overlap", "async", "gradients"] = Field(
-        default="sync", description="what happens while the learner updates; gradients: workers send those in place of data"
+    mode: Literal["sync", "overlap", "async", "gradients", "apex"] = Field(
+        default="sync",
+        description="what happens while the learner updates; gradients: workers send those in place of data; apex: they fill the "
+        "replay of train.learner: sac",
     )
     inference: Literal["local", "central"] = Field(default="local", description="where the policy is: in the workers or here")
     inference_wait_s: Positive | None = Field(

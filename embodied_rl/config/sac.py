@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import Field
 
 from embodied_rl.config.model import Count, Model, Widths
-from embodied_rl.config.types import Fraction, NaturalNumber, Positive
+from embodied_rl.config.types import Fraction, NaturalNumber, NonNegative, Positive
 
 
 class SACSettings(Model):
@@ -70,4 +70,14 @@ class SACSettings(Model):
     insert_tolerance: Positive | None = Field(
         default=None, description="samples_per_insert: rows drawn that either side may be ahead by; null: the least that works"
     )
+    ladder_noise: Annotated[float, Gt(0), Le(1)] = Field(
+        default=0.4, description="pool.mode: apex: deviation of the first worker's actions, in +-1; the others have less"
+    )
+    ladder_exponent: NonNegative = Field(
+        default=7.0, description="pool.mode: apex: worker i of N has ladder_noise ^ (1 + i / (N - 1) * ladder_exponent)"
+    )
     save_replay: bool = Field(default=False, description="keep the replay with each checkpoint, and go on with it")
+
+    def exploration(self, worker: int, workers: int) -> float:
+        """Find the deviation of a worker's actions, in +-1, by its place among all (Horgan et al., arXiv:1803.00933)."""
+        return self.ladder_noise ** (1.0 + worker / max(workers - 1, 1) * self.ladder_exponent)

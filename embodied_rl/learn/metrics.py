@@ -32,7 +32,7 @@ class LatestEpisodes:
         """Take in an iteration, and drop the oldest as long as the others are enough."""
         if not totals["episodes"]:
             return
-        iteration = {name: value for name, value in totals.items() if _is_of_episodes(name)}
+        iteration = {name: value for name, value in totals.items() if is_of_episodes(name)}
         if self._iterations and self._iterations[-1].keys() != iteration.keys():
             self._iterations.clear()  # a resumed run whose page has other rewards now
         self._iterations.append(iteration)
@@ -183,6 +183,6 @@ def _columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
     return {name: [row.get(name, 0.0) for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}
 
 
-def _is_of_episodes(name: str) -> bool:
+def is_of_episodes(name: str) -> bool:
     """Whether a total is one that `episode_metrics` reads."""
     return name in ("episodes", "terminated", "episode_length") or name.startswith("reward/")

@@ -13,7 +13,6 @@ read on the host.  Legend: T steps, N robots, R rows of a batch, A actions.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,8 +28,8 @@ from embodied_rl.learn.appraiser import Appraiser
 from embodied_rl.learn.copies import plain_normalizer
 from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.learn.gradient_steps import GradientSteps
-from embodied_rl.learn.limiter import Limiter
 from embodied_rl.learn.normalizer import learn_statistics
+from embodied_rl.learn.pace import Pace
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.replay import Drawn, Replay
@@ -40,8 +39,6 @@ from embodied_rl.learn.sac_networks import Actor, Critic, bound_of
 from embodied_rl.learn.twin_critic import Returns
 from embodied_rl.random import stream_key
 from embodied_rl.vector_env import Obs
-
-log = logging.getLogger("embodied_rl")
 
 _CRITIC_SUMS, _ACTOR_SUMS = ("rows", "critic", "value"), ("rows", "actor", "entropy", "std")
 
@@ -92,7 +89,6 @@ class SAC:
         self.policy = self.actor.policy()
         self._returns = Returns(page.atoms, page.value_range, self.device) if page.critic == "distributional" else None
         self._num_envs = len(obs["actor"])
-        self._all_envs = sum(self._group.gather(self._num_envs))
         exponent = page.priority_exponent if page.prioritized else None
         self.replay = Replay(
             sizes, len(bound), num_envs=self._num_envs, size=page.replay_size, gamma=page.gamma, n_steps=page.n_steps,
@@ -115,12 +111,9 @@ class SAC:
         self._batch: Drawn | None = None
         self._errors = zeros(page.batch_size)
         self._graphs: dict[str, Callable[[], None]] | None = {} if graph and self.device.type == "cuda" else None
-        fragment, ratio = self._num_envs * num_steps, page.samples_per_insert
-        own = {"batch": page.batch_size, "warm_up": page.learning_starts, "tolerance": page.insert_tolerance}
-        self.limiter = None if ratio is None else Limiter(ratio, fragment=fragment, **own)
-        self.vector_steps, self.updates, self.gradient_steps = 0, 0, 0
-        # where both stood when there was nothing in the replay
-        self._begun = [0, 0]
+        robots = sum(self._group.gather(self._num_envs))
+        self.pace = Pace(page, num_envs=robots, num_steps=num_steps, ranks=self._group.size)
+        self.gradient_steps = 0
         self._resumed = False
 
     @classmethod
@@ -157,16 +150,14 @@ class SAC:
     def update(self, rollout: Rollout, iteration: int, numbers: Mapping[str, float] | None = None) -> dict[str, float]:
         """Take a rollout into the replay, and learn from what is drawn of it; the metrics, by TensorBoard name."""
         with one_thread():
-            self._take_in(rollout)
-            count = self._due()
-            self._generator.manual_seed(int(stream_key(self._seed, f"replay of rank {self._group.rank}, update {self.updates}")))
+            count, before, interval = self._take_in(rollout), self.pace.updates, self.page.actor_interval
+            self._generator.manual_seed(int(stream_key(self._seed, f"replay of rank {self._group.rank}, update {before}")))
             self.critic_steps.begin()
             self.actor_steps.begin()
-            before = self.updates
             for _ in range(count):
                 self._update()
-            self.gradient_steps = count + self.updates // self.page.actor_interval - before // self.page.actor_interval
-            return self._metrics(count, len(rollout.rewards))
+            self.gradient_steps = count + self.pace.updates // interval - before // interval
+            return self._metrics() | self.pace.metrics(count, len(rollout.rewards))
 
     def appraiser(self) -> Appraiser:
         """Make what finds priorities where rows are made, with the present numbers."""
@@ -177,43 +168,21 @@ class SAC:
 
     # ------------------------------------------------------------------------------------------------------- what comes in
 
-    def _take_in(self, rollout: Rollout) -> None:
-        """Keep a rollout, and let what rows are scaled by follow it."""
+    def _take_in(self, rollout: Rollout) -> int:
+        """Keep a rollout, and let what rows are scaled by follow it; the updates that are due."""
         if self._resumed and not bool(self.replay.written.any()):
-            self._begin_anew()
+            self.pace.begin_anew(tell=self._group.rank == 0)
         self._resumed = False
         self.replay.insert(rollout, rollout.lanes, rollout.priorities)
-        self.vector_steps += len(rollout.rewards)
-        if self.limiter:
-            self.limiter.inserted += rollout.rewards.numel()
         if self.page.scale_rewards:
             self.scale.follow(rollout, rollout.lanes, self._reduce)
         if self.page.obs_normalization:
             weight = rollout.valid.to(rollout.rewards.dtype)
             for model, group in ((self.actor, "actor"), (self.critic, self.critic_group)):
                 learn_statistics(model.obs_normalizer, rollout.obs[group], weight, self._reduce)  # pyright: ignore[reportArgumentType]
-
-    def _begin_anew(self) -> None:
-        """Fill the replay once more before anything is drawn: what was in it was not kept."""
-        self._begun = [self.vector_steps, self.updates]
-        if self.limiter:
-            self.limiter.begin_anew()
-        if self._group.rank == 0:
-            rows = self.page.learning_starts
-            log.info("goes on with an empty replay (sac.save_replay: false): %d rows come in before the next update", rows)
-
-    def _due(self) -> int:
-        """Count the updates that the steps so far are owed: none before there is enough to draw from."""
-        page, (steps, updates) = self.page, (self.vector_steps - self._begun[0], self.updates - self._begun[1])
-        warm_up = math.ceil(page.learning_starts / self._all_envs)
-        self.actor.squash.uniform.fill_(float(steps < warm_up and not self.updates))
-        if self.limiter:
-            count = 0
-            while self.limiter.may_draw():
-                self.limiter.drawn += page.batch_size
-                count += 1
-            return count
-        return max(0, int((steps - warm_up) * page.updates) - updates)
+        count = self.pace.take_in(rollout)
+        self.actor.squash.uniform.fill_(float(self.pace.knows_nothing))
+        return count
 
     # ---------------------------------------------------------------------------------------------------------- an update
 
@@ -224,8 +193,8 @@ class SAC:
         self.critic_steps.take(self._rows)
         if self.replay.tree is not None:
             self._run("prioritize", self._prioritize)
-        self.updates += 1
-        if self.updates % self.page.actor_interval == 0:
+        self.pace.updates += 1
+        if self.pace.updates % self.page.actor_interval == 0:
             self.actor_steps.take(self._rows)
         self._run("follow", self._follow)
 
@@ -338,7 +307,7 @@ class SAC:
 
     # ------------------------------------------------------------------------------------------------------ what is known
 
-    def _metrics(self, updates: int, steps: int) -> dict[str, float]:
+    def _metrics(self) -> dict[str, float]:
         """Read what an update came to: the one place where the host does."""
         both, replay = (self.critic_steps, self.actor_steps), self.replay
         own = {"Loss/alpha": self.temperature["log_alpha"].detach().exp(), "Replay/rows": replay.filled.sum()}
@@ -352,23 +321,14 @@ class SAC:
             names |= {"grad_norm": f"Loss/{one.sums_names[1]}_grad_norm"}
             for name in (*one.sums_names[1:], "grad_norm"):
                 metrics[names.get(name, f"Loss/{name}")] = totals[name] / max(totals["minibatches"], 1.0)
-        metrics |= {"Replay/updates_per_vector_step": updates / steps if steps else 0.0}
-        if self.limiter:
-            metrics["Replay/samples_per_insert"] = self.limiter.drawn / max(self.limiter.inserted - self.limiter.warm_up, 1)
-        return metrics | {"Replay/updates_per_robot_step": metrics["Replay/updates_per_vector_step"] / self._all_envs}
+        return metrics
 
     def state_dict(self) -> dict:
         """Return networks, optimizers and counts; the replay is kept by robot, see `Replay.snapshot`."""
         networks = {f"{name}_state_dict": network.state_dict() for name, network in self.networks.items()}
         optimizers = {"critic": self.critic_steps.state_dict(), "actor": self.actor_steps.state_dict()}
-        counts = {"vector_steps": self.vector_steps, "updates": self.updates, "num_envs": self._all_envs, "begun": self._begun}
-        if self.limiter:
-            counts |= {"inserted": self.limiter.inserted, "drawn": self.limiter.drawn}
-        return (
-            networks
-            | {f"{name}_optimizer_state_dict": state for name, state in optimizers.items()}
-            | {"return_scale": self.scale.state_dict(), "counts": counts}
-        )
+        kept = {f"{name}_optimizer_state_dict": state for name, state in optimizers.items()}
+        return networks | kept | {"return_scale": self.scale.state_dict(), "pace": self.pace.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Take up what `state_dict` gave; RuntimeError where the networks have other shapes."""
@@ -379,14 +339,5 @@ class SAC:
         if self._graphs is not None:
             self._graphs.clear()
         self.scale.load_state_dict(state["return_scale"])
-        counts = state["counts"]
-        self.vector_steps, self.updates, self._begun = (counts[name] for name in ("vector_steps", "updates", "begun"))
+        self.pace.load_state_dict(state["pace"], tell=self._group.rank == 0)
         self._resumed = True
-        if self.limiter:
-            self.limiter.inserted, self.limiter.drawn = counts.get("inserted", 0), counts.get("drawn", 0)
-        if counts["num_envs"] != self._all_envs and self._group.rank == 0:
-            held, before, now = self.page.updates, counts["num_envs"], self._all_envs
-            log.warning(
-                "sac.updates: %g for each step of all robots, as before: %.3g for each step of a robot now, %.3g before (%d "
-                "robots, and %d)", held, held / now, held / before, now, before,
-            )  # fmt: skip

@@ -31,9 +31,9 @@ from embodied_rl.learn.stale import weigh
 from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
 from embodied_rl.pools.central import CentralPool
 from embodied_rl.pools.crew import Crew
+from embodied_rl.pools.duties import to_arrays
 from embodied_rl.pools.errors import PoolError
 from embodied_rl.pools.turns import Seat
-from embodied_rl.pools.worker import to_arrays
 
 #: Whole fragments of a worker that wait for the learner; with as many it waits too.
 _WAITING = 2

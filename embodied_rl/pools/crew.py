@@ -59,6 +59,8 @@ class Worker:
     staleness: int = 0
     """Versions that its last fragment was behind when its turn came."""
     largest_staleness: int = 0
+    exploration: float = 0.0
+    """Of `pool.mode: apex`: the deviation of its actions, in +-1."""
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ class Crew:
         self.settings = page.pool
         self.world_size = world_size
         self._class = self._ray.remote(max_restarts=0, concurrency_groups={"control": 1})(SimWorker)
-        self._policy: Any = None
+        self._met: tuple[Any, ...] = ()
         self._spares: list[tuple[str, Any]] = []
         self.lost_nodes: set[str] = set()
         self.workers = self._plan(env_ids.cpu().numpy())
@@ -165,7 +167,7 @@ class Crew:
     def _build(self, worker: Worker) -> Any:
         # there, it is a page like any other
         page = override(self.page, [f"physics.num_threads={worker.threads}", "pool.workers=null"])
-        return worker.actor.build.remote(page, worker.env_ids)
+        return worker.actor.build.remote(page, worker.env_ids, (worker.index, len(self.workers)))
 
     def _started(self, worker: Worker, ref: Any) -> dict[str, Any]:
         ready, _ = self._ray.wait([ref], timeout=self.settings.start_timeout_s)
@@ -184,11 +186,11 @@ class Crew:
 
     # ------------------------------------------------------------------------------------------------------------- questions
 
-    def meet(self, policy: Any) -> None:
-        """Send every worker, and whoever replaces one, a policy."""
-        self._policy = self._ray.put(policy)
+    def meet(self, policy: Any, appraiser: Any = None) -> None:
+        """Send every worker, and whoever replaces one, a policy, and an appraiser where priorities are wanted."""
+        self._met = tuple(self._ray.put(one) for one in (policy, appraiser) if one is not None)
         for worker in self.workers:
-            worker.actor.meet.remote(self._policy)
+            worker.actor.meet.remote(*self._met)
 
     def where(self, worker: Worker) -> str:
         """What a worker says it is at; `silent` where it says nothing."""
@@ -240,8 +242,8 @@ class Crew:
             spare = self._start(worker.node, num_cpus=0)
         worker.actor = spare
         self._build(worker)
-        if self._policy is not None:
-            worker.actor.meet.remote(self._policy)
+        if self._met:
+            worker.actor.meet.remote(*self._met)
 
     def note_node(self, worker: Worker, error: BaseException) -> None:
         """Stay away from a node that is said to be dead, which the list of nodes may learn later."""

@@ -119,15 +119,15 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------------------------------ fragments
 
-    def wait(self, receiver: Receiver) -> None:
-        """Hand over the fragments that are there, and see who is late.
+    def wait(self, receiver: Receiver, *, patiently: bool = True) -> None:
+        """Hand over the fragments that are there, and see who is late; `patiently`: one is waited for, a moment.
 
         Raises:
             PoolError: a worker was lost and `pool.on_crash` is raise, or more were lost than the page allows.
         """
         first = {requests[0].ref: index for index, requests in self.requests.items() if requests}
         ready, _ = self._ray.wait(list(first), num_returns=len(first), timeout=0.0, fetch_local=True)
-        if not ready:
+        if not ready and patiently:
             # one that is here already is no reason to sleep, and one that never comes none to sleep long
             ready, _ = self._ray.wait(list(first), num_returns=1, timeout=_TICK_S, fetch_local=True)
         for ref in ready:

@@ -23,6 +23,7 @@ from embodied_rl.config import Page
 from embodied_rl.learn.copies import pack, pack_networks, plain_copy
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
+from embodied_rl.pools.apex import Apex
 from embodied_rl.pools.asynchronous import Async
 from embodied_rl.pools.cluster import Connection
 from embodied_rl.pools.crew import Crew
@@ -36,7 +37,7 @@ from embodied_rl.vector_env import Obs
 if TYPE_CHECKING:
     from embodied_rl.learn.learner import Learner
 
-_MODES = {"sync": Sync, "overlap": Overlap, "async": Async, "gradients": Gradients}
+_MODES = {"sync": Sync, "overlap": Overlap, "async": Async, "gradients": Gradients, "apex": Apex}
 #: Seconds between two writings of the status: some iterations take a hundredth of one.
 _STATUS_S = 1.0
 
@@ -74,8 +75,8 @@ class SimPool:
             raise PoolError(
                 f"pool.shard_size: {page.pool.shard_size}: async wants env.num_envs ({self.num_envs}) in equal shards"
             )
-        if page.pool.mode == "gradients" and world_size > 1:
-            raise PoolError("pool.mode: gradients: one process applies them; leave torchrun out, or take another mode")
+        if page.pool.mode in ("gradients", "apex") and world_size > 1:
+            raise PoolError(f"pool.mode: {page.pool.mode}: it has one learner; leave torchrun out, or take another mode")
         self.crew = Crew.open(page, env_ids, connection, world_size)
         self._end = weakref.finalize(self, self.crew.close)
         self.action_space = self.crew.action_space
@@ -88,7 +89,7 @@ class SimPool:
         self._mode = _MODES[page.pool.mode](self.dispatcher, self._device)
         self._policy: Policy | None = None
         self.learner: Learner | None = None
-        """Whom it collects for: in the mode `gradients` workers have a copy of it."""
+        """Whom it collects for."""
         self._status_file = status
         self._handed_out, self._written = time.perf_counter(), -math.inf
 
@@ -125,15 +126,24 @@ class SimPool:
             write_status(self._status_file, self.status())
             self._written = time.perf_counter()
 
+    def serve(self, learner: Learner) -> None:
+        """Collect for this learner: in the mode `gradients` workers have a copy of it, in `apex` it has their replay."""
+        self.learner = learner
+        if isinstance(self._mode, Apex):
+            self._mode.learner = learner  # pyright: ignore[reportAttributeAccessIssue]
+
     def _weights(self, policy: Policy) -> np.ndarray:
-        """Pack what workers need: the policy's numbers, or, where they learn, those of all networks."""
-        if self.page.pool.mode == "gradients":
-            assert self.learner is not None, "it is not known whom it collects for"
-            return pack_networks(self.learner.networks)
+        """Pack what workers need: the policy's numbers, where they appraise the critics' too, where they learn all."""
+        mode, learner = self.page.pool.mode, self.learner
+        assert learner is not None or mode not in ("gradients", "apex"), "it is not known whom it collects for"
+        if mode == "gradients":
+            return pack_networks(learner.networks)  # pyright: ignore[reportOptionalMemberAccess]
+        appraiser = learner.appraiser() if mode == "apex" and self.page.sac.prioritized else None  # pyright: ignore
         if self._policy is not policy:
             self._policy = policy
-            self.crew.meet(plain_copy(policy))
-        return pack(policy)
+            self.crew.meet(plain_copy(policy), appraiser)
+        packed = pack(policy)
+        return packed if appraiser is None else np.concatenate((packed, pack_networks({"appraiser": appraiser})))
 
     def drain_unstable(self) -> list[dict]:
         """Hand out what is known of environments that failed since the last call; `row` is the pool's."""
@@ -197,6 +207,7 @@ class SimPool:
                     "shards": [worker.shards.start, worker.shards.stop - 1],
                     "environments": len(worker.env_ids),
                     "steps_per_s": worker.steps_per_s,
+                    "exploration": worker.exploration,
                     "idle": worker.idle,
                     "staleness": worker.staleness,
                     "largest_staleness": worker.largest_staleness,

@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 
 from embodied_rl.config import Page
-from embodied_rl.learn.copies import checksum, pack, pack_networks, unpack, unpack_networks
+from embodied_rl.learn.copies import checksum
 from embodied_rl.learn.policy import Policy
-from embodied_rl.learn.rollout import Gradient, LocalCollector, Rollout
+from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.make_env import compiler, identity, make_vector
+from embodied_rl.pools.duties import Acting, Appraising, Arrays, Duty, Learning
 from embodied_rl.pools.records import Records, unpack_actions
 from embodied_rl.vector_env import VectorEnv
 
 if TYPE_CHECKING:
-    from embodied_rl.learn.ppo import PPO
-
-Arrays = dict[str, np.ndarray]
+    from embodied_rl.learn.appraiser import Appraiser
 
 
 class SimWorker:
@@ -42,16 +41,22 @@ class SimWorker:
         sys.path += [folder for folder in path if folder not in sys.path]
         torch.set_num_threads(1)
         self._env: VectorEnv | None = None
-        self._policy: Policy | None = None
-        self._learner: PPO | None = None
+        self._duty: Duty | None = None
+        self._exploration = 0.0
         self._rested = time.perf_counter()
         self._stop_at, self._doing = -1, ("waiting", -1, 0.0)
         self._newest: dict[str, Any] | None = None
 
     # ---------------------------------------------------------------------------------------------------------- a beginning
 
-    def build(self, page: Page, env_ids: np.ndarray) -> dict[str, Any]:
-        """Make the environments of these global ids; what they are like."""
+    def build(self, page: Page, env_ids: np.ndarray, place: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+        """Make the environments of these global ids; what they are like.
+
+        Args:
+            page: the task.
+            env_ids: int64 (N,).
+            place: which of the pool's workers this is, and how many there are.
+        """
         self._doing = ("building", -1, time.time())
         env = make_vector(page, torch.from_numpy(np.array(env_ids)))
         wrap = identity if page.env.source else compiler(page, env.device)
@@ -64,6 +69,7 @@ class SimWorker:
         self._records = Records(sizes, env.final_obs)
         if page.pool.mode == "gradients":
             self._meet_learner(page)
+        self._exploration = page.sac.exploration(*place) if page.pool.mode == "apex" else 0.0
         self._doing, self._rested = ("waiting", -1, time.time()), time.perf_counter()
         return {
             "pid": os.getpid(),
@@ -73,17 +79,18 @@ class SimWorker:
             "mirrors": {name: tuple(part.cpu().numpy() for part in pair) for name, pair in self._collector.mirrors.items()},
         }
 
-    def meet(self, policy: Policy) -> None:
-        """Let this one act from now on."""
-        self._policy = policy
+    def meet(self, policy: Policy, appraiser: Appraiser | None = None) -> None:
+        """Let this one act from now on, and an appraiser say how wrong its critics are about what it leads to."""
+        if policy.squash is not None:
+            policy.squash.ladder = self._exploration
+        self._duty = Acting(policy) if appraiser is None else Appraising(policy, appraiser)
 
     def _meet_learner(self, page: Page) -> None:
         """Make a copy of the learner, whose policy acts here and whose optimizer never steps."""
         from embodied_rl.learn.ppo import PPO
         from embodied_rl.learn.ranks.group import Group
 
-        self._learner = PPO.make(page, self._collector, torch.device("cpu"), group=Group())
-        self._policy = self._learner.policy
+        self._duty = Learning(PPO.make(page, self._collector, torch.device("cpu"), group=Group()))
 
     def fresh(self, steps: int) -> None:
         """Begin new episodes everywhere, as environments that have lived so many steps."""
@@ -110,24 +117,17 @@ class SimWorker:
         """
         if self._newest is not None and self._newest["version"] > weights["version"]:
             weights = self._newest
-        assert self._policy is not None and self._env is not None
+        assert self._duty is not None and self._env is not None
         started = time.perf_counter()
         self._doing = ("collecting", iteration, time.time())
         self._iteration = iteration
-        if self._learner is None:
-            unpack(self._policy, weights["weights"])
-        else:
-            unpack_networks(self._learner.networks, weights["weights"])
-        rollout = self._collector.collect(self._policy, iteration, weights["numbers"])
-        if self._learner is None:
-            arrays, acted = to_arrays(rollout, self._collector.num_done), pack(self._policy)
-        else:
-            arrays = gradient_arrays(rollout, self._learner.gradient(rollout, iteration))
-            acted = pack_networks(self._learner.networks)
+        self._duty.load(weights["weights"])
+        rollout = self._collector.collect(self._duty.policy, iteration, weights["numbers"])
+        arrays = self._duty.answer(rollout, self._collector.num_done, iteration)
         idle, self._rested = started - self._rested, time.perf_counter()
         fragment = {
             "version": weights["version"],
-            "checksum": checksum(acted),
+            "checksum": checksum(self._duty.weights()),
             "iteration": iteration,
             "steps": self._collector.num_done,
             "age": int(self._env.buffers["age"].max()),
@@ -236,26 +236,3 @@ def _node() -> str:
     """Id of the node that this process was put on in the end; empty outside Ray."""
     ray = sys.modules.get("ray")
     return ray.get_runtime_context().get_node_id() if ray is not None and ray.is_initialized() else ""
-
-
-def to_arrays(rollout: Rollout, steps: int) -> Arrays:
-    """Turn a rollout's first steps into NumPy arrays, `final_obs` where an episode was truncated alone."""
-    where = rollout.truncated[:steps].nonzero()
-    tensors: dict[str, Tensor] = {"final_rows": where}
-    for name in ("actions", "output", "rewards", "terminated", "truncated", "valid"):
-        tensors[name] = getattr(rollout, name)[:steps]
-    tensors |= {f"obs:{name}": value[:steps] for name, value in rollout.obs.items()}
-    tensors |= {f"last_obs:{name}": value for name, value in rollout.last_obs.items()}
-    tensors |= {f"final_obs:{name}": value[where[:, 0], where[:, 1]] for name, value in rollout.final_obs.items()}
-    tensors |= {f"memory:{index}": part for index, part in enumerate(rollout.memory)}
-    if rollout.std is not None:
-        tensors["std"] = rollout.std
-    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-
-
-def gradient_arrays(rollout: Rollout, gradient: Gradient) -> Arrays:
-    """Turn a gradient into NumPy arrays, with what is to be known of the rollout that it was found on."""
-    tensors = {name: getattr(rollout, name) for name in ("rewards", "terminated", "truncated", "valid")}
-    tensors |= {"gradient": gradient.bucket, "explained_variance": gradient.explained_variance}
-    tensors |= {f"moments:{name}": moments for name, moments in gradient.moments.items()}
-    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}

@@ -152,7 +152,7 @@ def test_policy_warm_up_replay_and_export_have_one_mapping() -> None:
     obs, noise = torch.randn(2000, OBS), torch.randn(2000, ACTIONS)
     pi, _ = sac.policy(obs)
     assert torch.allclose(sac.policy.deploy()(obs), pi.mode, atol=1e-6)
-    sac._due()
+    sac.actor.squash.uniform.fill_(1.0)
     warm = pi.sample(noise).detach()  # uniform, of the whole range
     assert float(warm.abs().max()) <= 2.5 and float(warm.detach().std()) == pytest.approx(2.5 / math.sqrt(3.0), rel=0.05)
     given = rollout(bound=2.5)
@@ -244,7 +244,7 @@ def test_updates_go_by_the_steps_of_all_robots_and_both_ratios_are_told() -> Non
     sac.update(rollout(10), 1)  # there are enough from here on
     metrics = sac.update(rollout(10), 2)
     assert metrics["Replay/updates_per_vector_step"] == 0.5 and metrics["Replay/updates_per_robot_step"] == 0.125
-    assert sac.updates == 5 and sac.gradient_steps == 10 and metrics["Replay/rows"] == 120
+    assert sac.pace.updates == 5 and sac.gradient_steps == 10 and metrics["Replay/rows"] == 120
     assert float(sac.actor.squash.uniform) == 0.0
 
 
@@ -311,7 +311,7 @@ def test_half_of_a_batch_is_shown_in_the_mirror() -> None:
 def test_a_limiter_says_how_many_updates_there_are() -> None:
     sac = learner(samples_per_insert=4.0, learning_starts=40, insert_tolerance=224.0)  # 4 robots x 24 steps at most, 64 a batch
     found = [sac.update(rollout(10, seed=seed), seed) for seed in range(30)]
-    assert sac.updates == 76 and sac.limiter is not None and sac.limiter.lead == (1200 - 40) * 4 - 76 * 64
+    assert sac.pace.updates == 76 and sac.pace.limiter is not None and sac.pace.limiter.lead == (1200 - 40) * 4 - 76 * 64
     assert found[-1]["Replay/samples_per_insert"] == pytest.approx(76 * 64 / 1160)
     with pytest.raises(UserError, match=r"sac.insert_tolerance: 10: .*; at least 224"):
         learner(samples_per_insert=4.0, insert_tolerance=10.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -154,7 +155,7 @@ class Actor:
         method = getattr(self.made, name)
 
         def remote(*arguments: Any) -> Answer:
-            given = [one.value if isinstance(one, Answer) else one for one in arguments]
+            given = [copy.deepcopy(one.value) if isinstance(one, Answer) else one for one in arguments]  # as over a wire
             answer = Answer(self, lambda: method(*given))
             self.calls.append(answer)
             return answer
@@ -171,7 +172,7 @@ class Actor:
         """Do all that was asked."""
         while self.calls:
             answer = self.calls.popleft()
-            answer.value, answer.done = answer.call(), True
+            answer.value, answer.done = copy.deepcopy(answer.call()), True
 
 
 class Inline:

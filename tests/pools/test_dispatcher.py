@@ -40,7 +40,7 @@ def made(tmp_path: Path, inline: Any) -> Callable[..., SimPool]:
         }
         path.write_text(json.dumps(sections))
         pool = SimPool(load(path, overrides), connection=inline)
-        pool.learner = make_learner(pool.page, pool, torch.device("cpu"))
+        pool.serve(make_learner(pool.page, pool, torch.device("cpu")))
         return pool
 
     return make
@@ -122,7 +122,7 @@ def test_a_replacement_has_a_new_seed_and_the_learners_normalizer(made: Callable
     assert not any(np.array_equal(row, other) for row in seen_by(replacement) for other in before)
     assert rollout.totals["pool/mismatched_fragments"] == 0.0  # pyright: ignore[reportPossiblyUnboundVariable]
     if mode == "sync":
-        held = replacement._policy.normalizer.mean
+        held = replacement._duty.policy.normalizer.mean
         assert torch.equal(held, known)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 

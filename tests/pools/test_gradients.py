@@ -153,7 +153,7 @@ def test_gradients_are_applied_by_one_optimizer_and_statistics_are_those_of_all_
 def collecting(page: Page, inline: Any) -> tuple[SimPool, PPO]:
     pool = SimPool(page, connection=inline)
     made = learner(page, pool)
-    pool.learner = made  # pyright: ignore[reportAttributeAccessIssue]
+    pool.serve(made)  # pyright: ignore[reportArgumentType]
     return pool, made
 
 
@@ -186,7 +186,7 @@ def test_other_weights_than_those_that_were_sent_are_refused(page: Page, inline:
     pool, made = collecting(page, inline)
     made.update(pool.collect(made.policy, 0), 0)
     faulty = pool.crew.workers[0]
-    policy_of_it = faulty.actor.made._learner.actor.mlp[0].weight
+    policy_of_it = faulty.actor.made._duty._learner.actor.mlp[0].weight
     collect = faulty.actor.made._collector.collect
 
     def with_a_flipped_bit(*given: Any) -> Rollout:
@@ -204,7 +204,7 @@ def test_other_weights_than_those_that_were_sent_are_refused(page: Page, inline:
     assert sum(one["pool/lost_fragments"] for one in totals) == 1.0
     (line,) = [message for message in caplog.messages if "is lost" in message]
     assert "worker 0" in line and "it acted with other weights than those of version 1" in line
-    assert faulty.actor.made._learner.actor.obs_normalizer._mean.tolist() != [[0.0] * 3]
+    assert faulty.actor.made._duty._learner.actor.obs_normalizer._mean.tolist() != [[0.0] * 3]
 
 
 def test_recurrent_policies_and_mirrors_need_nothing_more(page: Page, inline: Any, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_recurrent_policies_and_mirrors_need_nothing_more(page: Page, inline: An
     path.write_text(json.dumps({key: mapping[key] for key in ("env", "train", "ppo", "pool")}, default=list))
     pool = SimPool(load(path), connection=inline)
     made = PPO.make(pool.page, pool, CPU, group=Group())
-    pool.learner = made  # pyright: ignore[reportAttributeAccessIssue]
+    pool.serve(made)  # pyright: ignore[reportArgumentType]
     before = pack_networks(made.networks)
     for iteration in range(3):
         metrics = made.update(pool.collect(made.policy, iteration), iteration)
@@ -258,5 +258,5 @@ def test_an_entropy_coefficient_that_a_curriculum_moves_is_refused() -> None:
 
 
 def test_several_ranks_are_refused(page: Page, inline: Any) -> None:
-    with pytest.raises(PoolError, match=r"^pool.mode: gradients: one process applies them; leave torchrun out, or take another"):
+    with pytest.raises(PoolError, match=r"^pool.mode: gradients: it has one learner; leave torchrun out, or take another"):
         SimPool(page, connection=inline, world_size=2)

@@ -30,7 +30,7 @@ def made(trapped: Callable[..., SimPool]) -> Callable[..., SimPool]:
 
     def make(mode: str, *overrides: str) -> SimPool:
         pool = trapped(f"pool.mode={mode}", "pool.max_staleness=50", *ONE_STEP, *overrides)
-        pool.learner = make_learner(pool.page, pool, torch.device("cpu"))
+        pool.serve(make_learner(pool.page, pool, torch.device("cpu")))
         return pool
 
     return make
