@@ -108,9 +108,10 @@ def _check_minibatches(page: Page) -> None:
     if page.train.learner == "sac":
         return
     robots, steps, count = rollout_envs(page.pool, page.env.num_envs), page.train.steps, page.ppo.num_mini_batches
-    recurrent = page.ppo.rnn_type != "none"  # whose minibatches are whole episodes' parts
-    if count > (there := robots if recurrent else robots * steps):
-        what = "robots, which a recurrent policy's minibatches share out" if recurrent else f"transitions ({robots} x {steps})"
+    whose = {"a recurrent policy": page.ppo.rnn_type != "none", "IMPALA": page.train.learner == "impala"}
+    whole = next((who for who, is_so in whose.items() if is_so), None)  # whose minibatches are whole parts of episodes
+    if count > (there := robots if whole else robots * steps):
+        what = f"robots, which {whole}'s minibatches share out" if whole else f"transitions ({robots} x {steps})"
         raise UserError(f"{page.name}: ppo.num_mini_batches: {count} is more than an iteration's {there} {what}; take fewer")
 
 

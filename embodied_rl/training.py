@@ -299,7 +299,7 @@ def _make_parts(page: Page, group: Group, run: Run) -> tuple[Collector, Learner]
     collector: Collector = LocalCollector(env, steps, seed, symmetry=symmetry, compiler=wrap, chunk=chunk)
     device = learner_device(page) if env.device.type == "cpu" else env.device
     if page.train.overlap:
-        collector = OverlapCollector(collector, device, page.train.importance_clip)
+        collector = OverlapCollector(collector, device)
     elif device.type != env.device.type:
         collector = ApartCollector(collector, device)
     learner = make_learner(page, collector, device, group, compiler=_learner_compiler(page, device))

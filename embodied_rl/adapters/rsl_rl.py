@@ -20,7 +20,7 @@ from embodied_rl.config import Page
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.learn.metrics import episode_metrics, step_metrics
-from embodied_rl.learn.rsl_rl_ppo import MEMORY_SETTINGS, algorithm_config
+from embodied_rl.learn.rsl_rl_ppo import MEMORY_SETTINGS, algorithm_config, check_counterparts
 
 
 class RslRlEnv(VecEnv):
@@ -100,8 +100,12 @@ def runner_config(page: Page) -> dict[str, Any]:
     """Turn the page's `ppo` section into the configuration of rsl_rl's OnPolicyRunner, a new dict at every call.
 
     It builds the networks and the optimizer that `embodied_rl.learn.ppo.PPO` builds.
+
+    Raises:
+        UserError: the page sets what rsl_rl's PPO has not.
     """
     ppo = page.ppo
+    check_counterparts(ppo)
     network = {"class_name": "MLPModel", "activation": ppo.activation, "obs_normalization": ppo.obs_normalization}
     memory = (
         {"class_name": "RNNModel", **{name: getattr(ppo, name) for name in MEMORY_SETTINGS}} if ppo.rnn_type != "none" else {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from embodied_rl.config.page import DistributedSettings, PPOSettings
+from embodied_rl.config.page import DistributedSettings
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.problems import did_you_mean
 
 #: They are tensors of the learner, read by address in its compiled and captured arithmetic; all others are part of that.

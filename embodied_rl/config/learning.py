@@ -6,12 +6,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from embodied_rl.config.learner_numbers import why_not
-from embodied_rl.config.page import PoolSettings, PPOSettings, TrainSettings
+from embodied_rl.config.page import TrainSettings
+from embodied_rl.config.pool import PoolSettings
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.problems import shown
 from embodied_rl.strict_yaml import Keys
 
 #: Notes what is wrong with a key of the page.
 Problems = Callable[[Keys, str], None]
+
+#: Ours that learn from rollouts, fresh ones or stale, and read the section `ppo`.
+_OF_ROLLOUTS = ("ppo", "impala")
+#: Settings of `ppo` that IMPALA does not read, and why.
+_NOT_IMPALAS = {
+    "num_learning_epochs": "makes one pass over a rollout",
+    "reshuffle": "makes one pass over a rollout",
+    "clip_param": "clips no ratio to the policy before",
+    "use_clipped_value_loss": "clips no value",
+    "normalize_advantage": "finds advantages anew in every minibatch",
+}
 
 
 def check_learning(parts: Mapping[str, Any], problem: Problems) -> None:
@@ -24,7 +37,8 @@ def check_learning(parts: Mapping[str, Any], problem: Problems) -> None:
     _check_sac(parts, problem)
     _check_overlap(parts, problem)
     _check_pool(parts, problem)
-    _check_schedules(parts["ppo"], problem, ours=parts["train"] is not None and parts["train"].learner == "ppo")
+    _check_schedules(parts["ppo"], problem, ours=parts["train"] is not None and parts["train"].learner in _OF_ROLLOUTS)
+    _check_impala(parts, problem)
     _check_curricula(parts, problem)
 
 
@@ -73,12 +87,16 @@ def _check_overlap(parts: Mapping[str, Any], problem: Problems) -> None:
     """Check what collecting during the update needs of the rest of the page."""
     train, pool = parts["train"], parts["pool"]
     if train and pool:
+        wanted = {"correction": "", "importance_clip": ", and correction: decoupled"}
         # also where the workers are taken away, as a pool's own processes have the page
-        stale = train.overlap or pool.mode in ("overlap", "async") or pool.lag > 0
-        default = TrainSettings.model_fields["importance_clip"].default
-        if not stale and train.importance_clip != default:
-            message = f"{train.importance_clip:g} is only read with train.overlap: true, pool.mode: overlap or async, or pool.lag"
-            problem(("train", "importance_clip"), f"{message}; leave it out, or at {default:g}")
+        stale = train.overlap or pool.is_stale
+        for key, also in wanted.items():
+            given, default = getattr(train, key), TrainSettings.model_fields[key].default
+            read = stale and train.learner == "ppo" and not (also and train.correction != "decoupled")
+            if not read and given != default:
+                where = "train.overlap: true, pool.mode: overlap or async, or pool.lag, by learner: ppo"
+                message = f"{shown(given)} is only read with {where}{also}"
+                problem(("train", key), f"{message}; leave it out, or at {shown(default)}")
     if not (train and train.overlap):
         return
     if pool and pool.has_processes:
@@ -89,12 +107,24 @@ def _check_overlap(parts: Mapping[str, Any], problem: Problems) -> None:
 def _check_stale(parts: Mapping[str, Any], problem: Problems, path: Keys, given: str, other: str) -> None:
     """Check what learning from an older policy needs, which `given` at `path` asks for and `other` does without."""
     train, ppo = parts["train"], parts["ppo"]
-    if train and train.learner != "ppo":
-        problem(path, f"{given} needs train.learner: ppo, which weighs stale actions; take {other}")
-    if ppo and ppo.rnn_type != "none":
-        problem(path, f"{given} is not there for recurrent policies; take {other}")
-    if ppo and ppo.normalize_advantage_per_mini_batch:
-        problem(path, f"{given} needs ppo.normalize_advantage_per_mini_batch: false; set it, or take {other}")
+    if train and train.learner not in _OF_ROLLOUTS:
+        problem(path, f"{given} needs train.learner: ppo or impala, which weigh stale actions; take {other}")
+    elif train and ppo and train.correction == "decoupled" and ppo.normalize_advantage == "minibatch":
+        problem(path, f"{given} needs ppo.normalize_advantage: rollout or none; set it, or take {other}")
+
+
+def _check_impala(parts: Mapping[str, Any], problem: Problems) -> None:
+    """Check that nothing is set which IMPALA does not read."""
+    train, ppo = parts["train"], parts["ppo"]
+    if not (train and ppo) or train.learner != "impala":
+        return
+    for key, why in _NOT_IMPALAS.items():
+        given, default = getattr(ppo, key), PPOSettings.model_fields[key].default
+        if given != default:
+            message = f"{shown(given)} is not read by train.learner: impala, which {why}"
+            problem(("ppo", key), f"{message}; leave it out, or at {shown(default)}")
+    if ppo.symmetry == "mirror_loss":
+        problem(("ppo", "symmetry"), '"mirror_loss" is not there with train.learner: impala; take augmentation, or none')
 
 
 def _check_schedules(ppo: PPOSettings | None, problem: Problems, *, ours: bool) -> None:

@@ -6,14 +6,16 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from embodied_rl import strict_yaml
-from embodied_rl.config.model import Count, Model, Widths
+from embodied_rl.config.model import Count, Model
+from embodied_rl.config.pool import PoolSettings
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.config.sac import SACSettings
 from embodied_rl.config.terms import EXTRAS, SECTIONS
-from embodied_rl.config.types import Fraction, IntRange, NaturalNumber, NonNegative, PerGroup, Positive, Range, refuse
+from embodied_rl.config.types import Fraction, IntRange, NonNegative, PerGroup, Positive, Range, refuse
 from embodied_rl.problems import did_you_mean, shown
 
 SolverIterations = Annotated[int, Ge(1), Le(10_000)]
@@ -30,7 +32,11 @@ SOURCES = {
     "python": "my_module:make",
 }
 #: Learners by the name that a page has for them, with their classes.
-LEARNERS = {"ppo": "embodied_rl.learn.ppo:PPO", "sac": "embodied_rl.learn.sac:SAC"}
+LEARNERS = {
+    "ppo": "embodied_rl.learn.ppo:PPO",
+    "impala": "embodied_rl.learn.impala:IMPALA",
+    "sac": "embodied_rl.learn.sac:SAC",
+}
 #: What a page with `env.source` has no say in: its environments bring it along.
 ROBOT_SECTIONS = ("terms", "task", "robot", "scene", "terrain", *SECTIONS, "score")
 #: What such a page may say of the physics.
@@ -147,7 +153,7 @@ class TerrainSettings(Model):
 class TrainSettings(Model):
     """The loop: who learns, from how much at a time, for how long; saving and reporting."""
 
-    learner: str = Field(default="ppo", description="ppo, or module:Class; rsl_rl.algorithms:PPO is rsl_rl's own")
+    learner: str = Field(default="ppo", description="ppo, impala, or module:Class; rsl_rl.algorithms:PPO is rsl_rl's own")
     iterations: Count = Field(default=300, description="rollouts, and updates on them, that a training takes")
     steps: Count = Field(default=24, description="control steps of each robot in a rollout")
     save_every: Count = Field(default=50, description="iterations between checkpoints")
@@ -171,7 +177,14 @@ class TrainSettings(Model):
     )
     importance_clip: Annotated[float, Ge(1)] = Field(
         default=2.0,
-        description="overlap, a pool's, and pool.lag: bound of the ratio between the present policy and the one that acted",
+        description="overlap, and a pool's: bound of the ratio between the present policy and the one that acted, with "
+        "correction: decoupled",
+    )
+    correction: Literal["decoupled", "vtrace", "none"] = Field(
+        default="decoupled",
+        description="overlap, and a pool's: what PPO makes of an older policy's actions; decoupled: its ratio is to the policy "
+        "before the update, weighed by that one's to the older; vtrace: to the older one, with V-trace's advantages; none: as if "
+        "they were the present one's",
     )
 
     @field_validator("learner", mode="before")
@@ -181,129 +194,9 @@ class TrainSettings(Model):
         learner = next((name for name, path in LEARNERS.items() if path == learner), learner)
         if isinstance(learner, str) and learner not in LEARNERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", learner):
             near = did_you_mean(learner, LEARNERS)
-            raise refuse(f"{shown(learner)} is no learner{near} (ppo, or module:Class, like rsl_rl.algorithms:PPO)")
+            ours = ", ".join(LEARNERS)
+            raise refuse(f"{shown(learner)} is no learner{near} ({ours}, or module:Class, like rsl_rl.algorithms:PPO)")
         return learner
-
-
-class PPOSettings(Model):
-    """Proximal policy optimization."""
-
-    num_learning_epochs: Annotated[int, Ge(1), Le(1000)] = 5
-    num_mini_batches: Count = 4
-    reshuffle: bool = Field(
-        default=False, description="minibatches of other transitions in each epoch; false: in each iteration, as in rsl_rl"
-    )
-    clip_param: Positive = 0.2
-    gamma: Fraction = 0.99
-    lam: Fraction = Field(default=0.95, description="lambda of generalized advantage estimation")
-    value_loss_coef: NonNegative = 1.0
-    entropy_coef: NonNegative = 0.005
-    entropy_schedule: Literal["constant", "linear", "hold"] = Field(
-        default="linear", description="how entropy_coef moves to final_entropy_coef, if there is one; see schedule"
-    )
-    final_entropy_coef: NonNegative | None = Field(
-        default=None, description="what entropy_coef is at train.iterations; null: it stays"
-    )
-    learning_rate: Positive = 1e-3
-    schedule: Literal["adaptive", "constant", "linear", "hold"] = Field(
-        default="adaptive",
-        description="adaptive: the learning rate follows desired_kl; linear: it moves to final_learning_rate at "
-        "train.iterations; hold: it does so after a share `hold` of them",
-    )
-    final_learning_rate: NonNegative | None = Field(
-        default=None,
-        description="what the learning rate is at train.iterations; null: it falls towards 0, and is held at a tenth of "
-        "learning_rate",
-    )
-    hold: Annotated[float, Ge(0), Lt(1)] = Field(
-        default=0.5, description="share of train.iterations before which a schedule `hold` moves nothing"
-    )
-    desired_kl: Positive = 0.01
-    stop_kl: Positive | None = Field(default=None, description="the rest of an iteration is skipped beyond this KL; null: never")
-    max_grad_norm: Positive = 1.0
-    use_clipped_value_loss: bool = True
-    normalize_advantage_per_mini_batch: bool = False
-    actor_hidden_dims: Widths = (128, 128)
-    critic_hidden_dims: Widths = (128, 128)
-    activation: Literal[
-        "elu", "selu", "relu", "crelu", "lrelu", "tanh", "sigmoid", "softplus", "gelu", "swish", "mish", "identity"
-    ] = "elu"
-    init_std: Annotated[float, Ge(1e-6), Le(1e6)] = Field(
-        default=1.0, description="standard deviation of the actions at the start"
-    )
-    std_type: Literal["scalar", "log"] = "scalar"
-    obs_normalization: bool = True
-    rnn_type: Literal["none", "gru", "lstm"] = Field(default="none", description="a recurrent network before the actor's MLP")
-    rnn_hidden_dim: Count = 128
-    rnn_num_layers: Annotated[int, Ge(1), Le(64)] = 1
-    bfloat16: bool = Field(default=False, description="networks of the update compute in bfloat16")
-    tf32: bool = Field(default=True, description="a GPU's products round their factors to 10 bits (TensorFloat-32)")
-    symmetry: Literal["none", "augmentation", "mirror_loss"] = Field(default="none", description="use of left-right symmetry")
-    mirror_loss_coeff: NonNegative = 0.0
-
-    @field_validator("schedule", mode="before")
-    @classmethod
-    def has_its_name(cls, schedule: Any) -> Any:
-        """Say what `fixed` is now."""
-        if schedule == "fixed":
-            raise refuse('"fixed" is constant now')
-        return schedule
-
-
-class PoolSettings(Model):
-    """Simulators in processes of their own, on this machine's cores or on other machines, through Ray."""
-
-    workers: NaturalNumber | None = Field(
-        default=None,
-        description="simulator processes; 0: one a node, one a core for environments in Python; null: no pool",
-    )
-    shard_size: Count = Field(default=64, description="environments that the policy answers at once and that move together")
-    mode: Literal["sync", "overlap", "async", "gradients", "apex"] = Field(
-        default="sync",
-        description="what happens while the learner updates; gradients: workers send those in place of data; apex: they fill the "
-        "replay of train.learner: sac",
-    )
-    inference: Literal["local", "central"] = Field(default="local", description="where the policy is: in the workers or here")
-    inference_wait_s: Positive | None = Field(
-        default=None,
-        description="central: a batch is answered once its first observations have waited for so long [s]; null: once all are in",
-    )
-    address: str = Field(
-        default="local",
-        description="local: a Ray of its own on 127.0.0.1; HOST:PORT or auto: a cluster's; none: no Ray, this process steps "
-        "the environments itself, to the same bits",
-    )
-    on_crash: Literal["replay", "mask", "raise"] = Field(
-        default="replay", description="a lost worker's part of a rollout: collected again to the bit, left out, or the end"
-    )
-    snapshot_interval: Count = Field(default=1, description="iterations between the snapshots that a replay begins with")
-    min_valid: Fraction = Field(default=0.5, description="a rollout with a smaller valid share is not learned from")
-    timeout_s: Positive = Field(default=300.0, description="a worker that is silent for so long is lost [s]")
-    start_timeout_s: Positive = Field(default=120.0, description="the same for one that is starting [s]")
-    deadline_share: Annotated[float, Gt(0), Le(1)] | None = Field(
-        default=None, description="once this share of the shards is in, stragglers are hurried; null: they are waited for"
-    )
-    deadline_factor: Annotated[float, Ge(1)] = Field(
-        default=1.5, description="times the time that share took, then stragglers give what they have"
-    )
-    grace_s: Positive = Field(default=5.0, description="a straggler that does not answer for so long is lost [s]")
-    max_restarts: NaturalNumber = Field(
-        default=3, description="restarts of one worker within restart_window_s before the run stops"
-    )
-    spares: NaturalNumber = Field(default=1, description="processes that wait, loaded, to take a lost worker's place at once")
-    restart_window_s: Positive = Field(default=300.0, description="see max_restarts [s]")
-    max_staleness: Count = Field(
-        default=4, description="async, gradients: versions that what comes may be behind before it is thrown away"
-    )
-    batch_share: Annotated[float, Gt(0), Le(1)] = Field(default=0.5, description="async: share of the shards in a rollout")
-    lag: Annotated[int, Ge(0), Le(1000)] = Field(
-        default=0, description="sync: versions that the policy which acts is behind, as an experiment; 0: none"
-    )
-
-    @property
-    def has_processes(self) -> bool:
-        """Whether processes of a pool step the environments; else the learner's process does."""
-        return self.workers is not None and self.address != "none"
 
 
 class DistributedSettings(Model):

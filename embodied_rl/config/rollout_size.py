@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embodied_rl import machine
-from embodied_rl.config.page import PoolSettings
+from embodied_rl.config.pool import PoolSettings
 
 
 def rollout_envs(pool: PoolSettings, num_envs: int) -> int:

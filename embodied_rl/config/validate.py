@@ -38,6 +38,7 @@ _ELSEWHERE = {
     **{f"ppo.{old}": f"train.{new}" for old, new in (("save_interval", "save_every"), ("class_name", "learner"))},
     **{f"ppo.{name}": f"train.{name}" for name in ("keep_checkpoints", "max_skipped", "logger")},
     **{f"pool.{name}": f"train.{name}" for name in ("device", "importance_clip")},
+    "ppo.normalize_advantage_per_mini_batch": "ppo.normalize_advantage (false: rollout, true: minibatch)",
 }
 
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from embodied_rl.learn.copies import pack, plain_copy, unpack
-from embodied_rl.learn.cpu.team import alone, one_thread
+from embodied_rl.learn.cpu.team import alone
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
-from embodied_rl.learn.stale import weigh
 from embodied_rl.learn.transfer import Transfer
 from embodied_rl.vector_env import Obs
 
@@ -76,19 +75,18 @@ class ApartCollector:
 class OverlapCollector(ApartCollector):
     """Robots on the CPU that collect the next rollout, in a thread, while the learner updates.
 
-    So a policy has acted that is one update older, under the page's numbers of its time; it is handed out with the odds that
-    the present one would have done the same (`Rollout.ratio`).  Whatever the timing, the bits are the same.  The first rollout,
-    and the first after a `restore`, is collected in the calling thread with the present policy.
+    So a policy has acted that is one update older, under the page's numbers of its time; `Rollout.staleness` says so.  Whatever
+    the timing, the bits are the same.  The first rollout, and the first after a `restore`, is collected in the calling thread
+    with the present policy.
 
     Args:
         robots: steps them; nobody else does from now on.
         device: the learner's; everything is handed out there.
-        clip: `train.importance_clip`.
     """
 
-    def __init__(self, robots: LocalCollector, device: torch.device, clip: float) -> None:
+    def __init__(self, robots: LocalCollector, device: torch.device) -> None:
         super().__init__(robots, device)
-        self._clip = clip
+        robots.notes_log_prob = True
         # as in `one_thread`, which sets the count of its own thread, and that of threads to come
         self._thread = ThreadPoolExecutor(1, "robots", alone)
         self._ahead: Future[Rollout] | None = None
@@ -117,15 +115,12 @@ class OverlapCollector(ApartCollector):
             rollout = ahead.result()
         waited = time.perf_counter()
         there = self._transfer(rollout)
-        std = None if rollout.std is None else rollout.std.numpy().copy()
+        there.staleness = torch.full((self.num_envs,), age, device=self._device)
         self._unstable += self._robots.drain_unstable()
         given = self._acting(policy), iteration + 1, {name: number.clone() for name, number in (numbers or {}).items()}
         self._ahead = self._thread.submit(self._robots.collect, *given)
-        copied = time.perf_counter()
-        with one_thread():  # the robots have the cores
-            weigh(there, policy, [(slice(0, self.num_envs), std)], torch.full((self.num_envs,), age), self._clip)
         # the thread's own seconds are no part of this one's
-        there.seconds = {"robots": waited - started, "transfer": copied - waited, "policy": time.perf_counter() - copied}
+        there.seconds = {"robots": waited - started, "transfer": time.perf_counter() - waited}
         return there
 
     def drain_unstable(self) -> list[dict]:

@@ -6,7 +6,8 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from embodied_rl.config.page import Page, PPOSettings
+from embodied_rl.config.page import Page
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.config.sac import SACSettings
 from embodied_rl.learn.replay import replay_bytes

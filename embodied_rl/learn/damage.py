@@ -30,7 +30,7 @@ _PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, torch.dt
 _COUNT = re.compile(r"(^|[._])(count|num_batches_tracked)$")
 _WEIGHT = re.compile(r"(^|\.)((weight|bias)(_\w+)?|(log_)?std_param|_?(running_)?(mean|var|std))$")
 #: In networks and optimizers; the logarithm of a deviation (`log_std`) is another matter.
-_NOT_NEGATIVE = re.compile(r"(^|\.)(?!([^.]*_)?log_)([^.]*_)?(var|std|count|num_batches_tracked|step|exp_avg_sq|max_exp_avg_sq)$")
+_NOT_NEGATIVE = re.compile(r"(^|\.)(?!([^.]*_)?log_)([^.]*_)?(var|std|count|num_batches_tracked|step|exp_avg_sq|square_avg)$")
 _POSITIVE = re.compile(r"(^|\.)std_param$")
 #: A weight beyond this is a lost one: float32 has no square of it.
 LARGEST_WEIGHT = 1e18
@@ -39,7 +39,7 @@ _MOST = 2**53
 #: What a module remembers, and no optimizer moves.
 _BUFFER = re.compile(r"(^|\.)_?(running_)?(mean|var|std|count|num_batches_tracked)$")
 #: Numbers of the optimizer, from 0 up.
-_RATES = ("lr", "eps", "weight_decay")
+_RATES = ("lr", "eps", "alpha", "weight_decay")
 #: What a run has counted; a run in which no episode has ended knows no reward.
 _COUNTERS = ("env_steps", "seconds", "episodes", "candidate")
 _SHARD = {"name": str, "sha256": str, "first": int, "count": int}
@@ -234,7 +234,7 @@ def _optimizer_faults(where: str, optimizer: dict) -> Iterator[str]:
         place = f"{where}.state.{index}"
         if "step" in moments and ((step := _number(moments["step"])) is None or step < 0):
             yield f"{place}.step: {_shown(moments['step'])}, and no number below 0 is possible"
-        large = {name: value for name, value in moments.items() if name.startswith(("exp_avg", "max_exp_avg"))}
+        large = {name: value for name, value in moments.items() if name.startswith(("exp_avg", "max_exp_avg", "square_avg"))}
         for name, value in large.items():
             if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
                 yield f"{place}.{name}: {_shown(value)}; a tensor of float32 is possible"
@@ -269,10 +269,10 @@ def _has_other_shapes(state: dict, moments: dict[int, torch.Size]) -> bool:
 
 
 def _moments(optimizer: dict) -> dict[int, torch.Size]:
-    """Shapes of what an optimizer remembers of each parameter, by its number; nothing of what is not torch's Adam's."""
+    """Shapes of what an optimizer remembers of each parameter, by its number; of torch's Adam and RMSprop, and nothing else."""
     found = {}
     for index, moments in (optimizer.get("state") or {}).items():
-        if isinstance(index, int) and isinstance(average := moments.get("exp_avg"), Tensor):
+        if isinstance(index, int) and isinstance(average := moments.get("exp_avg", moments.get("square_avg")), Tensor):
             found[index] = average.shape
     return found
 

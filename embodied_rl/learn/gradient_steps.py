@@ -14,14 +14,16 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from embodied_rl.cuda_graph import try_to_capture
+from embodied_rl.errors import UserError
 from embodied_rl.learn.advantages import Reduce
 from embodied_rl.learn.cpu.team import Team
+from embodied_rl.learn.optimizers import RMSprop
 
 R = TypeVar("R")
 
@@ -30,7 +32,7 @@ _PART = 1536
 
 
 class GradientSteps:
-    """Adam on the networks of a learner, whose gradients are clipped each by itself.
+    """An optimizer on the networks of a learner, whose gradients are clipped.
 
     Args:
         networks: what learns.
@@ -39,8 +41,10 @@ class GradientSteps:
         judge: looks at the means over all processes' rows, (S,), before each step, and may set `rate`; bool (): where it holds,
             this step and the others of the iteration are left out.
         learning_rate: at the start.
-        max_grad_norm: of each network.
+        max_grad_norm: of each network, or of all together.
         one_pass: fills the bucket from rows in one pass, if it can; whether it did.
+        optimizer: `ppo.optimizer`.
+        clip: `ppo.clip_gradient`.
         device: where it computes.
         reduce: sums a tensor over all processes, in place.
         compiler: wraps the small arithmetic between gradient and optimizer, `torch.compile` on a GPU, or the identity.
@@ -57,6 +61,8 @@ class GradientSteps:
         max_grad_norm: float,
         one_pass: Callable[[Tensor, Tensor], bool],
         *,
+        optimizer: Literal["adam", "rmsprop"] = "adam",
+        clip: Literal["network", "all"] = "network",
         device: torch.device,
         reduce: Reduce,
         compiler: Callable,
@@ -69,6 +75,10 @@ class GradientSteps:
         self.parameters = parameters = list(chain(*(network.parameters() for network in networks)))
         sizes, where = [parameter.numel() for parameter in parameters], parameters[0].device
         self._sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
+        if clip == "all":
+            self._sizes = [sum(self._sizes)]
+        self.steps_per_row = 1
+        """How many transitions a row is, of which each costs as much as another."""
         self.bucket = torch.zeros(sum(sizes) + len(sums), device=where)
         """The gradient, and behind it the sums."""
         self._gradient, self.sums = self.bucket[: sum(sizes)], self.bucket[sum(sizes) :]
@@ -77,10 +87,14 @@ class GradientSteps:
         self.rate = torch.tensor(learning_rate, device=where)
         """The learning rate."""
         self.captures = graph and device.type == "cuda"
-        # capturable: torch refuses to capture a step otherwise, though a fused one reads nothing on the host
-        self.optimizer = torch.optim.Adam(parameters, lr=self.rate, fused=True, capturable=self.captures)
-        # a minibatch's first step is no part of a graph, as torch would warn
-        self.optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
+        if optimizer == "rmsprop":
+            self.optimizer, self._moments = RMSprop(parameters, self.rate), ("square_avg",)
+        else:
+            # capturable: torch refuses to capture a step otherwise, though a fused one reads nothing on the host
+            self.optimizer = torch.optim.Adam(parameters, lr=self.rate, fused=True, capturable=self.captures)
+            self._moments = ("exp_avg", "exp_avg_sq")
+            # a minibatch's first step is no part of a graph, as torch would warn
+            self.optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
         # 1: the optimizer leaves everything as it is
         self.optimizer.found_inf = self._found_inf = torch.zeros((), dtype=torch.float32, device=where)  # pyright: ignore[reportAttributeAccessIssue]
         self._stopped, self._one = torch.zeros((), dtype=torch.bool, device=where), torch.ones(1, device=where)
@@ -126,7 +140,7 @@ class GradientSteps:
         """Take the first half: the gradient and the sums of this process's rows, into the bucket."""
         rows = self.rows[size]
         if not self._one_pass(rows, self.bucket):
-            torch.sum(torch.stack(self.share(self._part, rows)), dim=0, out=self.bucket)
+            torch.sum(torch.stack(self.share(self._part, rows, self.steps_per_row)), dim=0, out=self.bucket)
 
     @torch.no_grad()
     def apply(self, size: int) -> None:
@@ -134,12 +148,12 @@ class GradientSteps:
         self._weigh()
         self.optimizer.step()
 
-    def share(self, function: Callable[[Tensor], R], rows: Tensor) -> list[R]:
+    def share(self, function: Callable[[Tensor], R], rows: Tensor, steps_per_row: int = 1) -> list[R]:
         """Results of parts of the rows, computed side by side on the CPU."""
         if self.team is None:
             return [function(rows)]
         # as many parts on every machine, whatever its cores: results are the same
-        return self.team.map(function, rows.tensor_split(math.ceil(max(len(rows), 1) / _PART)))
+        return self.team.map(function, rows.tensor_split(math.ceil(max(len(rows) * steps_per_row, 1) / _PART)))
 
     def forget_graphs(self) -> None:
         """Capture anew: tensors that the graphs read have moved."""
@@ -156,21 +170,30 @@ class GradientSteps:
 
         Raises:
             ValueError: its moments are not of these parameters; the fused step would write beyond them.
+            UserError: it is another optimizer's.
         """
         (group,) = state["param_groups"]
         if moments := state["state"]:
+            self._check_kind(moments)
             for index, parameter in zip(group["params"], self.parameters, strict=True):
-                shapes = {name: tuple(moments.get(index, {})[name].shape) for name in ("exp_avg", "exp_avg_sq", "step")}
-                if shapes != {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": ()}:
+                shapes = {name: tuple(moments.get(index, {})[name].shape) for name in (*self._moments, "step")}
+                if shapes != dict.fromkeys(self._moments, parameter.shape) | {"step": ()}:
                     raise ValueError(f"moments {index} have the shapes {shapes}, and their parameter {tuple(parameter.shape)}")
         # its rate alone is the file's; and said beforehand: a fused optimizer's counts of steps lie on the device
         (own,) = self.optimizer.state_dict()["param_groups"]
-        own |= {"lr": group["lr"], "params": group["params"], "fused": True, "foreach": None, "capturable": self.captures}
+        own |= {"lr": group["lr"], "params": group["params"], "foreach": None, "capturable": self.captures}
         self.optimizer.load_state_dict(state | {"param_groups": [own]})
         (group,) = self.optimizer.param_groups
         self.rate.fill_(float(group["lr"]) if rate is None else rate)
         group["lr"] = self.rate
         self.forget_graphs()  # they hold the addresses of the state before
+
+    def _check_kind(self, moments: dict) -> None:
+        kinds = {"square_avg": "rmsprop", "exp_avg": "adam"}
+        given = {kind for name, kind in kinds.items() if any(name in one for one in moments.values())}
+        if given and (own := kinds[self._moments[0]]) not in given:
+            other = given.pop()
+            raise UserError(f"ppo.optimizer: {own}: the checkpoint's is {other}, with other moments; take ppo.optimizer={other}")
 
     def _part(self, rows: Tensor) -> Tensor:
         """Gradient and sums of these rows, flat."""

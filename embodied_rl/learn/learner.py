@@ -102,9 +102,8 @@ def learner_class(page: Page) -> type[Learner]:
         UserError: there is none of that name, or it lacks methods of a learner.
     """
     given = page.train.learner
-    found: Any = find_own(
-        f"train.learner: {given}", LEARNERS.get(given, given), "write ppo, or module:Class, like rsl_rl.algorithms:PPO"
-    )
+    advice = f"write {', '.join(LEARNERS)}, or module:Class, like rsl_rl.algorithms:PPO"
+    found: Any = find_own(f"train.learner: {given}", LEARNERS.get(given, given), advice)
     if missing := lacking(found, vars(Learner)):
         from embodied_rl.learn.rsl_rl_ppo import adapted
 

@@ -7,7 +7,7 @@ from rsl_rl.models import MLPModel, RNNModel
 from rsl_rl.modules.distribution import GaussianDistribution
 from torch import Tensor, nn
 
-from embodied_rl.config.page import PPOSettings
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.learn.policy import Policy
 from embodied_rl.vector_env import ActionSpace, Obs
 

@@ -93,6 +93,19 @@ class Policy:
             features, memory = remember(self.memory, features, memory)
         return self.distribution((network or self.network)(features)), memory
 
+    def outputs(self, obs: Tensor, done: Tensor, memory: Memory = ()) -> Tensor:
+        """Return what the network says of sequences of observations (T, N, O): (T, N, P).
+
+        Args:
+            obs: of T steps, one after the other.
+            done: bool (T, N): after such a step an episode begins, without memories.
+            memory: what was remembered before the first step.
+        """
+        features = self.normalizer(obs)
+        if self.memory is not None:
+            features = unroll(self.memory, features, done.to(features.dtype), memory)
+        return self.network(features)
+
     def distribution(self, output: Tensor, std: Tensor | None = None) -> Distribution:
         """Make a distribution of the network's output (..., P); `std` stands for the present one."""
         if self.squash is not None:

@@ -2,164 +2,67 @@
 
 The mathematics are rsl_rl's, and so are models, optimizer and checkpoint layout.  What differs: a time-out bootstraps from the
 observation that it ended in, transitions that mean nothing weigh nothing, and a minibatch whose loss or gradient is not finite
-is skipped and counted.  Nothing on the way of an update is read on the host.  How a gradient becomes a step, on which threads,
-processes or graphs, is `embodied_rl.learn.gradient_steps`'s.  Legend: T steps, N envs, B rows of a minibatch, A actions.
+is skipped and counted.  With one epoch of one minibatch it is A2C: the ratio is 1 then, and its gradient that of log pi(a|s) A.
+
+Where an older policy mu acted, pi_prox is the policy at the beginning of the update, and `train.correction` says what is made of
+the two.  `decoupled` is the objective of Hilton, Cobbe and Schulman ("Batch size-invariance for policy optimization",
+arXiv:2110.00641): the ratio that is clipped is pi / pi_prox, weighed by pi_prox / mu, with V-trace's advantages.  `vtrace` has
+those too, and clips pi / mu; `none` clips pi / mu as if all were on-policy.
+
+Legend: T steps, N envs, B rows of a minibatch, A actions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import Any, Self
+from typing import Any
 
 import torch
-from rsl_rl.models import MLPModel, RNNModel
 from torch import Tensor
 
-from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
-from embodied_rl.config.page import Page, PPOSettings, TrainSettings
-from embodied_rl.learn import schedules
-from embodied_rl.learn.advantages import Reduce, advantage_scales, gae, moments, vtrace
-from embodied_rl.learn.batch import Batch, columns_of, kept, permutations
+from embodied_rl.learn.actor_critic import ActorCritic
+from embodied_rl.learn.advantages import advantage_scales, gae, moments, vtrace
+from embodied_rl.learn.batch import Batch, columns_of, kept
 from embodied_rl.learn.cpu.gradients import Gradients, Terms, fused_gradients
-from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
-from embodied_rl.learn.cpu.team import one_thread
-from embodied_rl.learn.gradient_steps import GradientSteps
-from embodied_rl.learn.models import build_actor, build_critic, hold_deviation, load_actor, policy_of, standard_deviation
-from embodied_rl.learn.normalizer import learn_statistics, merge_moments, moments_of
-from embodied_rl.learn.policy import Policy, unroll
-from embodied_rl.learn.ranks.group import Group
-from embodied_rl.learn.rollout import Collector, Gradient, Rollout
-from embodied_rl.random import stream_key
-from embodied_rl.vector_env import ActionSpace, Obs
-
-#: What stands behind the gradient in the bucket: how many rows count, and sums over them.
-_SUMS = ("rows", "surrogate", "value", "entropy", "kl", "clip_fraction", "symmetry")
+from embodied_rl.learn.models import standard_deviation
+from embodied_rl.learn.rollout import Rollout
+from embodied_rl.learn.stale import Present
+from embodied_rl.vector_env import ActionSpace
 
 
-class PPO:
-    """Actor, critic and their optimizer.
+class PPO(ActorCritic):
+    """Actor, critic and their optimizer, by PPO's clipped objective; see `ActorCritic` for what it is made of."""
 
-    Args:
-        obs: observations of each group, (N, O), for their sizes.
-        space: what an action is.
-        page: the page's `ppo` section.
-        mirrors: left-right reflection of each group and of `actions`, for `ppo.symmetry`.
-        seed: keys the shuffling of minibatches.
-        device: where it computes.
-        iterations: that schedules go over.
-        reduce: sums a tensor over all processes, in place; by default there is one process.
-        compiler: wraps losses and advantages, `torch.compile` on a GPU, or the identity.
-        graph: replay the halves of a minibatch from CUDA graphs, on a GPU.
-    """
+    sums = ("rows", "surrogate", "value", "entropy", "kl", "clip_fraction", "symmetry")
 
-    numbers = LEARNER_NUMBERS
+    @cached_property
+    def _gae(self) -> Callable:
+        return self._compiler(gae)
 
-    def __init__(
-        self,
-        obs: Obs,
-        space: ActionSpace,
-        page: PPOSettings,
-        mirrors: dict[str, tuple[Tensor, Tensor]],
-        seed: int,
-        device: torch.device | str = "cpu",
-        *,
-        iterations: int = TrainSettings().iterations,
-        reduce: Reduce = lambda tensor: None,
-        compiler: Callable = lambda f: f,
-        graph: bool = True,
-    ) -> None:
-        self.page, self.device, self._iterations = page, torch.device(device), iterations
-        self._seed, self._mirrors, self._reduce = seed, mirrors, reduce
-        self.actor = build_actor(obs, space, page).to(device)
-        self.critic = build_critic(obs, page).to(device)
-        self.critic_group, self.gradient_steps = self.critic.obs_groups[0], page.num_learning_epochs * page.num_mini_batches
-        self.policy, self.networks = policy_of(self.actor), {"actor": self.actor, "critic": self.critic}
-        if self.device.type == "cuda":  # the policy's products while it acts, too: there is one setting in a process
-            torch.backends.cuda.matmul.allow_tf32 = page.tf32
-        self._frozen_critic = FrozenPerceptron(self.critic.mlp)
-        self._discrete, self._recurrent = space.discrete, isinstance(self.actor, RNNModel)
-        self._losses, self._gae = compiler(self._losses), compiler(gae)
-        own: dict[str, Any] = {"device": self.device, "reduce": reduce, "compiler": compiler, "graph": graph}
-        arithmetic, rates = (self._loss, _SUMS, self._judge), (page.learning_rate, page.max_grad_norm)
-        self.steps = GradientSteps((self.actor, self.critic), *arithmetic, *rates, self._one_pass, **own)
-        # what curricula may move, by dotted path: compiled and captured arithmetic reads it by address
-        self._numbers = {path: torch.tensor(getattr(page, path.removeprefix("ppo.")), device=device) for path in LEARNER_NUMBERS}
-        self._numbers["ppo.learning_rate"] = self.steps.rate
-        self._entropy_coef, self._desired_kl = self._numbers["ppo.entropy_coef"], self._numbers["ppo.desired_kl"]
-        # mean and deviation that standardize a minibatch's advantages; (0, 1) leaves them unchanged
-        self._advantage_scale = torch.tensor([0.0, 1.0], device=device)
-        sizes = obs["actor"].shape[1], obs[self.critic_group].shape[1], space.size
-        self._batch = Batch(columns_of(*sizes, discrete=space.discrete, symmetry=page.symmetry), sequences=self._recurrent)
-        self._old_std: Tensor | None = None
-        self._memory: tuple[Tensor, ...] = ()
+    @cached_property
+    def _advantage_scale(self) -> Tensor:
+        """Mean and deviation that standardize a minibatch's advantages, (2,); (0, 1) leaves them unchanged."""
+        return torch.tensor([0.0, 1.0], device=self.device)
 
-    @classmethod
-    def make(
-        cls, page: Page, collector: Collector, device: torch.device, *, group: Group, compiler: Callable = lambda f: f
-    ) -> Self:
-        """Make the page's learner, for what the collector gives, on its own or as one of a group's."""
-        obs, space, mirrors, graph = collector.observe(), collector.action_space, collector.mirrors, page.physics.graph
-        own: dict[str, Any] = {"reduce": group.sum, "compiler": compiler, "graph": graph, "iterations": page.train.iterations}
-        return cls(obs, space, page.ppo, mirrors, page.env.seed, device, **own)
+    @property
+    def _epochs(self) -> int:
+        return self.page.num_learning_epochs
 
-    @classmethod
-    def load_policy(cls, page: Page, state: dict, device: torch.device | str) -> Policy:
-        """Make the policy of what `state_dict` gave."""
-        return policy_of(load_actor(page.ppo, state["actor_state_dict"], device))
+    @property
+    def _bound(self) -> float:
+        return {"decoupled": self._train.importance_clip, "vtrace": 1.0, "none": math.inf}[self._train.correction]
 
-    def skipped(self, metrics: dict[str, float]) -> float:
-        """Say which share of an update's minibatches was skipped."""
-        return metrics["Loss/skipped"] / self.gradient_steps
+    def _make_batch(self, actor: int, critic: int, space: ActionSpace) -> Batch:
+        widths = columns_of(actor, critic, space.size, discrete=space.discrete, symmetry=self.page.symmetry)
+        return Batch(widths, sequences=self._recurrent)
 
-    def panel(self, metrics: dict[str, float]) -> str:
-        """Say how far the policy went, its learning rate, and how far actions scatter."""
-        kl, rate, std = metrics["Loss/kl"], metrics["Loss/learning_rate"], metrics["Policy/mean_std"]
-        return f"kl {kl:.4f}   learning rate {rate:.1e}   std {std:.2f}"
-
-    def update(self, rollout: Rollout, iteration: int, numbers: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Improve actor and critic on one rollout, with what curricula have moved; the metrics, by TensorBoard name."""
-        with one_thread():
-            self._schedule(iteration, numbers or {})
-            return self._update(rollout, iteration)
-
-    def gradient(self, rollout: Rollout, iteration: int) -> Gradient:
-        """Take the first half of an update of one step: the gradient on a rollout, for the learner that has the optimizer."""
-        with one_thread():
-            self._schedule(iteration, {})
-            explained_variance = self._prepare(rollout)
-            (rows,) = self._minibatches(iteration)
-            weight, moments = rollout.valid.to(rollout.rewards.dtype), {}
-            for name, model, group in self._normalized():
-                moments[name] = moments_of(model.obs_normalizer, rollout.obs[group], weight)  # pyright: ignore
-            return Gradient(self.steps.gradient_of(rows), explained_variance, moments)
-
-    def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        if rollout.gradient is not None:
-            return self._apply(rollout.gradient)
-        explained_variance = self._prepare(rollout)
-        self.steps.begin()
-        for rows in self._minibatches(iteration):
-            self.steps.take(rows)
-        hold_deviation(self.actor)
-        weight = rollout.valid.to(rollout.rewards.dtype)
-        for _, model, group in self._normalized():
-            learn_statistics(model.obs_normalizer, rollout.obs[group], weight, self._reduce)  # pyright: ignore
-        return self._metrics(explained_variance)
-
-    def _apply(self, sent: Gradient) -> dict[str, float]:
-        """Take the second half of an update, of what `gradient` gave elsewhere."""
-        self.steps.begin()
-        self.steps.take_sent(sent.bucket)
-        hold_deviation(self.actor)
-        for name, model, _ in self._normalized():
-            merge_moments(model.obs_normalizer, sent.moments[name])  # pyright: ignore
-        return self._metrics(sent.explained_variance.to(self.device))
-
-    def _normalized(self) -> list[tuple[str, MLPModel, str]]:
-        """List the networks whose observations are normalized, with the groups that they see."""
-        both = [("actor", self.actor, "actor"), ("critic", self.critic, self.critic_group)]
-        return both if self.page.obs_normalization else []
+    def _metrics(self, explained_variance: Tensor | None) -> dict[str, float]:
+        metrics = super()._metrics(explained_variance)
+        if self.page.symmetry != "mirror_loss":
+            del metrics["Loss/symmetry"]
+        return metrics
 
     # ----------------------------------------------------------------------------------------------------- a minibatch
 
@@ -181,18 +84,21 @@ class PPO:
         return fused_gradients((self.actor.mlp, self.critic.mlp), self.steps.parameters, terms, self.steps.team)
 
     def _one_pass(self, rows: Tensor, bucket: Tensor) -> bool:
-        """Fill the bucket from rows in one pass, where that is possible."""
         if self._fused is None or self._old_std is None:
             return False
         self._fused(self._batch, rows, self._old_std, bucket)
         return True
 
-    def _loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the loss and `_SUMS` of these rows of the batch."""
-        return self._losses(self._batch.take(rows), *(part[:, rows] for part in self._memory))
+    def _minibatches(self, iteration: int) -> Iterator[Tensor]:
+        minibatches = list(super()._minibatches(iteration))
+        scales = [self._advantage_scale] * len(minibatches)
+        if self.page.normalize_advantage == "minibatch":
+            scales = advantage_scales([self._batch.columns(self._batch.take(rows)) for rows in minibatches], self._reduce)
+        for rows, scale in zip(minibatches, scales, strict=True):
+            self._advantage_scale.copy_(scale)
+            yield rows
 
     def _losses(self, table: Tensor, *memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Find both for taken rows, (B, columns), or sequences, (T, B, columns) with the memory that they begin with."""
         page, b = self.page, self._batch.columns(table)
         actor_obs, critic_obs, action, weight = b["actor"], b["critic"], b["action"], b["weight"]
         old_log_prob, old_value, target = b["log_prob"], b["value"], b["return"]
@@ -236,138 +142,59 @@ class PPO:
             sums = torch.stack((b["weight"].sum(), surrogate, value_loss, entropy, kl, outside, asymmetry))
         return loss, sums
 
-    def _output(self, obs: Tensor, done: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
-        """Ask the actor's network what it says of normalized observations, (..., A)."""
-        if not self._recurrent:
-            return self.actor.mlp(obs)
-        return self.actor.mlp(unroll(self.actor.rnn.rnn, obs, done, memory))  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-
-    def _judge(self, means: Tensor) -> Tensor | None:
-        """Let the learning rate follow the KL to the policy that acted, and stop beyond `ppo.stop_kl`."""
-        page, rate, kl = self.page, self.steps.rate, means[_SUMS.index("kl")]
-        if page.schedule == "adaptive":
-            rate.copy_(schedules.adapted(rate, kl, self._desired_kl))
-        return None if page.stop_kl is None else kl > page.stop_kl
-
     # ----------------------------------------------------------------------------------------------- what is learned from
 
     @torch.no_grad()
-    def _prepare(self, rollout: Rollout) -> Tensor:
-        """Fill the batch; the explained variance of the values that were predicted."""
-        page, obs, group = self.page, rollout.obs, self.critic_group
+    def _prepare(self, rollout: Rollout, present: Present | None = None) -> Tensor:
+        page, obs, group, correction = self.page, rollout.obs, self.critic_group, self._train.correction
         steps, envs = rollout.rewards.shape
         self._frozen_critic.refresh()
         values, weight = self._values(obs[group]), rollout.valid.to(rollout.rewards.dtype)
         # a time-out is no end: the episode would have gone on, and its value stands for what would have come
-        rewards = rollout.rewards + page.gamma * self._final_values(rollout)
+        rewards = rollout.rewards + page.gamma * self._final_values(rollout.final_obs[group], rollout.truncated)
         # what an invalid transition led to is unknown: the return of those before it ends in the value of its state
         rewards = torch.where(rollout.valid, rewards, values)
         done = rollout.terminated | rollout.truncated
         given = rewards, values, done, self._values(rollout.last_obs[group])
-        if rollout.ratio is None:
+        if present is None or correction == "none":
             advantages = self._gae(*given, page.gamma, page.lam)
             returns = advantages + values
         else:
-            advantages, returns = vtrace(*given, rollout.ratio, page.gamma, page.lam)
+            advantages, returns = vtrace(*given, present.ratio, page.gamma, page.lam)
         means, variances = moments(torch.stack((advantages, returns, returns - values)), weight, self._reduce)
-        if not page.normalize_advantage_per_mini_batch:
+        if page.normalize_advantage == "rollout":
             advantages = (advantages - means[0]) / (variances[0].sqrt() + 1e-8)
-        if rollout.ratio is not None:
+        if present is not None and correction == "decoupled":
             # w min(r A, clip(r) A) = min(r w A, clip(r) w A): pi / pi_prox is clipped, and pi_prox / mu weighs
-            advantages = advantages * rollout.ratio
+            advantages = advantages * present.ratio.clamp(max=self._train.importance_clip)
         known = {"value": values, "return": returns, "advantage": advantages, "weight": weight, "done": done}
+        if present is not None and correction != "decoupled":
+            known["log_prob"] = rollout.log_prob
+        # the policy before the update: its distance from the present one is what the learning rate follows
+        old = (rollout.output, rollout.std) if present is None else (present.output, present.std)
         if self._batch.allocate(steps, envs, values):
             self.steps.forget_graphs()  # they read the table that was
         self.steps.share(
-            lambda rows: self._fill(rollout, known, slice(int(rows[0]), int(rows[-1]) + 1)), torch.arange(steps * envs)
+            lambda rows: self._fill(rollout, known, old, slice(int(rows[0]), int(rows[-1]) + 1)), torch.arange(steps * envs)
         )
-        self._old_std = kept(self._old_std, rollout.std)
+        self._old_std = kept(self._old_std, old[1])
         own = self._memory or (None,) * len(rollout.memory)
         self._memory = tuple(kept(*pair) for pair in zip(own, rollout.memory, strict=True))
         return 1.0 - variances[2] / variances[1].clamp(min=1e-12)
 
-    def _fill(self, rollout: Rollout, known: dict[str, Tensor], rows: slice) -> None:
-        """Write some rows of the batch, counted through steps and envs; `known` are columns (T, N)."""
+    def _fill(self, rollout: Rollout, known: dict[str, Any], old: tuple[Tensor, Tensor | None], rows: slice) -> None:
+        """Write some rows of the batch, counted through steps and envs; `known` are columns (T, N), `old` the policy before."""
         page = self.page
         actor, critic, output, actions = (
-            x.flatten(0, 1)[rows] for x in (rollout.obs["actor"], rollout.obs[self.critic_group], rollout.output, rollout.actions)
+            x.flatten(0, 1)[rows] for x in (rollout.obs["actor"], rollout.obs[self.critic_group], old[0], rollout.actions)
         )
         columns = {name: value.flatten()[rows] for name, value in known.items()}
         columns |= {"actor": self.actor.obs_normalizer(actor), "critic": self.critic.obs_normalizer(critic)}
         columns |= {"action": actions, "output": output}
-        columns["log_prob"] = self.policy.distribution(output, rollout.std).log_prob(actions)
+        if "log_prob" not in columns:
+            columns["log_prob"] = self.policy.distribution(output, old[1]).log_prob(actions)
         if page.symmetry != "none":
             columns["mirrored_actor"] = self.actor.obs_normalizer(self._mirror("actor", actor))
         if page.symmetry == "augmentation":
             columns["mirrored_critic"] = self.critic.obs_normalizer(self._mirror(self.critic_group, critic))
         self._batch.write(rows, columns)
-
-    def _values(self, obs: Tensor) -> Tensor:
-        values = self.steps.share(lambda part: self._frozen_critic(self.critic.obs_normalizer(part)), obs.flatten(0, -2))
-        return torch.cat(values).view(obs.shape[:-1])
-
-    def _final_values(self, rollout: Rollout) -> Tensor:
-        """V of the state that an episode was truncated in, (T, N); 0 where none was."""
-        final, truncated = rollout.final_obs[self.critic_group], rollout.truncated
-        if self.device.type != "cpu":
-            return torch.where(truncated, self._values(final), 0.0)
-        values = torch.zeros_like(rollout.rewards)  # looking at the mask costs nothing here, and few rows are asked for
-        values[truncated] = self._values(final[truncated])
-        return values
-
-    def _minibatches(self, iteration: int) -> Iterator[Tensor]:
-        """Yield the rows of each minibatch, (B,), epoch after epoch."""
-        minibatches = [rows for order in self._orders(iteration) for rows in order.tensor_split(self.page.num_mini_batches)]
-        scales = [self._advantage_scale] * len(minibatches)
-        if self.page.normalize_advantage_per_mini_batch:
-            scales = advantage_scales([self._batch.columns(self._batch.take(rows)) for rows in minibatches], self._reduce)
-        for rows, scale in zip(minibatches, scales, strict=True):
-            self._advantage_scale.copy_(scale)
-            yield rows
-
-    def _orders(self, iteration: int) -> Tensor:
-        """Draw a permutation of the batch's rows for each epoch, (epochs, rows)."""
-        page, seed = self.page, int(stream_key(self._seed, f"minibatches of iteration {iteration}"))
-        return permutations(self._batch.num_rows, page.num_learning_epochs, seed, reshuffle=page.reshuffle, device=self.device)
-
-    def _schedule(self, iteration: int, numbers: Mapping[str, float]) -> None:
-        """Set what the page's schedules and curricula say of this iteration; no number is both's."""
-        done = min(1.0, iteration / self._iterations)
-        if (rate := schedules.learning_rate(self.page, done)) is not None:
-            self.steps.rate.fill_(rate)
-        self._entropy_coef.fill_(schedules.entropy_coef(self.page, done))
-        for path, number in numbers.items():
-            self._numbers[path].fill_(number)
-
-    def _metrics(self, explained_variance: Tensor) -> dict[str, float]:
-        """Read what an update came to: the one place where the host does."""
-        std, steps = self.policy.std, self.steps
-        deviation = steps.rate.new_zeros(()) if std is None else std.detach().mean()
-        own = {"Loss/explained_variance": explained_variance, "Loss/learning_rate": steps.rate}
-        own |= {"Loss/entropy_coef": self._entropy_coef, "Policy/mean_std": deviation}
-        read = torch.cat((steps.totals, torch.stack(list(own.values())))).tolist()
-        totals = dict(zip(steps.totals_names, read, strict=False))
-        counted, skipped, stopped = totals.pop("minibatches"), totals.pop("skipped"), totals.pop("stopped")
-        metrics = {f"Loss/{name}": value / max(counted, 1.0) for name, value in totals.items()}
-        if self.page.symmetry != "mirror_loss":
-            del metrics["Loss/symmetry"]
-        return metrics | {"Loss/skipped": skipped, "Loss/stopped": stopped} | dict(zip(own, read[-len(own) :], strict=True))
-
-    def _mirror(self, name: str, values: Tensor) -> Tensor:
-        return values[..., self._mirrors[name][0]] * self._mirrors[name][1]
-
-    def state_dict(self) -> dict:
-        """Return the learner in rsl_rl's checkpoint layout; the rate is a plain number there, and nothing is of one device."""
-        return {
-            "actor_state_dict": self.actor.state_dict(),
-            "critic_state_dict": self.critic.state_dict(),
-            "optimizer_state_dict": self.steps.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """Take up what `state_dict` or rsl_rl's runner gave; RuntimeError where the networks have other shapes."""
-        self.actor.load_state_dict(state["actor_state_dict"])
-        self.critic.load_state_dict(state["critic_state_dict"])
-        # an adapted rate is part of the state; a constant one is the page's, which may have changed since
-        rate = self.page.learning_rate if self.page.schedule == "constant" else None
-        self.steps.load_state_dict(state["optimizer_state_dict"], rate)

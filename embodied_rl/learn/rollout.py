@@ -43,7 +43,7 @@ class Rollout:
     output: Tensor
     """What the policy's network said: the mean of a Gaussian, the logits of a choice."""
     std: Tensor | None
-    """Standard deviation of a Gaussian, (A,)."""
+    """Standard deviation of a Gaussian, (A,); with `staleness`, of one of the policies that acted."""
     rewards: Tensor
     terminated: Tensor
     truncated: Tensor
@@ -55,14 +55,14 @@ class Rollout:
     """The observation after the last step, (N, O)."""
     memory: Memory = ()
     """What a recurrent policy remembered before the first step, each (layers, N, hidden)."""
-    ratio: Tensor | None = None
-    """Where an older policy acted: pi_prox(a|s) / mu(a|s), bounded, with `output` and `std` those of pi_prox, (T, N)."""
+    log_prob: Tensor | None = None
+    """log mu(a|s) of the policy mu that acted, (T, N), noted where it did; there with `staleness`."""
+    staleness: Tensor | None = None
+    """How many versions mu is behind the policy that learns, (N,); None: it is that policy."""
     lanes: Tensor | None = None
     """Which of the robots they are, int64 (N,), each once; None: all, in order."""
     priorities: Tensor | None = None
     """How wrong the critics were about each step where it was made, for a replay, (T, N)."""
-    log_prob: Tensor | None = None
-    """log mu(a|s) of what acted, (T, N), where it was noted as it acted."""
     gradient: Gradient | None = None
     """Where a worker has learned from it already: observations, actions and output stayed there, and are empty here."""
     totals: dict[str, float] = field(default_factory=dict)
@@ -152,6 +152,8 @@ class LocalCollector:
         """Asked before each step; once it says yes, the rollout ends early, and `num_done` says where."""
         self.pinned = False
         """Whether a rollout is to lie in pinned memory, from which a GPU copies it by itself."""
+        self.notes_log_prob = False
+        """Whether a rollout is to have `log_prob`: where the policy that learns from it may be another one."""
         self._drawn: Tensor | None = None
         self._compiler = compiler
         self._prepare: Callable[[], None] | None = None
@@ -193,6 +195,8 @@ class LocalCollector:
             self.num_done += 1
         for name, value in env.obs.items():
             rollout.last_obs[name].copy_(value)
+        if rollout.log_prob is not None:
+            rollout.log_prob.copy_(policy.distribution(rollout.output, rollout.std).log_prob(rollout.actions))
         rollout.totals = env.drain_totals()
         total = time.perf_counter() - started
         thinking, physics = self._policy_seconds - thinking, env.physics_seconds - physics
@@ -228,6 +232,7 @@ class LocalCollector:
             final_obs={name: space(value) for name, value in env.final_obs.items()},
             last_obs={name: torch.empty_like(value, pin_memory=pinned) for name, value in env.obs.items()},
             memory=tuple(torch.empty_like(part, pin_memory=pinned) for part in self._memory),
+            log_prob=space(step.rewards) if self.notes_log_prob else None,
         )
         self._prepare = None
         if self._network.fuses and self._chunk is None and not self._memory:

@@ -13,7 +13,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
-from embodied_rl.config.page import Page, PPOSettings, TrainSettings
+from embodied_rl.config.page import Page, TrainSettings
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.errors import UserError
 from embodied_rl.learn import schedules
 from embodied_rl.learn.models import build_actor, build_critic, load_actor, policy_of, standard_deviation
@@ -37,10 +38,9 @@ _SAME = (
     "desired_kl",
     "max_grad_norm",
     "use_clipped_value_loss",
-    "normalize_advantage_per_mini_batch",
 )
 #: Settings of `ppo` that rsl_rl's PPO has no counterpart of.
-_LACKS = ("reshuffle", "stop_kl")
+_LACKS = ("reshuffle", "stop_kl", "optimizer", "clip_gradient")
 #: Settings of `ppo` that rsl_rl's recurrent model takes under the same name.
 MEMORY_SETTINGS = ("rnn_type", "rnn_hidden_dim", "rnn_num_layers")
 
@@ -109,9 +109,7 @@ class RslRlPPO:
         """
         if group.size > 1:
             raise UserError(f"train.learner: {page.train.learner}: it trains in one process; leave the key out, or torchrun")
-        if unread := [name for name in _LACKS if getattr(page.ppo, name) != PPOSettings.model_fields[name].default]:
-            given = ", ".join(f"ppo.{name}: {shown(getattr(page.ppo, name))}" for name in unread)
-            raise UserError(f"{given}: rsl_rl's PPO has no such setting; leave it out, or take train.learner: ppo")
+        check_counterparts(page.ppo)
         obs, steps = collector.observe(), collector.num_steps
         return cls(obs, collector.action_space, page.ppo, collector.mirrors, steps, device, page.train.iterations)
 
@@ -194,10 +192,25 @@ def _tensor_dict(obs: Obs) -> TensorDict:
     return TensorDict(values, batch_size=[len(next(iter(obs.values())))])
 
 
+def check_counterparts(ppo: PPOSettings) -> None:
+    """Check that rsl_rl's PPO has all that the page's `ppo` section sets.
+
+    Raises:
+        UserError: it has not.
+    """
+    unread = [name for name in _LACKS if getattr(ppo, name) != PPOSettings.model_fields[name].default]
+    if ppo.normalize_advantage == "none":
+        unread.append("normalize_advantage")
+    if unread:
+        given = ", ".join(f"ppo.{name}: {shown(getattr(ppo, name))}" for name in unread)
+        raise UserError(f"{given}: rsl_rl's PPO has no such setting; leave it out, or take train.learner: ppo")
+
+
 def algorithm_config(ppo: PPOSettings) -> dict[str, Any]:
     """Turn the page's `ppo` section into the keyword arguments of rsl_rl's PPO, a new dict at every call."""
     algorithm: dict[str, Any] = {name: getattr(ppo, name) for name in _SAME}
     algorithm["use_mixed_precision"] = ppo.bfloat16
+    algorithm["normalize_advantage_per_mini_batch"] = ppo.normalize_advantage == "minibatch"
     if ppo.schedule != "adaptive":  # rsl_rl has no other
         algorithm["schedule"] = "fixed"
     if ppo.symmetry != "none":

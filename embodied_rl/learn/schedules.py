@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from embodied_rl.config.page import PPOSettings
+from embodied_rl.config.ppo import PPOSettings
 
 #: Bounds and factor of the adaptive learning rate, those of rsl_rl.
 _MIN_RATE, _MAX_RATE, _RATE_FACTOR = 1e-5, 1e-2, 1.5

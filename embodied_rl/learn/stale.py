@@ -1,13 +1,9 @@
-"""What an older policy did, as the present one may learn from it.
-
-The decoupled objective of Hilton, Cobbe and Schulman ("Batch size-invariance for policy optimization", arXiv:2110.00641): mu
-acted, pi_prox is the policy at the beginning of the update, and the ratio that is clipped is pi / pi_prox, weighed by
-pi_prox / mu.
-"""
+"""What an older policy did, beside what the present one would have done."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,40 +13,57 @@ from embodied_rl.learn.rollout import Rollout
 #: Environments whose observations are answered at once.
 _CHUNK = 256
 
-Stds = list[tuple[slice, np.ndarray | None]]
-"""The standard deviation that acted, for each slice of the environments; None for choices."""
+
+@dataclass(frozen=True)
+class Present:
+    """What pi, the policy at the beginning of an update, says of what mu did."""
+
+    output: Tensor
+    """Of its network, (T, N, P)."""
+    std: Tensor | None
+    """Of its Gaussian, (A,)."""
+    log_ratio: Tensor
+    """log pi(a|s) / mu(a|s), (T, N); 0 where pi is mu, and where a transition means nothing."""
+
+    @property
+    def ratio(self) -> Tensor:
+        """pi(a|s) / mu(a|s), (T, N)."""
+        return self.log_ratio.exp()
 
 
 @torch.no_grad()
-def weigh(rollout: Rollout, policy: Policy, stds: Stds, staleness: Tensor, clip: float) -> Rollout:
-    """Put what the present policy says in the place of what acted, and their ratio beside it.
+def compare(rollout: Rollout, policy: Policy) -> Present:
+    """Ask the policy that is to learn from a rollout what it says of it; the rollout has `staleness` and `log_prob`."""
+    assert rollout.staleness is not None and rollout.log_prob is not None
+    fresh, done = rollout.staleness == 0, rollout.terminated | rollout.truncated
+    parts = []
+    for first in range(0, len(fresh), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        memory = tuple(part[:, rows].contiguous() for part in rollout.memory)
+        parts.append(policy.outputs(rollout.obs["actor"][:, rows], done[:, rows], memory))
+    output, std = torch.cat(parts, dim=1), policy.std
+    log_ratio = policy.distribution(output).log_prob(rollout.actions) - rollout.log_prob
+    # where the policy is the one that acted, the ratio is 1 and not nearly so
+    log_ratio = torch.where(fresh | ~rollout.valid, 0.0, log_ratio)
+    output = torch.where(fresh[None, :, None], rollout.output, output)
+    return Present(output, None if std is None else std.detach().clone(), log_ratio)
+
+
+def staleness_totals(rollout: Rollout, present: Present, bound: float) -> dict[str, float]:
+    """Sum up how far what acted is from the present policy, for `Policy/...`; a GPU is waited for.
 
     Args:
-        rollout: with `output` of the policy that acted; changed in place.
-        policy: the present one, without memory.
-        stds: of the policy that acted; not read where the rollout has `log_prob`.
-        staleness: versions that each environment's part is behind, (N,).
-        clip: bound of the ratio, which is counted where it is reached.
+        rollout: with `staleness`.
+        present: what `compare` made of it.
+        bound: of the ratio, which is counted where it is reached.
     """
-    staleness = staleness.to(rollout.rewards.device)
-    output = torch.cat([policy(rows)[0].output for rows in rollout.obs["actor"].split(_CHUNK, dim=1)], dim=1)
-    before = torch.empty_like(rollout.rewards) if rollout.log_prob is None else rollout.log_prob
-    for rows, std in stds if rollout.log_prob is None else ():
-        acted = None if std is None else torch.from_numpy(np.array(std)).to(output.device)
-        before[:, rows] = policy.distribution(rollout.output[:, rows], acted).log_prob(rollout.actions[:, rows])
-    now = policy.distribution(output, policy.std).log_prob(rollout.actions)
-    ratio = (now - before).exp()
-    # where the policy is the one that acted, it is 1 and not nearly so
-    ratio = torch.where(staleness == 0, 1.0, ratio)
-    rollout.output = torch.where((staleness == 0)[None, :, None], rollout.output, output)
-    if rollout.std is not None and policy.std is not None:
-        rollout.std = policy.std.detach().clone()
-    valid = rollout.valid
-    rollout.ratio = torch.where(valid, ratio, 1.0).clamp(max=clip)
-    apart = torch.where(valid, before - now, 0.0)
-    clipped = ((ratio > clip) & valid).to(ratio.dtype)
-    # read at once: a GPU is waited for
-    sums = torch.stack([part.sum() for part in (staleness * valid, torch.where(valid, ratio, 0.0), clipped, apart)]).tolist()
-    names = ("staleness", "importance", "clipped", "kl")
-    rollout.totals |= {f"policy_mean/{name}": value for name, value in zip(names, sums, strict=True)}
-    return rollout
+    assert rollout.staleness is not None
+    valid, ratio = rollout.valid, present.ratio
+    sums = {
+        "staleness": rollout.staleness * valid,
+        "importance": torch.where(valid, ratio, 0.0),
+        "clipped": ((ratio > bound) & valid).to(ratio.dtype),
+        "kl": -present.log_ratio,
+    }
+    values = torch.stack([part.sum() for part in sums.values()]).tolist()
+    return {f"policy_mean/{name}": value for name, value in zip(sums, values, strict=True)}

@@ -24,10 +24,9 @@ from torch import Tensor
 from embodied_rl.config import Page
 from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.learn.copies import pack, plain_copy, unpack
-from embodied_rl.learn.cpu.team import alone, one_thread
+from embodied_rl.learn.cpu.team import alone
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
-from embodied_rl.learn.stale import weigh
 from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
 from embodied_rl.pools.central import CentralPool
 from embodied_rl.pools.crew import Crew
@@ -57,7 +56,6 @@ class AsyncCentralPool(CentralPool):
         super().__init__(page, env_ids, device=device, world_size=world_size)
         self._size = rollout_envs(page.pool, self.num_envs)
         self._assembly = Assembly(self.num_steps, self._size, self.crew.described["final_obs"], self._device)
-        self._log_prob = torch.zeros(self.num_steps, self._size, pin_memory=self._device.type == "cuda")
         # whole fragments, and which of their environments no rollout has had yet; whoever changes it tells the other
         self._arrived: deque[tuple[Seat, Fragment, slice]] = deque()
         self._news = threading.Condition()
@@ -99,7 +97,6 @@ class AsyncCentralPool(CentralPool):
             count = min(rows.stop - rows.start, self._size - filled)
             places, taken = slice(filled, filled + count), slice(rows.start, rows.start + count)
             self._assembly.write(fragment, places, taken)
-            self._log_prob.numpy()[:, places] = fragment["arrays"]["log_prob"][:, taken]
             staleness[places] = age
             if taken.stop < rows.stop:
                 self._arrived.appendleft((seat, fragment, slice(taken.stop, rows.stop)))
@@ -107,13 +104,12 @@ class AsyncCentralPool(CentralPool):
                 begun.append((seat.worker.index, fragment))
             filled += count
         waited = time.perf_counter() - started
-        self._assembly.rollout.log_prob = self._log_prob
         rollout = self._assembly.done()
         fragments = [fragment for _, fragment in sorted(begun, key=lambda pair: pair[0])]
         rollout.totals = sum_totals(fragments) | self._drain_counts()
         rollout.seconds = {"wait": waited}
-        with one_thread():  # the workers, and the thread, have the other cores
-            return weigh(rollout, policy, [], staleness, self.page.train.importance_clip)
+        rollout.staleness = staleness.to(self._device)
+        return rollout
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copy the state of every environment, (N, ...), in the midst of the fragments that are under way."""
@@ -226,7 +222,7 @@ class AsyncCentralPool(CentralPool):
         assert board.log_prob is not None
         cut = lambda group: {name: value[:, rows] for name, value in group.items()}  # noqa: E731
         versions, stds = zip(*seat.acted, strict=True)
-        plain = ("actions", "output", "rewards", "terminated", "truncated", "valid")
+        plain = ("actions", "output", "rewards", "terminated", "truncated", "valid", "log_prob")
         part = Rollout(
             obs=cut(board.obs),
             **{name: getattr(board, name)[:, rows] for name in plain},
@@ -235,7 +231,7 @@ class AsyncCentralPool(CentralPool):
             last_obs={name: value[rows] for name, value in board.last_obs.items()},
             memory=tuple(value[:, rows] for value in board.memory),
         )
-        arrays = to_arrays(part, self.num_steps) | {"log_prob": board.log_prob[:, rows].numpy()}
+        arrays = to_arrays(part, self.num_steps)
         return rest | {
             "steps": self.num_steps,
             "version": min(versions),

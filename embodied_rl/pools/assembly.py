@@ -15,8 +15,8 @@ from torch import Tensor
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.transfer import Transfer
 
-#: Arrays (T, n, ...) of a fragment that a rollout has under the same name.
-_PLAIN = ("actions", "output", "rewards", "terminated", "truncated", "valid")
+#: Arrays (T, n, ...) of a fragment that a rollout has under the same name, the last where an older policy may have acted.
+_PLAIN = ("actions", "output", "rewards", "terminated", "truncated", "valid", "log_prob")
 #: Totals that every rollout has.
 _TOTALS = ("steps", "unstable", "episodes", "terminated", "episode_length", "reward/total")
 
@@ -62,7 +62,7 @@ class Assembly:
         memory = [arrays[name] for name in arrays if name.startswith("memory:")]
         return Rollout(
             obs={name: whole(f"obs:{name}") for name in groups},
-            **{name: whole(name) for name in _PLAIN},  # pyright: ignore[reportArgumentType]
+            **{name: whole(name) for name in _PLAIN if name in arrays},  # pyright: ignore[reportArgumentType]
             std=torch.from_numpy(np.array(arrays["std"])) if "std" in arrays else None,
             final_obs={name: whole(f"obs:{name}") for name in self._final_groups},
             last_obs={name: space(num_envs, like=arrays[f"last_obs:{name}"], skip=1) for name in groups},
@@ -78,7 +78,7 @@ class Assembly:
         if self._rollout is None:
             self._rollout = self._allocated(fragment)
         rollout, arrays, steps = self._rollout, fragment["arrays"], fragment["steps"]
-        for name in _PLAIN:
+        for name in (one for one in _PLAIN if one in arrays):
             target = getattr(rollout, name).numpy()
             target[:steps, rows] = arrays[name][:, taken]
             target[steps:, rows] = name == "terminated"
@@ -101,7 +101,8 @@ class Assembly:
         """Nothing came of these rows: no transition of them means anything."""
         rollout = self.rollout
         for name in _PLAIN:
-            getattr(rollout, name)[:, rows] = name == "terminated"
+            if (target := getattr(rollout, name)) is not None:
+                target[:, rows] = name == "terminated"
         for target in rollout.obs.values():
             target[:, rows] = 0.0
         for target in rollout.last_obs.values():

@@ -1,6 +1,6 @@
 """Mode `async`: workers never wait, and a rollout is the first shards that come, whatever policy collected them.
 
-They are handed out with the odds that the present policy would have done the same (`Rollout.ratio`).
+How far behind the present one that is, `Rollout.staleness` says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
-from embodied_rl.learn.stale import Stds, weigh
 from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
 from embodied_rl.pools.crew import Worker
 from embodied_rl.pools.dispatcher import Dispatcher
@@ -43,7 +42,6 @@ class Async:
         for worker in self._crew.workers:
             worker.actor.renew.options(concurrency_group="control").remote(dispatcher.weights)
             self._fill_up(worker)
-        stds: Stds = []
         begun: list[tuple[int, Fragment]] = []
         staleness = torch.zeros(self._size)
         filled, started = 0, time.perf_counter()
@@ -58,7 +56,6 @@ class Async:
             count = min(rows.stop - rows.start, self._size - filled)
             places = slice(filled, filled + count)
             self._assembly.write(fragment, places, slice(rows.start, rows.start + count))
-            stds.append((places, fragment["arrays"].get("std")))
             staleness[places] = age
             if count < rows.stop - rows.start:
                 self._arrived.appendleft((worker, fragment, slice(rows.start + count, rows.stop)))
@@ -70,7 +67,8 @@ class Async:
         totals = sum_totals(fragment for _, fragment in sorted(begun, key=lambda pair: pair[0]))
         rollout.totals = totals | dispatcher.drain_counts()
         rollout.seconds = {"wait": self.timings["wait"]}
-        return weigh(rollout, policy, stds, staleness, self._crew.page.train.importance_clip)
+        rollout.staleness = staleness.to(rollout.rewards.device)
+        return rollout
 
     def held(self) -> list[Fragment]:
         """See `Receiver`."""

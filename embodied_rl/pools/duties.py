@@ -107,6 +107,8 @@ def to_arrays(rollout: Rollout, steps: int) -> Arrays:
     tensors |= {f"obs:{name}": value[:steps] for name, value in rollout.obs.items()}
     tensors |= {f"last_obs:{name}": value for name, value in rollout.last_obs.items()}
     tensors |= {f"final_obs:{name}": value[where[:, 0], where[:, 1]] for name, value in rollout.final_obs.items()}
+    if rollout.log_prob is not None:
+        tensors["log_prob"] = rollout.log_prob[:steps]
     tensors |= {f"memory:{index}": part for index, part in enumerate(rollout.memory)}
     if rollout.std is not None:
         tensors["std"] = rollout.std

@@ -1,8 +1,7 @@
 """Modes `sync` and `overlap`: a rollout is one fragment of every worker, all collected with one policy.
 
 `sync` asks for fragments and waits for them.  `overlap` sends the next requests before it hands out what came, so that
-simulators work while the learner does; it hands out what an older policy did, with the odds that the present one would have
-done it (`Rollout.ratio`).
+simulators work while the learner does; it hands out what an older policy did, and says how much older (`Rollout.staleness`).
 """
 
 from __future__ import annotations
@@ -10,12 +9,10 @@ from __future__ import annotations
 import logging
 import time
 
-import numpy as np
 import torch
 
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
-from embodied_rl.learn.stale import weigh
 from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
 from embodied_rl.pools.crew import Worker
 from embodied_rl.pools.dispatcher import Dispatcher
@@ -62,11 +59,11 @@ class _Lockstep:
         rollout.seconds = {"wait": self.timings["wait"]}
         return rollout, fragments
 
-    def weigh(self, rollout: Rollout, fragments: list[Fragment], policy: Policy) -> Rollout:
-        """Hand out what an older policy did, with the odds that the present one would have done it."""
-        stds = [(slice(0, self._crew.num_envs), fragments[0]["arrays"].get("std"))]
-        staleness = torch.full((self._crew.num_envs,), float(self._dispatcher.version - fragments[0]["version"]))
-        return weigh(rollout, policy, stds, staleness, self._crew.page.train.importance_clip)
+    def _dated(self, rollout: Rollout, fragments: list[Fragment]) -> Rollout:
+        """Say how many versions ago the policy was the present one that all fragments are of."""
+        age = float(self._dispatcher.version - fragments[0]["version"])
+        rollout.staleness = torch.full((self._crew.num_envs,), age, device=rollout.rewards.device)
+        return rollout
 
     def held(self) -> list[Fragment]:
         """Nothing: what comes is written into the rollout at once."""
@@ -77,8 +74,7 @@ class _Lockstep:
         started = time.perf_counter()
         self._assembly.write(fragment, worker.rows)
         self._copying_s += time.perf_counter() - started
-        # what stays must be a copy: a view would hold the whole fragment in the object store
-        fragment["arrays"] = {name: np.array(value) for name, value in fragment["arrays"].items() if name == "std"}
+        del fragment["arrays"]  # they would hold the whole fragment in the object store
         self._got[worker.index] = fragment
 
     def is_straggling(self, request: Request, now: float) -> bool:
@@ -122,7 +118,7 @@ class Sync(_Lockstep):
             self._dispatcher.send(worker, iteration)
         rollout, fragments = self.gather()
         rollout.seconds = self._seconds([fragment["seconds"] for fragment in fragments])
-        return self.weigh(rollout, fragments, policy) if lag else rollout
+        return self._dated(rollout, fragments) if lag else rollout
 
     def _seconds(self, seconds: list[dict[str, float]]) -> dict[str, float]:
         """Where the time went: means over workers, what the slowest took beyond that, and what no worker accounts for."""
@@ -144,4 +140,4 @@ class Overlap(_Lockstep):
         rollout, fragments = self.gather()
         for worker in self._crew.workers:
             self._dispatcher.send(worker, iteration + 1)
-        return self.weigh(rollout, fragments, policy)
+        return self._dated(rollout, fragments)

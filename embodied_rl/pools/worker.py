@@ -64,6 +64,7 @@ class SimWorker:
         symmetry = page.symmetry != "none"
         self._collector = LocalCollector(env, steps, page.env.seed, symmetry=symmetry, compiler=wrap, chunk=size)
         self._collector.interrupted = self._interrupted
+        self._collector.notes_log_prob = page.pool.is_stale
         self._env = env
         sizes = {name: tuple(value.shape[1:]) for name, value in env.obs.items()}
         self._records = Records(sizes, env.final_obs)

@@ -241,7 +241,7 @@ ADDED = {
     "a learner of no name": (
         "train: {learner: pop}",
         "page.yaml:6: train.learner: \"pop\" is no learner; did you mean 'ppo'? "
-        "(ppo, or module:Class, like rsl_rl.algorithms:PPO)",
+        "(ppo, impala, sac, or module:Class, like rsl_rl.algorithms:PPO)",
     ),
     "mirror images of memories": (
         "ppo: {symmetry: augmentation, rnn_type: gru}",

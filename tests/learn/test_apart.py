@@ -27,7 +27,6 @@ from embodied_rl.learn.guards import UnstableError
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
 from embodied_rl.learn.run import Run
-from embodied_rl.learn.stale import weigh
 from embodied_rl.learn.train import Trainer
 from embodied_rl.learn.transfer import Transfer
 
@@ -167,7 +166,7 @@ def tensors_of(rollout: Rollout) -> list[Tensor]:
 @pytest.fixture(params=["apart", "overlap"])
 def collector(request: pytest.FixtureRequest) -> Iterator[ApartCollector]:
     local = robots(page())
-    made = ApartCollector(local, CPU) if request.param == "apart" else OverlapCollector(local, CPU, 2.0)
+    made = ApartCollector(local, CPU) if request.param == "apart" else OverlapCollector(local, CPU)
     yield made
     made.rest(at_once=True)
     local._env.close()
@@ -224,7 +223,8 @@ def test_an_overlapped_rollout_is_that_of_the_policy_one_update_ago() -> None:
     settings = page()
     one, other = robots(settings), robots(settings)
     policy = training.make_learner(settings, one, CPU).policy
-    made = OverlapCollector(one, CPU, 1.5)
+    made = OverlapCollector(one, CPU)
+    other.notes_log_prob = True
     weight = "rewards.action_rate.weight"
     # whose policy and numbers made each rollout: what was there when the one before it was handed out
     acting, under, ages = [plain_copy(policy)], [0.0], (0.0, 1.0, 1.0)
@@ -236,11 +236,9 @@ def test_an_overlapped_rollout_is_that_of_the_policy_one_update_ago() -> None:
         numbers[weight].fill_(9.0)  # whoever gave them may change them
         handed = tensors(found)
         expected = other.collect(acting[iteration], iteration, {weight: torch.tensor(under[iteration])})
-        std = None if expected.std is None else expected.std.numpy()
-        expected = weigh(expected, policy, [(slice(0, ENVS), std)], torch.full((ENVS,), age), 1.5)
+        expected.staleness = torch.full((ENVS,), age)
         assert [name for name, value in tensors(expected).items() if not torch.equal(value, handed[name])] == []
-        assert found.totals == expected.totals and found.totals["policy_mean/staleness"] == age * ENVS * STEPS
-        assert set(found.seconds) == {"robots", "transfer", "policy"}
+        assert found.totals == expected.totals and set(found.seconds) == {"robots", "transfer"}
         change(policy)
     made.rest()
     one._env.close()
@@ -250,14 +248,15 @@ def test_an_overlapped_rollout_is_that_of_the_policy_one_update_ago() -> None:
 def emulated(settings: Page, iterations: int) -> dict[str, Tensor]:
     """What overlap comes to, one thing after the other."""
     local, hand_out = robots(settings), Transfer(CPU)
+    local.notes_log_prob = True
     learner = training.make_learner(settings, local, CPU)
     ahead = hand_out(local.collect(acting := plain_copy(learner.policy), 0))
     for iteration in range(iterations):
-        rollout, std = ahead, None if ahead.std is None else ahead.std.numpy().copy()
+        rollout = ahead
         acted, acting = acting, plain_copy(learner.policy)
         ahead = Transfer(CPU)(local.collect(acting, iteration + 1))
-        age = torch.full((ENVS,), float(iteration > 0))
-        learner.update(weigh(rollout, learner.policy, [(slice(0, ENVS), std)], age, settings.train.importance_clip), iteration)
+        rollout.staleness = torch.full((ENVS,), float(iteration > 0))
+        learner.update(rollout, iteration)
         assert acted is not acting
     state = learned(learner) | local.snapshot()
     local._env.close()
@@ -277,7 +276,7 @@ def test_learning_is_the_same_whoever_is_slow_and_however_many_threads(tmp_path:
         assert same(learned(made.learner) | made.collector.snapshot(), expected)
         assert [one["Policy/staleness"] for one in history] == [0.0, 1.0, 1.0, 1.0]
         last = history[-1]
-        shares = {name: last[f"Perf/share_{name}"] for name in ("robots", "transfer", "policy", "update")}
+        shares = {name: last[f"Perf/share_{name}"] for name in ("robots", "transfer", "update")}
         assert sum(shares.values()) == pytest.approx(1.0, abs=0.1)
         if robots_s or update_s:  # what the line of a report says
             assert max(shares, key=lambda name: shares[name]) == ("robots" if robots_s else "update")
@@ -296,7 +295,7 @@ def test_learning_is_the_same_whoever_is_slow_and_however_many_threads(tmp_path:
 def test_the_robots_thread_has_one_of_torchs_and_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     local = robots(page())
     policy = training.make_learner(page(), local, CPU).policy
-    made, seen = OverlapCollector(local, CPU, 2.0), []
+    made, seen = OverlapCollector(local, CPU), []
     advance = local._env.advance
 
     def watched(actions: Tensor) -> None:
@@ -337,7 +336,7 @@ def test_robots_that_blow_up_are_told_of_with_their_rollout(tmp_path: Path) -> N
 def test_what_goes_wrong_in_the_thread_is_raised_by_the_next_collect(monkeypatch: pytest.MonkeyPatch) -> None:
     local = robots(page())
     policy = training.make_learner(page(), local, CPU).policy
-    made, error = OverlapCollector(local, CPU, 2.0), UserError("environment 3: the gripper is stuck")
+    made, error = OverlapCollector(local, CPU), UserError("environment 3: the gripper is stuck")
     made.collect(policy, 0)
 
     def fail(actions: Tensor) -> None:
@@ -351,7 +350,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_by_the_next_collect(monkeypatch
             with pytest.raises(UserError) as caught:
                 ask()
             assert caught.value is error
-    assert made.collect(policy, 3).totals["policy_mean/staleness"] == 0.0  # anew
+    assert (made.collect(policy, 3).staleness == 0.0).all()  # anew
     made.rest()
     local._env.close()
 
@@ -424,7 +423,7 @@ def test_a_resumed_run_collects_its_first_rollout_anew(tmp_path: Path) -> None:
         ends.append(learned(again.learner) | again.collector.snapshot())
     assert same(*ends)
     made.collector.restore(made.collector.snapshot())  # with a rollout under way, which is dropped
-    assert made.collector.collect(made.learner.policy, 3).totals["policy_mean/staleness"] == 0.0
+    assert made.collector.collect(made.learner.policy, 3).staleness.eq(0.0).all()
     made.collector.rest()
 
 
@@ -436,14 +435,13 @@ def test_a_run_without_it_is_a_local_collectors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["ppo.rnn_type=gru", "ppo.symmetry=none"], "true is not there for recurrent policies; take overlap: false"),
         (
             ["train.learner=rsl_rl.algorithms:PPO"],
-            "true needs train.learner: ppo, which weighs stale actions; take overlap: false",
+            "true needs train.learner: ppo or impala, which weigh stale actions; take overlap: false",
         ),
         (
-            ["ppo.normalize_advantage_per_mini_batch=true"],
-            "true needs ppo.normalize_advantage_per_mini_batch: false; set it, or take overlap: false",
+            ["ppo.normalize_advantage=minibatch"],
+            "true needs ppo.normalize_advantage: rollout or none; set it, or take overlap: false",
         ),
     ],
 )

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from embodied_rl import random
-from embodied_rl.config.page import PPOSettings
+from embodied_rl.config.ppo import PPOSettings
+from embodied_rl.learn.actor_critic import ActorCritic
+from embodied_rl.learn.impala import IMPALA
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.rollout import LocalCollector
 from embodied_rl.vector_env import ActionSpace, Step
@@ -94,13 +96,13 @@ class CartPole:
         return Step(self.obs, ones, terminated, truncated, self.final_obs, torch.ones(self.num_envs, dtype=torch.bool))
 
 
-def lengths(*, hidden: bool = False, iterations: int, **changes: Any) -> list[float]:
+def lengths(kind: type[ActorCritic] = PPO, *, hidden: bool = False, iterations: int, **changes: Any) -> list[float]:
     """Mean length of the episodes that ended, by iteration."""
     page = PPOSettings.model_validate(SETTINGS | changes)
     env = CartPole(64, hidden=hidden)
     collector = LocalCollector(env, 32, seed=1)  # pyright: ignore[reportArgumentType]  it stands for one
     torch.manual_seed(1)
-    learner = PPO(env.obs, env.action_space, page, {}, seed=1)
+    learner = kind(env.obs, env.action_space, page, {}, seed=1)
     history = []
     for iteration in range(iterations):
         rollout = collector.collect(learner.policy, iteration)
@@ -119,6 +121,12 @@ def test_a_pole_is_balanced_by_pushes_to_either_side() -> None:
 def test_a_policy_that_remembers_balances_a_pole_whose_speed_it_cannot_see(rnn_type: str) -> None:
     changes = {"rnn_type": rnn_type, "rnn_hidden_dim": 32, "iterations": 16}
     assert sum(lengths(hidden=True, **changes)[-3:]) / 3 > 90.0
+
+
+def test_impala_balances_it_too() -> None:
+    """One pass a rollout, where PPO makes five."""
+    history = lengths(IMPALA, iterations=24, lam=1.0, num_mini_batches=8)
+    assert history[0] < 30.0 and sum(history[-3:]) / 3 > 80.0
 
 
 def test_without_memory_it_cannot() -> None:

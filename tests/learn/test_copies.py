@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from embodied_rl.config.page import PPOSettings
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.errors import UserError
 from embodied_rl.learn.copies import pack, plain_copy, unpack
 from embodied_rl.learn.models import build_actor, policy_of

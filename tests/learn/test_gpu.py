@@ -21,13 +21,17 @@ def page(*overrides: str) -> Page:
     return make_env.resolve("go2_flat", [*SMALL, *overrides], device="cuda", engine="warp")
 
 
+IMPALA = ["train.learner=impala", "ppo.use_clipped_value_loss=true"]
+
+
 @pytest.mark.gpu
-def test_captured_updates_are_the_eager_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [[], ["ppo.optimizer=rmsprop", "ppo.clip_gradient=all"], IMPALA], ids=" ".join)
+def test_captured_updates_are_the_eager_ones(tmp_path: Path, changes: list[str]) -> None:
     learners, rollouts = {}, {}
     for graph in (True, False):
         torch.manual_seed(0)
         trainer: Any = training.make_trainer(
-            page(f"physics.graph={str(graph).lower()}"), Run.create(page(), tmp_path / str(graph))
+            page(f"physics.graph={str(graph).lower()}", *changes), Run.create(page(), tmp_path / str(graph))
         )
         learner = learners[graph] = trainer.learner
         assert learner.steps.captures is graph

@@ -137,7 +137,8 @@ def test_rsl_rls_learner_is_one_line_away(tmp_path: Path) -> None:
 def test_a_learner_that_is_not_there(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(UserError) as raised:
         training.start(page(f"train.learner={name}"), tmp_path / "run")
-    assert str(raised.value) == f"train.learner: {name}: {reason}; write ppo, or module:Class, like rsl_rl.algorithms:PPO"
+    advice = "write ppo, impala, sac, or module:Class, like rsl_rl.algorithms:PPO"
+    assert str(raised.value) == f"train.learner: {name}: {reason}; {advice}"
 
 
 @pytest.mark.parametrize("text", ["raise SystemExit(0)", "1 / 0", "class PPO(:", "import nowhere"])

@@ -17,7 +17,7 @@ from embodied_rl import machine
 from embodied_rl.config import page as pages
 from embodied_rl.config.learner_numbers import LEARNER_NUMBERS
 from embodied_rl.errors import UserError
-from embodied_rl.learn import gradient_steps, ppo
+from embodied_rl.learn import actor_critic, gradient_steps
 from embodied_rl.learn.advantages import gae
 from embodied_rl.learn.models import normalized, standard_deviation
 from embodied_rl.learn.ppo import PPO
@@ -168,7 +168,7 @@ def test_a_time_out_is_worth_what_would_have_come() -> None:
 #: What one update is compared under.
 VARIANTS = [
     {"schedule": "constant"},
-    {"schedule": "constant", "use_clipped_value_loss": False, "normalize_advantage_per_mini_batch": True},
+    {"schedule": "constant", "use_clipped_value_loss": False, "normalize_advantage": "minibatch"},
     {"schedule": "adaptive", "desired_kl": 0.02},
     {"schedule": "adaptive", "desired_kl": 1e-6},
     {"schedule": "adaptive", "desired_kl": 1e6},
@@ -255,9 +255,9 @@ def test_the_learning_rate_follows_the_kl(kl: float, expected: float) -> None:
     assert float(made.steps.rate) == float(made.steps.optimizer.param_groups[0]["lr"]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("per_mini_batch", [False, True])
-def test_invalid_transitions_change_nothing(per_mini_batch: bool) -> None:
-    page = settings(normalize_advantage_per_mini_batch=per_mini_batch, num_learning_epochs=2, num_mini_batches=2)
+@pytest.mark.parametrize("normalize", ["rollout", "minibatch", "none"])
+def test_invalid_transitions_change_nothing(normalize: str) -> None:
+    page = settings(normalize_advantage=normalize, num_learning_epochs=2, num_mini_batches=2)
     updated, metrics = [], []
     for garbage in (0.0, 50.0):
         made = learner(page)
@@ -410,7 +410,7 @@ def test_observations_are_normalized_by_what_was_seen() -> None:
 
 def test_the_linear_schedule_ends_at_a_tenth():
     page = settings(schedule="linear", learning_rate=1e-3, num_learning_epochs=1, num_mini_batches=1)
-    made = learner(page, iterations=100)
+    made = learner(page, train=pages.TrainSettings(iterations=100))
     batch = drive(made.actor)
     for iteration, rate in ((0, 1e-3), (50, 5e-4), (99, 1e-4), (500, 1e-4)):
         assert made.update(batch, iteration)["Loss/learning_rate"] == pytest.approx(rate)
@@ -419,7 +419,7 @@ def test_the_linear_schedule_ends_at_a_tenth():
 
 def test_the_entropy_bonus_moves_to_its_end():
     page = settings(entropy_coef=0.02, final_entropy_coef=0.0, num_learning_epochs=1, num_mini_batches=1)
-    made = learner(page, iterations=100)
+    made = learner(page, train=pages.TrainSettings(iterations=100))
     batch = drive(made.actor)
     for iteration, coefficient in ((0, 0.02), (25, 0.015), (100, 0.0), (500, 0.0)):
         assert made.update(batch, iteration)["Loss/entropy_coef"] == pytest.approx(coefficient)
@@ -462,8 +462,8 @@ def test_a_minibatch_that_is_not_finite_is_skipped_and_counted() -> None:
     before, taken, apply = weights(made), [], made.steps.apply
     prepare = made._prepare
 
-    def spoil(rollout: Rollout) -> Tensor:
-        result = prepare(rollout)
+    def spoil(*given: Any) -> Tensor:
+        result = prepare(*given)
         columns = made._batch.columns(made._batch.table.flatten(0, 1))
         columns["return"][17] = torch.nan
         return result
@@ -578,7 +578,7 @@ def test_adam_is_capturable_where_an_update_is_captured(monkeypatch: pytest.Monk
         device = staticmethod(lambda name: SimpleNamespace(type="cuda"))
         __getattr__ = staticmethod(partial(getattr, torch))
 
-    monkeypatch.setattr(ppo, "torch", Torch())
+    monkeypatch.setattr(actor_critic, "torch", Torch())
     obs = {name: torch.zeros(ENVS, size) for name, size in SIZES.items()}
     made = PPO(obs, ActionSpace(ACTIONS), settings(), MIRRORS, 3, graph=graph)
     assert made.steps.captures is graph and made.steps.optimizer.param_groups[0]["capturable"] is graph

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from embodied_rl.config.page import PPOSettings
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.learn.schedules import adapted, entropy_coef, learning_rate
 
 

@@ -25,7 +25,8 @@ ROBOT: Any = cast(
         default_joint_pos=DEFAULT,
         joint_names=("a", "b", "c"),
         joint_indices=lambda group: range(3) if group == "all" else GROUPS[group],
-        spec=SimpleNamespace(joint_mirror=lambda: ((2, 1, 0), (1.0, -1.0, 1.0))),
+        joint_limits=torch.tensor([[-1.0, -2.0, -1e6], [0.5, 1.0, 1e6]]),
+        spec=SimpleNamespace(joint_mirror=lambda: ((2, 1, 0), (1.0, -1.0, 1.0)), velocity_limit=(20.0, None, 10.0)),
     ),
 )
 
@@ -143,3 +144,17 @@ def test_a_latency_that_no_control_step_has_is_refused(latency: str, message: st
     with pytest.raises(ConfigError) as caught:
         load("go2_flat", [f"actions.joint_position.latency={latency}"])
     assert str(caught.value).endswith(message)
+
+
+def test_how_far_an_output_reaches_is_said_of_each_joint() -> None:
+    """To the farther limit from the default pose over the scale, at most to the clip; a joint without a limit has no end."""
+    scale, clip = cast(Any, torch.tensor(0.5)), cast(Any, torch.tensor(10.0))
+    found = joint_position(ROBOT, scale=scale, clip=clip).reach()
+    assert found[:2].tolist() == pytest.approx([1.1 / 0.5, 1.8 / 0.5]) and bool(found[2].isinf())
+    assert joint_position(ROBOT, joints="arm", scale=scale, clip=cast(Any, torch.tensor(3.0))).reach().tolist() == [3.0]
+    speeds = joint_velocity(ROBOT, scale=cast(Any, torch.tensor(5.0)), clip=clip)
+    assert speeds.reach().tolist() == [4.0, float("inf"), 2.0]
+    silent = SimpleNamespace(joints=(1,))  # a term of one's own that does not say
+    assert _group(joint_position(ROBOT, joints="legs", scale=scale, clip=clip), silent).reach().tolist()[1:] == pytest.approx(
+        [2.2, float("inf")]
+    )

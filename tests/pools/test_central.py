@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from embodied_rl.config import Page, load
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
+from embodied_rl.learn.stale import compare
 from embodied_rl.make_env import make_vector
 from embodied_rl.pools import central, make_collector
 from embodied_rl.pools.ahead import AsyncCentralPool
@@ -574,8 +575,8 @@ def test_fragments_go_on_meanwhile_and_are_what_they_would_have_been(ahead_of: A
     for iteration in range(8):
         rollout = pool.collect(acting, iteration)
         restarts += rollout.totals["pool/restarts"]
-        assert rollout.rewards.shape == (STEPS, ENVS // 2) and rollout.valid.all() and rollout.ratio is not None
-        torch.testing.assert_close(rollout.ratio, torch.ones(STEPS, ENVS // 2))
+        assert rollout.rewards.shape == (STEPS, ENVS // 2) and rollout.valid.all()
+        torch.testing.assert_close(compare(rollout, acting).ratio, torch.ones(STEPS, ENVS // 2))
     pool.close()
     wanted = expected(pool.page, acting, 8)
     done = [0, 0]
@@ -601,7 +602,7 @@ def test_each_step_says_which_policy_it_was_and_a_fragment_is_as_old_as_its_olde
             time.sleep(0.001)
         assert rollout.log_prob is not None
         now = acting(rollout.obs["actor"])[0].log_prob(rollout.actions)
-        torch.testing.assert_close(rollout.ratio, (now - rollout.log_prob).exp().clamp(max=2.0))
+        torch.testing.assert_close(compare(rollout, acting).log_ratio, now - rollout.log_prob)
         for parameter in acting.network.parameters():
             parameter.add_(0.05)
     slow.told, slow.held = [], False
@@ -633,7 +634,7 @@ def test_what_is_too_old_is_dropped_and_counted(ahead_of: Any) -> None:
     while not late:
         rollout = pool.collect(acting, 4)
         late = rollout.totals["pool/late_fragments"]
-        assert rollout.totals["policy_mean/staleness"] <= 1.0 * STEPS * ENVS // 2
+        assert rollout.staleness is not None and (rollout.staleness <= 1.0).all()
 
 
 def test_workers_that_are_far_ahead_wait_for_the_learner(ahead_of: Any) -> None:

@@ -241,7 +241,7 @@ def test_recurrent_policies_and_mirrors_need_nothing_more(page: Page, inline: An
             "2 needs policies in the workers, and address: none has",
         ),
         (["pool.mode=sync", "pool.lag=2", "pool.inference=central"], "and inference: central has none there; take 0"),
-        (["train.importance_clip=3.0"], "train.importance_clip: 3 is only read with train.overlap: true, pool.mode: overlap"),
+        (["train.importance_clip=3.0"], "train.importance_clip: 3.0 is only read with train.overlap: true, pool.mode: overlap"),
     ],
 )
 def test_what_cannot_be_is_said_when_the_page_is_checked(page: Page, tmp_path: Path, overrides: list[str], said: str) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from embodied_rl.config import ConfigError, load
-from embodied_rl.config.page import PPOSettings
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.inspection import Inspection
 from embodied_rl.learn.advantages import gae, vtrace
 from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.ppo import PPO
+from embodied_rl.learn.stale import Present
 from embodied_rl.pools.assembly import Assembly
 from embodied_rl.pools.records import Records, pack_actions, unpack_actions
 from embodied_rl.vector_env import ActionSpace, Step
@@ -114,9 +115,9 @@ def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
     torch.manual_seed(0)
     learner = PPO({"actor": torch.zeros(1, 3)}, ActionSpace(2), page, {}, seed=1)
     seen = {}
+    rollout = assembly.rollout
     for ratio in (None, torch.ones(4, 2), torch.full((4, 2), 0.5)):
-        assembly.rollout.ratio = ratio
-        learner._prepare(assembly.rollout)
+        learner._prepare(rollout, None if ratio is None else Present(rollout.output, rollout.std, ratio.log()))
         columns = learner._batch.columns(learner._batch.table)
         seen[ratio is None, None if ratio is None else float(ratio[0, 0])] = columns["advantage"].clone()
     torch.testing.assert_close(seen[True, None], seen[False, 1.0])
@@ -127,13 +128,17 @@ def test_stale_actions_weigh_by_their_odds_in_the_update() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["pool.mode=overlap", "ppo.rnn_type=gru"], 'pool.mode: "overlap" is not there for recurrent policies'),
-        (["pool.mode=async", "train.learner=rsl_rl.algorithms:PPO"], "which weighs stale actions"),
-        (["pool.mode=async", "ppo.normalize_advantage_per_mini_batch=true"], "per_mini_batch: false; set it, or take mode: sync"),
+        (["pool.mode=async", "train.learner=rsl_rl.algorithms:PPO"], "needs train.learner: ppo or impala, which weigh stale"),
+        (
+            ["pool.mode=async", "ppo.normalize_advantage=minibatch"],
+            "normalize_advantage: rollout or none; set it, or take mode: sync",
+        ),
+        (["train.correction=vtrace"], 'train.correction: "vtrace" is only read with train.overlap: true, pool.mode: overlap'),
+        (["pool.mode=async", "train.correction=vtrace", "train.importance_clip=3.0"], "and correction: decoupled; leave it out"),
+        (["ppo.normalize_advantage_per_mini_batch=true"], "is ppo.normalize_advantage (false: rollout, true: minibatch) now"),
         (["train.overlap=true"], "train.overlap: true: of a pool it is pool.mode: overlap; leave the key out"),
         (["pool.address=none", "pool.mode=async"], "of their own, and address: none has none; take mode: sync"),
         (["pool.address=none", "pool.mode=overlap"], "take mode: sync, or train.overlap: true with it"),
-        (["pool.address=none", "train.overlap=true", "ppo.rnn_type=gru"], "train.overlap: true is not there for recurrent"),
         (["pool.importance_clip=3.0"], "pool.importance_clip: is train.importance_clip now"),
         (["pool.inference=central", "pool.on_crash=mask"], "pool.on_crash: 'mask' is not there with inference: central"),
         (["pool.inference=central", "pool.mode=overlap"], '"central" is there with mode: sync or async; take one of them, or'),

@@ -23,6 +23,7 @@ from embodied_rl.learn.copies import pack
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import LocalCollector, Rollout
 from embodied_rl.learn.run import Run
+from embodied_rl.learn.stale import compare
 from embodied_rl.make_env import make_vector
 from embodied_rl.mdp.bind import numbers
 
@@ -292,7 +293,8 @@ def test_what_an_older_policy_collected_it_collected_under_the_numbers_of_its_ti
         ages = iteration + 1 - rewards
         torch.testing.assert_close(ages, ages.round(), atol=1e-4, rtol=0.0)
         # one that fell was not paid
-        unpaid = rollout.totals["policy_mean/staleness"] - float(ages.sum())
+        assert rollout.staleness is not None
+        unpaid = float((rollout.staleness * rollout.valid).sum() - ages.sum())
         assert 0 <= unpaid <= iteration * int(rollout.terminated.sum()) + 1e-2
         behind.append(float(ages.max()))
     assert behind[0] == 0.0 and round(max(behind)) >= 1
@@ -533,7 +535,9 @@ def test_overlap_is_one_version_behind_and_says_so(cluster: Any, expected: list[
     task = page("pool.mode=overlap")
     made, acting = SimPool(task), policy(task)
     first = tensors(made.collect(acting, 0))
-    assert (first.pop("ratio") == 1.0).all()
+    assert (first.pop("staleness") == 0.0).all()
+    log_mu = policy(task).distribution(first["output"]).log_prob(first["actions"])
+    torch.testing.assert_close(first.pop("log_prob"), log_mu)
     assert differences(first, expected[0]) == []
     # the next is under way, with the policy as it was
     for parameter in acting.network.parameters():
@@ -541,15 +545,16 @@ def test_overlap_is_one_version_behind_and_says_so(cluster: Any, expected: list[
     second = made.collect(acting, 1)
     old = policy(task)
     assert torch.equal(second.obs["actor"], expected[1]["obs.actor"]) and torch.equal(second.actions, expected[1]["actions"])
-    assert second.totals["policy_mean/staleness"] == ENVS * STEPS and second.ratio is not None
-    mu = old.distribution(expected[1]["output"]).log_prob(second.actions)
+    assert second.staleness is not None and second.log_prob is not None and (second.staleness == 1.0).all()
+    assert torch.equal(second.output, expected[1]["output"])
+    log_mu = old.distribution(expected[1]["output"]).log_prob(second.actions)
+    torch.testing.assert_close(second.log_prob, log_mu)
     now = acting(second.obs["actor"])[0].log_prob(second.actions)
-    torch.testing.assert_close(second.ratio, (now - mu).exp().clamp(max=2.0), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(second.output, acting(second.obs["actor"])[0].output)
+    torch.testing.assert_close(compare(second, acting).log_ratio, now - log_mu, rtol=1e-4, atol=1e-4)
     # a worker is lost with a fragment in flight: the same again
     kill(made.crew.workers[0])
     third = made.collect(acting, 2)
-    assert third.valid.all() and third.totals["policy_mean/staleness"] == ENVS * STEPS
+    assert third.valid.all() and third.staleness is not None and (third.staleness == 1.0).all()
     made.close()
 
 
@@ -561,8 +566,8 @@ def test_async_waits_for_nobody(trapped: Any) -> None:
     before, seen = time.perf_counter(), []
     for iteration in range(1, 8):
         rollout = pool.collect(acting, iteration)
-        seen.append(rollout.totals["policy_mean/staleness"] / max(rollout.totals["steps"], 1.0))
-        assert rollout.rewards.shape == (20, 4) and rollout.ratio is not None and (rollout.ratio <= 2.0).all()
+        assert rollout.rewards.shape == rollout.log_prob.shape == (20, 4)
+        seen.append(float(rollout.staleness.max()))
     assert time.perf_counter() - before < 7.0  # the slow one alone would take 8 s for each
     assert 0.0 < max(seen) <= 4.0
     before = pool._handed_out

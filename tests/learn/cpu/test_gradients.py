@@ -10,7 +10,6 @@ from torch import Tensor
 
 from embodied_rl import machine
 from embodied_rl.config import page as pages
-from embodied_rl.learn import ppo
 from embodied_rl.learn.ppo import PPO
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.vector_env import ActionSpace
@@ -95,7 +94,7 @@ def check(rows: int, rounding: float = 1e-6, **changes: Any) -> None:
     """The bucket by `perceptron.cpp` is torch's in double precision, within rounding."""
     made = prepared(learner(**changes), 25, 100)
     found, exact = both(made, torch.randperm(2500)[:rows])
-    sums, wanted = (dict(zip(ppo._SUMS, bucket[-len(ppo._SUMS) :].tolist(), strict=True)) for bucket in (found, exact))
+    sums, wanted = (dict(zip(PPO.sums, bucket[-len(PPO.sums) :].tolist(), strict=True)) for bucket in (found, exact))
     assert sums == pytest.approx(wanted, rel=2e-5, abs=1e-4)
     if rows > 1:
         assert 0.05 < sums["clip_fraction"] / sums["rows"] < 0.95  # on both sides of the clip

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from embodied_rl import training
 from embodied_rl.config import Page, load
-from embodied_rl.config.page import PPOSettings
+from embodied_rl.config.page import TrainSettings
+from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.errors import UserError
 from embodied_rl.learn import examiner
 from embodied_rl.learn.checkpoint import CheckpointError
@@ -59,7 +60,7 @@ def double_precision() -> Iterator[None]:
 def learner(page: PPOSettings, envs: int, group: Group | None = None) -> PPO:
     obs = {name: torch.zeros(envs, size) for name, size in SIZES.items()}
     mirrors = {name: (index, sign.to(torch.get_default_dtype())) for name, (index, sign) in MIRRORS.items()}
-    return PPO(obs, ActionSpace(ACTIONS), page, mirrors, seed=3, iterations=4, reduce=(group or Group()).sum)
+    return PPO(obs, ActionSpace(ACTIONS), page, mirrors, seed=3, train=TrainSettings(iterations=4), reduce=(group or Group()).sum)
 
 
 @torch.no_grad()
@@ -109,7 +110,7 @@ def watched(made: PPO, orders: Tensor) -> list[Tensor]:
 
 VARIANTS = [
     {"schedule": "constant"},
-    {"schedule": "adaptive", "desired_kl": 0.02, "normalize_advantage_per_mini_batch": True},
+    {"schedule": "adaptive", "desired_kl": 0.02, "normalize_advantage": "minibatch"},
     {"schedule": "adaptive", "symmetry": "augmentation"},
     {"schedule": "linear", "symmetry": "mirror_loss", "mirror_loss_coeff": 0.7, "stop_kl": 0.5, "init_std": 0.8},
 ]
