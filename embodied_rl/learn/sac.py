@@ -35,6 +35,7 @@ from embodied_rl.learn.ranks.group import Group
 from embodied_rl.learn.replay import Drawn, Replay
 from embodied_rl.learn.return_scale import ReturnScale
 from embodied_rl.learn.rollout import Collector, Rollout
+from embodied_rl.learn.sac_batches import Batches
 from embodied_rl.learn.sac_networks import Actor, Critic, bound_of
 from embodied_rl.learn.twin_critic import Returns
 from embodied_rl.random import stream_key
@@ -75,7 +76,7 @@ class SAC:
         compiler: Callable = lambda f: f,
         graph: bool = True,
     ) -> None:
-        self.page, self.device, self._mirrors, self._group = page, torch.device(device), mirrors, group or Group()
+        self.page, self.device, self._group = page, torch.device(device), group or Group()
         self._seed, self._reduce = seed, self._group.sum
         self.critic_group = "critic" if "critic" in obs else "actor"
         sizes = {name: obs[name].shape[1] for name in {"actor": 0, self.critic_group: 0}}
@@ -103,13 +104,8 @@ class SAC:
         self.critic_steps = GradientSteps((self.critic,), self._critic_loss, _CRITIC_SUMS, never, *rates, **own)
         networks = (self.actor, self.temperature)
         self.actor_steps = GradientSteps(networks, self._actor_loss, _ACTOR_SUMS, never, *rates, **own)
-        self._draw = compiler(self._draw)
-        zeros = partial(torch.zeros, device=self.device)
-        self._uniform, self._noise = zeros(page.batch_size, dtype=torch.float64), zeros(2, page.batch_size, len(bound))
-        self._rows = torch.arange(page.batch_size, device=self.device)
-        self._generator = torch.Generator(self.device)
-        self._batch: Drawn | None = None
-        self._errors = zeros(page.batch_size)
+        scales = self.actor, self.critic, self.scale
+        self.batches = Batches(self.replay, *scales, page, mirrors if page.symmetry == "augmentation" else {}, self.critic_group)
         self._graphs: dict[str, Callable[[], None]] | None = {} if graph and self.device.type == "cuda" else None
         robots = sum(self._group.gather(self._num_envs))
         self.pace = Pace(page, num_envs=robots, num_steps=num_steps, ranks=self._group.size)
@@ -151,7 +147,7 @@ class SAC:
         """Take a rollout into the replay, and learn from what is drawn of it; the metrics, by TensorBoard name."""
         with one_thread():
             count, before, interval = self._take_in(rollout), self.pace.updates, self.page.actor_interval
-            self._generator.manual_seed(int(stream_key(self._seed, f"replay of rank {self._group.rank}, update {before}")))
+            self.batches.generator.manual_seed(int(stream_key(self._seed, f"replay of rank {self._group.rank}, update {before}")))
             self.critic_steps.begin()
             self.actor_steps.begin()
             for _ in range(count):
@@ -187,47 +183,18 @@ class SAC:
     # ---------------------------------------------------------------------------------------------------------- an update
 
     def _update(self) -> None:
-        self._uniform.uniform_(generator=self._generator)
-        self._noise.normal_(generator=self._generator)
-        self._run("draw", self._draw)
-        self.critic_steps.take(self._rows)
+        self.batches.draw_numbers()
+        self._run("draw", self.batches.draw)
+        self.critic_steps.take(self.batches.rows)
         if self.replay.tree is not None:
-            self._run("prioritize", self._prioritize)
+            self._run("prioritize", self.batches.prioritize)
         self.pace.updates += 1
         if self.pace.updates % self.page.actor_interval == 0:
-            self.actor_steps.take(self._rows)
+            self.actor_steps.take(self.batches.rows)
         self._run("follow", self._follow)
 
-    @torch.no_grad()
-    def _draw(self) -> None:
-        """Draw a batch, scale it, and put it where the losses look for it."""
-        drawn = self.replay.draw(self._uniform, self.page.importance_exponent)
-        drawn.rewards = drawn.rewards / self.scale.divisor
-        drawn.actions = drawn.actions / self.actor.squash.bound
-        for group in (drawn.obs, drawn.next_obs):
-            if self.page.symmetry == "augmentation":
-                group.update({name: self._half_mirrored(name, values) for name, values in group.items()})
-            # the critic's first: its group may be the actor's
-            group["critic"] = self.critic.obs_normalizer(group[self.critic_group])
-            group["actor"] = self.actor.obs_normalizer(group["actor"])
-        if self.page.symmetry == "augmentation":
-            drawn.actions = self._half_mirrored("actions", drawn.actions)
-        self._batch = drawn if self._batch is None else self._batch.copy_(drawn)
-
-    def _half_mirrored(self, name: str, values: Tensor) -> Tensor:
-        (index, sign), half = self._mirrors[name], len(values) // 2
-        return torch.cat((values[:half], values[half:, index] * sign))
-
-    def _part(self, rows: Tensor) -> tuple[Drawn, Tensor, Tensor]:
-        """Pick some rows of the batch, their noise, (2, R, A), and where their errors are written, (R,)."""
-        assert self._batch is not None
-        if len(rows) == len(self._rows):
-            return self._batch, self._noise, self._errors
-        part = slice(int(rows[0]), int(rows[-1]) + 1)  # on the CPU alone, whose threads share them
-        return self._batch.rows(part), self._noise[:, part], self._errors[part]
-
     def _critic_loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self._critic_losses(*self._part(rows))
+        return self._critic_losses(*self.batches.part(rows))
 
     def _critic_losses(self, batch: Drawn, noise: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
         """Find the loss of the critics, and `_CRITIC_SUMS`; how wrong they were about each row is written to `errors`."""
@@ -262,7 +229,7 @@ class SAC:
         return self._returns.project(probabilities, batch.rewards - batch.discount * cost, batch.discount)
 
     def _actor_loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        batch, noise, _ = self._part(rows)
+        batch, noise, _ = self.batches.part(rows)
         return self._actor_losses(batch, noise)
 
     def _actor_losses(self, batch: Drawn, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,10 +252,6 @@ class SAC:
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.page.bfloat16)
-
-    def _prioritize(self) -> None:
-        assert self._batch is not None
-        self.replay.set_priorities(self._batch.numbers, self._errors)
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -51,7 +51,7 @@ class Replay:
         """Whether replacements go on where the lost ones stood; else they begin anew."""
         settings = self._crew.settings
         # what `async` collected hangs on when new weights came: it cannot be had again; and an old gradient nobody wants again
-        return settings.on_crash == "replay" and settings.mode not in ("async", "gradients")
+        return settings.on_crash == "replay" and settings.mode in ("sync", "overlap")
 
     def wants_state(self, iteration: int) -> bool:
         """Whether this iteration's fragments are to bring the state of their environments along."""

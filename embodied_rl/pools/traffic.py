@@ -68,10 +68,10 @@ class Traffic:
     def bound(self) -> dict[str, int]:
         """Say how many fragments can wait, and how many bytes that is with the largest that came.
 
-        A worker has one request in flight, or two in `async`, where one fragment of it may be half used besides; it waits when
-        those are answered.
+        A worker has one request in flight, two in `apex`, or two in `async`, where one fragment of it may be half used besides;
+        it waits when those are answered.
         """
-        each = 3 if self._crew.settings.mode == "async" else 1
+        each = {"async": 3, "apex": 2}.get(self._crew.settings.mode, 1)
         most = each * len(self._crew.workers)
         return {"most_fragments": most, "most_bytes": most * self._largest_bytes}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 import pytest
+import torch
 
 from embodied_rl.config import Page, load
 from embodied_rl.deploy.contract import DeployError, read_contract
@@ -15,6 +16,8 @@ from embodied_rl.deploy.report import golden as compare
 from embodied_rl.deploy.sim2sim import Export, sim2sim
 from embodied_rl.learn.models import build_actor, policy_of
 from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.sac_networks import Actor
+from embodied_rl.make_env import make
 from embodied_rl.vector_env import ActionSpace
 
 from .conftest import make_policy
@@ -136,3 +139,27 @@ def test_actions_that_are_fed_back_stay_bounded(planted: Callable[..., Path]) ->
     for _ in range(1000):
         policy.targets(np.full(12, 1e6, dtype=np.float32))
     assert (policy.action == 0.6).all()
+
+
+def test_a_squashed_policy_is_exported_with_what_its_outputs_of_one_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = load("go2_flat_sac", ["env.compile=false", "sac.actor_hidden_dims=[16]", "sac.action_bound=null"])
+    env = make(page, num_envs=1)
+    bound = torch.tensor(env.action_space.bound)
+    torch.manual_seed(0)
+    actor = Actor(env.obs["actor"].shape[1], bound, page.sac)
+    with torch.no_grad():
+        actor.mlp[-1].weight.mul_(20.0)  # pyright: ignore  some of its outputs are at the bound
+    env.close()
+    folder = export(actor.eval().policy(), page, tmp_path / "exported", episodes=0)
+    contract = read_contract(folder / "policy.onnx")
+    assert contract["actions"][0]["bound"] == pytest.approx(bound.tolist(), rel=1e-6)
+    assert compare(folder, None) == 0, capsys.readouterr().out
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "policy.onnx", providers=["CPUExecutionProvider"])
+    obs = np.random.default_rng(0).normal(size=(500, actor.policy().obs_size)).astype(np.float32)
+    outputs = np.asarray(session.run(None, {"obs": obs})[0])
+    assert (np.abs(outputs) <= bound.numpy() * (1 + 1e-6)).all()
+    assert (np.abs(outputs).max(0) > 0.9 * bound.numpy()).all()

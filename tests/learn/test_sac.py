@@ -89,7 +89,7 @@ class Theirs:
         self.policy = policy
 
     def update(self, ours: SAC, monkeypatch: pytest.MonkeyPatch) -> None:
-        batch, noise = ours._batch, list(ours._noise.flip(0).clone())  # theirs takes the actor's first
+        batch, noise = ours.batches.batch, list(ours.batches.noise.flip(0).clone())  # theirs takes the actor's first
         assert batch is not None
         data = SimpleNamespace(
             observations=batch.obs["actor"],
@@ -127,7 +127,7 @@ def test_ten_whole_updates_are_stable_baselines3s(monkeypatch: pytest.MonkeyPatc
     assert theirs.apart(ours) == 0.0
     ours.replay.insert(rollout())
     for count in range(1, 11):
-        ours._generator.manual_seed(count)
+        ours.batches.generator.manual_seed(count)
         ours._update()
         theirs.update(ours, monkeypatch)
         assert theirs.apart(ours) < 1e-5
@@ -158,12 +158,12 @@ def test_policy_warm_up_replay_and_export_have_one_mapping() -> None:
     given = rollout(bound=2.5)
     given.actions = warm[:160].view(40, ENVS, ACTIONS)
     sac.replay.insert(given)
-    sac._uniform.copy_((torch.arange(64) + 0.5) / 160)
-    sac._draw()
-    assert sac._batch is not None
-    lane, number = sac._batch.numbers
-    assert torch.allclose(2.5 * sac._batch.actions, given.actions[number, lane], atol=1e-6)
-    assert float(sac._batch.actions.abs().max()) <= 1.0
+    sac.batches.uniform.copy_((torch.arange(64) + 0.5) / 160)
+    sac.batches.draw()
+    assert sac.batches.batch is not None
+    lane, number = sac.batches.batch.numbers
+    assert torch.allclose(2.5 * sac.batches.batch.actions, given.actions[number, lane], atol=1e-6)
+    assert float(sac.batches.batch.actions.abs().max()) <= 1.0
 
 
 # ---------------------------------------------------------------------------------------------- distributions over returns
@@ -211,9 +211,9 @@ def _first_target(given: Rollout) -> tuple[SAC, float]:
     """What the critics are to say of the first row of three steps of one robot, which a target sums."""
     sac = learner(**STOCK, n_steps=3, gamma=0.9, envs=1)
     sac.replay.insert(given)
-    sac._draw()
-    assert sac._batch is not None and int(sac._batch.numbers[1][0]) == 0
-    return sac, float(sac._target(sac._batch, sac._noise[0])[0])
+    sac.batches.draw()
+    assert sac.batches.batch is not None and int(sac.batches.batch.numbers[1][0]) == 0
+    return sac, float(sac._target(sac.batches.batch, sac.batches.noise[0])[0])
 
 
 @torch.no_grad()
@@ -223,7 +223,7 @@ def test_a_time_limit_bootstraps_from_its_final_observation_and_an_end_from_noth
     given.terminated, given.truncated = never, ends
     sac, found = _first_target(given)
     obs = given.final_obs["actor"][1]
-    action, log_prob, _ = sac._act(obs, sac._noise[0, :1])
+    action, log_prob, _ = sac._act(obs, sac.batches.noise[0, :1])
     value = sac.target(torch.cat((obs, action), dim=-1))[..., 0].amin(0) - sac.temperature["log_alpha"].exp() * log_prob
     assert found == pytest.approx(float(rewards[0] + 0.9 * rewards[1] + 0.81 * value), abs=1e-6)
     given.terminated, given.truncated = ends, never
@@ -269,8 +269,8 @@ def test_statistics_move_once_a_rollout_and_rows_stay_as_they_came() -> None:
 def test_what_is_drawn_differs_from_update_to_update_and_repeats() -> None:
     def drawn() -> list[Tensor]:
         sac, found = learner(learning_starts=0), []
-        draw = sac._draw
-        sac._draw = lambda: (draw(), found.append(torch.stack(sac._batch.numbers).clone()))  # pyright: ignore
+        draw = sac.batches.draw
+        sac.batches.draw = lambda: (draw(), found.append(torch.stack(sac.batches.batch.numbers).clone()))  # pyright: ignore
         for iteration in range(2):
             sac.update(rollout(3, seed=iteration), iteration)
         return found
@@ -299,13 +299,13 @@ def test_half_of_a_batch_is_shown_in_the_mirror() -> None:
     sac = learner(symmetry="augmentation", obs_normalization=False)
     given = rollout()
     sac.replay.insert(given)
-    sac._uniform.copy_((torch.arange(64) + 0.5) / 64)
-    sac._draw()
-    assert sac._batch is not None
-    lane, number = sac._batch.numbers
-    obs, own = given.obs["actor"][number, lane], sac._batch.obs["actor"]
+    sac.batches.uniform.copy_((torch.arange(64) + 0.5) / 64)
+    sac.batches.draw()
+    assert sac.batches.batch is not None
+    lane, number = sac.batches.batch.numbers
+    obs, own = given.obs["actor"][number, lane], sac.batches.batch.obs["actor"]
     assert torch.equal(own[:32], obs[:32]) and torch.equal(own[32:], obs[32:, [0, 2, 1]] * torch.tensor([1.0, -1.0, -1.0]))
-    assert torch.equal(sac._batch.actions[32:], -given.actions[number, lane][32:] / 2.0)
+    assert torch.equal(sac.batches.batch.actions[32:], -given.actions[number, lane][32:] / 2.0)
 
 
 def test_a_limiter_says_how_many_updates_there_are() -> None:

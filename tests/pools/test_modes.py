@@ -20,7 +20,9 @@ from embodied_rl.learn.learner import make_learner  # noqa: E402
 from embodied_rl.pools.errors import PoolError  # noqa: E402
 from embodied_rl.pools.pool import SimPool  # noqa: E402
 
-MODES = ("sync", "overlap", "async", "gradients")
+MODES = ("sync", "overlap", "async", "gradients", "apex")
+OFF_POLICY = ("train.learner=sac", "env.final_obs_groups=[actor]", "sac.prioritized=true")
+OFF_POLICY += ("sac.learning_starts=200", "sac.updates=0.1")
 ONE_STEP = ("ppo.num_learning_epochs=1", "ppo.num_mini_batches=1", "ppo.schedule=constant")
 
 
@@ -29,7 +31,8 @@ def made(trapped: Callable[..., SimPool]) -> Callable[..., SimPool]:
     """Makes pools of some workers that train."""
 
     def make(mode: str, *overrides: str) -> SimPool:
-        pool = trapped(f"pool.mode={mode}", "pool.max_staleness=50", *ONE_STEP, *overrides)
+        own = OFF_POLICY if mode == "apex" else ONE_STEP
+        pool = trapped(f"pool.mode={mode}", "pool.max_staleness=50", *own, *overrides)
         pool.serve(make_learner(pool.page, pool, torch.device("cpu")))
         return pool
 
