@@ -26,7 +26,7 @@ from embodied_rl.config.sac import SACSettings
 from embodied_rl.cuda_graph import try_to_capture
 from embodied_rl.learn.appraiser import Appraiser
 from embodied_rl.learn.copies import plain_normalizer
-from embodied_rl.learn.cpu.team import one_thread
+from embodied_rl.learn.cpu.team import own_cores, threads
 from embodied_rl.learn.gradient_steps import GradientSteps
 from embodied_rl.learn.normalizer import learn_statistics
 from embodied_rl.learn.pace import Pace
@@ -58,6 +58,7 @@ class SAC:
         group: the processes that train, each with robots and a replay of its own.
         compiler: see `PPO`.
         graph: see `PPO`.
+        alone: whether all of this process's cores are its own while it updates; else it keeps to one.
     """
 
     numbers: ClassVar[tuple[str, ...]] = ()
@@ -75,6 +76,7 @@ class SAC:
         group: Group | None = None,
         compiler: Callable = lambda f: f,
         graph: bool = True,
+        alone: bool = True,
     ) -> None:
         self.page, self.device, self._group = page, torch.device(device), group or Group()
         self._seed, self._reduce = seed, self._group.sum
@@ -83,34 +85,31 @@ class SAC:
         self.actor = Actor(sizes["actor"], bound, page).to(self.device)
         self.critic = Critic(sizes[self.critic_group], len(bound), page).to(self.device)
         self.target = copy.deepcopy(self.critic.twin).requires_grad_(False)
-        self._followers: list[Tensor] = [*self.target.parameters()]
-        self._followed: list[Tensor] = [*self.critic.twin.parameters()]
+        self._pairs: tuple[list[Tensor], list[Tensor]] = [*self.target.parameters()], [*self.critic.twin.parameters()]
         self.temperature = nn.ParameterDict({"log_alpha": torch.tensor(math.log(page.alpha))}).to(self.device)
         self.networks = {"actor": self.actor, "critic": self.critic, "target": self.target, "temperature": self.temperature}
         self.policy = self.actor.policy()
         self._returns = Returns(page.atoms, page.value_range, self.device) if page.critic == "distributional" else None
         self._num_envs = len(obs["actor"])
-        exponent = page.priority_exponent if page.prioritized else None
-        self.replay = Replay(
-            sizes, len(bound), num_envs=self._num_envs, size=page.replay_size, gamma=page.gamma, n_steps=page.n_steps,
-            device=self.device, priority_exponent=exponent,
-        )  # fmt: skip
-        ranks = {"rank": self._group.rank, "ranks": self._group.size}
-        self.scale = ReturnScale(self._num_envs, page.gamma, page.value_range, **ranks, device=self.device)
+        kept: dict[str, Any] = {"size": page.replay_size, "gamma": page.gamma, "n_steps": page.n_steps, "device": self.device}
+        kept |= {"priority_exponent": page.priority_exponent if page.prioritized else None}
+        self.replay = Replay(sizes, len(bound), num_envs=self._num_envs, **kept)
+        place: dict[str, Any] = {"rank": self._group.rank, "ranks": self._group.size, "device": self.device}
+        self.scale = ReturnScale(self._num_envs, page.gamma, page.value_range, **place)
         own: dict[str, Any] = {"device": self.device, "reduce": self._reduce, "compiler": compiler, "graph": graph}
         rates = page.learning_rate, page.max_grad_norm or math.inf, lambda rows, bucket: False
         never = lambda means: None  # noqa: E731
-        self._critic_losses, self._actor_losses = compiler(self._critic_losses), compiler(self._actor_losses)
-        self.critic_steps = GradientSteps((self.critic,), self._critic_loss, _CRITIC_SUMS, never, *rates, **own)
-        networks = (self.actor, self.temperature)
-        self.actor_steps = GradientSteps(networks, self._actor_loss, _ACTOR_SUMS, never, *rates, **own)
+        critic_loss, actor_loss = (self._of_parts(compiler(losses)) for losses in (self._critic_losses, self._actor_losses))
+        self.critic_steps = GradientSteps((self.critic,), critic_loss, _CRITIC_SUMS, never, *rates, **own)
+        self.actor_steps = GradientSteps((self.actor, self.temperature), actor_loss, _ACTOR_SUMS, never, *rates, **own)
         scales = self.actor, self.critic, self.scale
         self.batches = Batches(self.replay, *scales, page, mirrors if page.symmetry == "augmentation" else {}, self.critic_group)
         self._graphs: dict[str, Callable[[], None]] | None = {} if graph and self.device.type == "cuda" else None
         robots = sum(self._group.gather(self._num_envs))
         self.pace = Pace(page, num_envs=robots, num_steps=num_steps, ranks=self._group.size)
-        self.gradient_steps = 0
-        self._resumed = False
+        self.gradient_steps, self._resumed = 0, False
+        # its products are too large for one core, and too small to share out otherwise than as torch does
+        self._threads = own_cores() if alone else 1
 
     @classmethod
     def make(
@@ -123,7 +122,8 @@ class SAC:
         """
         bound = torch.tensor(bound_of(collector.action_space, page.sac))
         own: dict[str, Any] = {"group": group, "compiler": compiler, "graph": page.physics.graph}
-        own["num_steps"] = collector.num_steps
+        busy = page.train.overlap or (page.pool.has_processes and page.pool.mode in ("overlap", "apex"))
+        own |= {"num_steps": collector.num_steps, "alone": not busy}
         return cls(collector.observe(), bound, page.sac, collector.mirrors, page.env.seed, device, **own)
 
     @classmethod
@@ -140,12 +140,12 @@ class SAC:
 
     def panel(self, metrics: dict[str, float]) -> str:
         """Say what the critics expect, how far actions scatter, and the weight of their entropy."""
-        value, entropy, alpha = metrics["Policy/value"], metrics["Policy/entropy"], metrics["Loss/alpha"]
-        return f"value {value:.2f}   entropy {entropy:.2f}   alpha {alpha:.1e}   rows {metrics['Replay/rows']:,.0f}"
+        value, entropy, alpha, rows = (metrics[n] for n in ("Policy/value", "Policy/entropy", "Loss/alpha", "Replay/rows"))
+        return f"value {value:.2f}   entropy {entropy:.2f}   alpha {alpha:.1e}   rows {rows:,.0f}"
 
     def update(self, rollout: Rollout, iteration: int, numbers: Mapping[str, float] | None = None) -> dict[str, float]:
         """Take a rollout into the replay, and learn from what is drawn of it; the metrics, by TensorBoard name."""
-        with one_thread():
+        with threads(self._threads):
             count, before, interval = self._take_in(rollout), self.pace.updates, self.page.actor_interval
             self.batches.generator.manual_seed(int(stream_key(self._seed, f"replay of rank {self._group.rank}, update {before}")))
             self.critic_steps.begin()
@@ -193,8 +193,8 @@ class SAC:
             self.actor_steps.take(self.batches.rows)
         self._run("follow", self._follow)
 
-    def _critic_loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self._critic_losses(*self.batches.part(rows))
+    def _of_parts(self, losses: Callable) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        return lambda rows: losses(*self.batches.part(rows))
 
     def _critic_losses(self, batch: Drawn, noise: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
         """Find the loss of the critics, and `_CRITIC_SUMS`; how wrong they were about each row is written to `errors`."""
@@ -228,11 +228,7 @@ class SAC:
         probabilities = torch.softmax(torch.where((lower == 0)[:, None], output[0], output[1]), dim=-1)
         return self._returns.project(probabilities, batch.rewards - batch.discount * cost, batch.discount)
 
-    def _actor_loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        batch, noise, _ = self.batches.part(rows)
-        return self._actor_losses(batch, noise)
-
-    def _actor_losses(self, batch: Drawn, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _actor_losses(self, batch: Drawn, noise: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         """Find the loss of actor and alpha, and `_ACTOR_SUMS`."""
         there, log_alpha = (batch.weight > 0).to(noise.dtype), self.temperature["log_alpha"]
         with self._precision():
@@ -256,7 +252,7 @@ class SAC:
     @torch.no_grad()
     def _follow(self) -> None:
         """Let the targets take over a share of the critics."""
-        torch._foreach_lerp_(self._followers, self._followed, self.page.tau)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(*self._pairs, self.page.tau)  # pyright: ignore[reportPrivateImportUsage]
 
     def _run(self, name: str, function: Callable[[], None]) -> None:
         """Call it: from its CUDA graph from the third time on, where there is one."""

@@ -59,12 +59,19 @@ def own_cores() -> int:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """torch's operations on the calling thread alone, meanwhile."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with threads(1):
+        yield
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's operations on so many threads, meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def alone() -> None:
