@@ -284,10 +284,9 @@ class SAC:
 
     def state_dict(self) -> dict:
         """Return networks, optimizers and counts; the replay is kept by robot, see `Replay.snapshot`."""
-        networks = {f"{name}_state_dict": network.state_dict() for name, network in self.networks.items()}
-        optimizers = {"critic": self.critic_steps.state_dict(), "actor": self.actor_steps.state_dict()}
-        kept = {f"{name}_optimizer_state_dict": state for name, state in optimizers.items()}
-        return networks | kept | {"return_scale": self.scale.state_dict(), "pace": self.pace.state_dict()}
+        parts = self.networks | {"critic_optimizer": self.critic_steps, "actor_optimizer": self.actor_steps}
+        states = {f"{name}_state_dict": part.state_dict() for name, part in parts.items()}
+        return states | {"return_scale": self.scale.state_dict(), "pace": self.pace.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Take up what `state_dict` gave; RuntimeError where the networks have other shapes."""
@@ -295,8 +294,7 @@ class SAC:
             network.load_state_dict(state[f"{name}_state_dict"])
         for name, steps in (("critic", self.critic_steps), ("actor", self.actor_steps)):
             steps.load_state_dict(state[f"{name}_optimizer_state_dict"], self.page.learning_rate)
-        if self._graphs is not None:
-            self._graphs.clear()
+        (self._graphs or {}).clear()
         self.scale.load_state_dict(state["return_scale"])
         self.pace.load_state_dict(state["pace"], tell=self._group.rank == 0)
         self._resumed = True
