@@ -153,7 +153,7 @@ class TerrainSettings(Model):
 class TrainSettings(Model):
     """The loop: who learns, from how much at a time, for how long; saving and reporting."""
 
-    learner: str = Field(default="ppo", description="ppo, impala, or module:Class; rsl_rl.algorithms:PPO is rsl_rl's own")
+    learner: str = Field(default="ppo", description="ppo, impala, sac, or module:Class; rsl_rl.algorithms:PPO is rsl_rl's own")
     iterations: Count = Field(default=300, description="rollouts, and updates on them, that a training takes")
     steps: Count = Field(default=24, description="control steps of each robot in a rollout")
     save_every: Count = Field(default=50, description="iterations between checkpoints")

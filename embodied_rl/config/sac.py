@@ -56,7 +56,7 @@ class SACSettings(Model):
         default=1_000_000, description="rows (steps of one robot) that are kept, of all robots of a rank together"
     )
     learning_starts: NaturalNumber = Field(
-        default=5_000, description="rows, of all robots of a rank, before the first update; until then actions are uniform in +-1"
+        default=5_000, description="rows, of all robots, before the first update; until then actions are uniform in +-1"
     )
     prioritized: bool = Field(default=False, description="draw rows by how wrong the critic was about them, and not uniformly")
     priority_exponent: Fraction = Field(default=0.6, description="prioritized: 0 draws uniformly, 1 in proportion to the error")
@@ -68,7 +68,8 @@ class SACSettings(Model):
         description="rows drawn for each row that comes in, which holds back whoever is ahead; null: `updates` alone says",
     )
     insert_tolerance: Positive | None = Field(
-        default=None, description="samples_per_insert: rows drawn that either side may be ahead by; null: the least that works"
+        default=None,
+        description="samples_per_insert: rows drawn that either side may be ahead by; null: twice the least",
     )
     ladder_noise: Annotated[float, Gt(0), Le(1)] = Field(
         default=0.4, description="pool.mode: apex: deviation of the first worker's actions, in +-1; the others have less"

@@ -7,6 +7,7 @@ of a minibatch, A actions.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,7 @@ from embodied_rl.config.page import Page, TrainSettings
 from embodied_rl.config.ppo import PPOSettings
 from embodied_rl.learn import schedules
 from embodied_rl.learn.advantages import Reduce
-from embodied_rl.learn.batch import Batch, permutations
+from embodied_rl.learn.batch import Batch, kept, permutations
 from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.cpu.team import one_thread
 from embodied_rl.learn.gradient_steps import GradientSteps
@@ -33,7 +34,7 @@ from embodied_rl.random import stream_key
 from embodied_rl.vector_env import ActionSpace, Obs
 
 
-class ActorCritic:
+class ActorCritic(ABC):
     """Actor, critic and their optimizer; what a batch holds and what a minibatch loses, a class derived from it says.
 
     Args:
@@ -168,26 +169,26 @@ class ActorCritic:
     # ------------------------------------------------------------------------------------ what a derived class says
 
     @property
+    @abstractmethod
     def _epochs(self) -> int:
         """How often an update takes every row."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def _bound(self) -> float:
         """What the ratio between the present policy and an older one that acted is bounded by."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _make_batch(self, actor: int, critic: int, space: ActionSpace) -> Batch:
         """Make what minibatches take rows of, from the sizes of what both networks observe."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _prepare(self, rollout: Rollout, present: Present | None = None) -> Tensor | None:
         """Fill the batch; the explained variance of the values that were predicted, where it is known beforehand."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _losses(self, table: Tensor, *memory: Tensor) -> tuple[Tensor, Tensor]:
         """Find the loss and `sums` for taken rows, (B, columns), or sequences, with the memory that they begin with."""
-        raise NotImplementedError
 
     def _one_pass(self, rows: Tensor, bucket: Tensor) -> bool:
         """Fill the bucket from rows in one pass, where that is possible."""
@@ -223,6 +224,21 @@ class ActorCritic:
         return permutations(self._batch.num_rows, self._epochs, seed, reshuffle=page.reshuffle, device=self.device)
 
     # -------------------------------------------------------------------------------------------------------- a rollout
+
+    def _allocate(self, steps: int, envs: int, like: Tensor) -> None:
+        """Make room for a rollout in the batch."""
+        if self._batch.allocate(steps, envs, like):
+            self.steps.forget_graphs()  # they read the table that was
+
+    def _before(self, rollout: Rollout, present: Present | None) -> tuple[Tensor, Tensor | None]:
+        """Give output and deviation of the policy before the update, whose distance the learning rate follows."""
+        return (rollout.output, rollout.std) if present is None else (present.output, present.std)
+
+    def _keep(self, std: Tensor | None, memory: tuple[Tensor, ...]) -> None:
+        """Keep the deviation before the update, and what robots remembered before the rollout, at addresses that stay."""
+        self._old_std = kept(self._old_std, std)
+        own = self._memory or (None,) * len(memory)
+        self._memory = tuple(kept(*pair) for pair in zip(own, memory, strict=True))
 
     def _values(self, obs: Tensor) -> Tensor:
         values = self.steps.share(lambda part: self._frozen_critic(self.critic.obs_normalizer(part)), obs.flatten(0, -2))

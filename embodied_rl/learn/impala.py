@@ -18,7 +18,7 @@ from torch import Tensor
 
 from embodied_rl.learn.actor_critic import ActorCritic
 from embodied_rl.learn.advantages import vtrace
-from embodied_rl.learn.batch import Batch, kept
+from embodied_rl.learn.batch import Batch
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.stale import Present
 from embodied_rl.vector_env import ActionSpace
@@ -87,8 +87,7 @@ class IMPALA(ActorCritic):
     def _prepare(self, rollout: Rollout, present: Present | None = None) -> None:
         steps, envs = rollout.rewards.shape
         self._frozen_critic.refresh()
-        # the policy before the update: its distance from the present one is what the learning rate follows
-        output, std = (rollout.output, rollout.std) if present is None else (present.output, present.std)
+        output, std = self._before(rollout, present)
         log_mu = rollout.log_prob
         if log_mu is None:
             log_mu = self.policy.distribution(output, std).log_prob(rollout.actions)
@@ -100,8 +99,7 @@ class IMPALA(ActorCritic):
         if mirrors:
             image = self._mirror(self.critic_group, final)
             columns["mirrored_reward"] = rollout.rewards + self.page.gamma * self._final_values(image, ends)
-        if self._batch.allocate(steps + 1, envs, rollout.rewards):
-            self.steps.forget_graphs()  # they read the table that was
+        self._allocate(steps + 1, envs, rollout.rewards)
         table = self._batch.columns(self._batch.table)
         for name, column in columns.items():
             table[name][:-1] = column
@@ -112,9 +110,7 @@ class IMPALA(ActorCritic):
                 if mirrors:
                     table[f"mirrored_{name}"][rows] = model.obs_normalizer(self._mirror(group, obs))
         self.steps.steps_per_row = steps
-        self._old_std = kept(self._old_std, std)
-        own = self._memory or (None,) * len(rollout.memory)
-        self._memory = tuple(kept(*pair) for pair in zip(own, rollout.memory, strict=True))
+        self._keep(std, rollout.memory)
 
     def _metrics(self, explained_variance: Tensor | None) -> dict[str, float]:
         metrics = super()._metrics(explained_variance)

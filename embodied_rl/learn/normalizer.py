@@ -23,7 +23,7 @@ def learn_statistics(
         weight: 1 for rows that count, 0 for others, (T, N).
         reduce: sums a tensor over all processes, in place.
     """
-    _merge(normalizer, *_sums(obs, weight, normalizer._mean, reduce))
+    _merge(normalizer, *sums_about(obs, weight, normalizer._mean, reduce))
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def moments_of(normalizer: EmpiricalNormalization, obs: Tensor, weight: Tensor) 
         obs: (T, N, O).
         weight: 1 for rows that count, 0 for others, (T, N).
     """
-    count, apart, squares = _sums(obs, weight, normalizer._mean)
+    count, apart, squares = sums_about(obs, weight, normalizer._mean)
     return torch.cat((count[None], normalizer._mean[0] + apart, squares))
 
 
@@ -47,12 +47,18 @@ def merge_moments(normalizer: EmpiricalNormalization, moments: Tensor) -> None:
     _merge(normalizer, given[0], mean - normalizer._mean[0], squares)
 
 
-def _sums(
+def sums_about(
     obs: Tensor, weight: Tensor, about: Tensor, reduce: Callable[[Tensor], object] = lambda tensor: None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """How many rows count, (), their mean about a given one, (O,), and the squares about their own, (O,), in double.
+    """Find how many rows count, (), their mean about a given one, (O,), and the squares about their own, (O,), in double.
 
     First the mean, then the squares about it, so that nothing cancels.
+
+    Args:
+        obs: (T, N, O).
+        weight: 1 for rows that count, 0 for others, (T, N).
+        about: (O,), or one that broadcasts to it.
+        reduce: sums a tensor over all processes, in place.
     """
     left_out = (weight == 0.0)[..., None]
     # T numbers are added in their own precision, which is fast, and those sums in double

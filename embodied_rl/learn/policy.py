@@ -14,6 +14,8 @@ from embodied_rl.vector_env import Obs
 
 #: What a recurrent network remembers of each robot, each (layers, N, hidden): h of a GRU, h and c of an LSTM; else nothing.
 Memory = tuple[Tensor, ...]
+#: What it is called in a checkpoint, among a robot's own state.
+MEMORY = "policy.memory."
 #: Bounds of the logarithm of a deviation that a network says, as everybody has them since soft actor-critic's first code.
 LOG_STD = (-20.0, 2.0)
 
@@ -147,6 +149,18 @@ class _WithMemory(nn.Module):
     def forward(self, obs: Tensor, h: Tensor, c: Tensor | None = None) -> tuple[Tensor, ...]:
         features, memory = remember(self.memory, self.normalizer(obs), (h,) if c is None else (h, c))
         return self.network(features), *memory
+
+
+def memory_by_robot(memory: Memory) -> dict[str, Tensor]:
+    """Copy what is remembered as part of the robots' state, each (N, layers, hidden)."""
+    return {f"{MEMORY}{index}": part.transpose(0, 1).clone() for index, part in enumerate(memory)}
+
+
+def memory_and_rest(state: dict[str, Tensor]) -> tuple[Memory, dict[str, Tensor]]:
+    """Take what `memory_by_robot` gave out of the robots' state: it, by reference, and the rest."""
+    count = sum(name.startswith(MEMORY) for name in state)
+    memory = tuple(state[f"{MEMORY}{index}"].transpose(0, 1) for index in range(count))
+    return memory, {name: value for name, value in state.items() if not name.startswith(MEMORY)}
 
 
 def remember(network: nn.RNNBase, features: Tensor, memory: Memory) -> tuple[Tensor, Memory]:

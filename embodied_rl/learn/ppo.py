@@ -24,7 +24,7 @@ from torch import Tensor
 
 from embodied_rl.learn.actor_critic import ActorCritic
 from embodied_rl.learn.advantages import advantage_scales, gae, moments, vtrace
-from embodied_rl.learn.batch import Batch, columns_of, kept
+from embodied_rl.learn.batch import Batch, columns_of
 from embodied_rl.learn.cpu.gradients import Gradients, Terms, fused_gradients
 from embodied_rl.learn.models import standard_deviation
 from embodied_rl.learn.rollout import Rollout
@@ -170,16 +170,12 @@ class PPO(ActorCritic):
         known = {"value": values, "return": returns, "advantage": advantages, "weight": weight, "done": done}
         if present is not None and correction != "decoupled":
             known["log_prob"] = rollout.log_prob
-        # the policy before the update: its distance from the present one is what the learning rate follows
-        old = (rollout.output, rollout.std) if present is None else (present.output, present.std)
-        if self._batch.allocate(steps, envs, values):
-            self.steps.forget_graphs()  # they read the table that was
+        old = self._before(rollout, present)
+        self._allocate(steps, envs, values)
         self.steps.share(
             lambda rows: self._fill(rollout, known, old, slice(int(rows[0]), int(rows[-1]) + 1)), torch.arange(steps * envs)
         )
-        self._old_std = kept(self._old_std, old[1])
-        own = self._memory or (None,) * len(rollout.memory)
-        self._memory = tuple(kept(*pair) for pair in zip(own, rollout.memory, strict=True))
+        self._keep(old[1], rollout.memory)
         return 1.0 - variances[2] / variances[1].clamp(min=1e-12)
 
     def _fill(self, rollout: Rollout, known: dict[str, Any], old: tuple[Tensor, Tensor | None], rows: slice) -> None:

@@ -314,7 +314,7 @@ class Replay:
     # ------------------------------------------------------------------------------------------------------------ to be kept
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copy everything by robot, (N, ...): any number of ranks goes on with it."""
+        """Copy everything by robot, (N, ...), for a replay of as many robots with lanes of the same length."""
         lanes = lambda values: values.view(-1, self.num_envs, *values.shape[1:]).transpose(0, 1).contiguous()  # noqa: E731
         state = {f"obs.{name}": lanes(values) for name, values in self.obs.items()}
         state |= {f"finals.{name}": lanes(values[:-1]) for name, values in self._finals.items()}

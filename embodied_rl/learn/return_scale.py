@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from embodied_rl.learn.advantages import Reduce
+from embodied_rl.learn.normalizer import sums_about
 from embodied_rl.learn.rollout import Rollout
 
 
@@ -48,21 +49,16 @@ class ReturnScale:
             self.sums.copy_(sums)
         else:
             self.sums[lanes] = sums
-        found = torch.stack(seen).double() if seen else rewards.double()
+        found = torch.stack(seen).double()
         count, mean, squares, largest = self.statistics
-        first = torch.stack((found.new_tensor(float(found.numel())), (found - mean).sum()))
-        reduce(first)
-        apart = first[1] / first[0].clamp(min=1.0)
-        second = (found - mean - apart).square().sum()[None]
-        reduce(second)
+        new, apart, about = sums_about(found[..., None], torch.ones_like(found), mean, reduce)
         self._largest.zero_()
         self._largest[self._rank] = found.abs().max() if found.numel() else 0.0
         reduce(self._largest)
-        whole = (count + first[0]).clamp(min=1.0)
-        squares = squares + second[0] + apart.square() * count * first[0] / whole
-        self.statistics.copy_(
-            torch.stack((count + first[0], mean + apart * first[0] / whole, squares, torch.maximum(largest, self._largest.max())))
-        )
+        share = new / (count + new).clamp(min=1.0)
+        squares = squares + about[0] + apart[0].square() * count * share
+        largest = torch.maximum(largest, self._largest.max())
+        self.statistics.copy_(torch.stack((count + new, mean + apart[0] * share, squares, largest)))
         self._set()
 
     def _set(self) -> None:

@@ -17,7 +17,7 @@ from embodied_rl import random
 from embodied_rl.blocks import Rowwise
 from embodied_rl.learn.cpu.perceptron import FrozenPerceptron
 from embodied_rl.learn.cpu.team import one_thread, own_cores
-from embodied_rl.learn.policy import Memory, Policy
+from embodied_rl.learn.policy import Memory, Policy, memory_and_rest, memory_by_robot
 from embodied_rl.vector_env import ActionSpace, Obs, VectorEnv
 
 
@@ -327,15 +327,13 @@ class LocalCollector:
         return self._env.drain_unstable()
 
     def snapshot(self) -> dict[str, Tensor]:
-        memory = {f"policy.memory.{index}": part.transpose(0, 1).clone() for index, part in enumerate(self._memory)}
-        return self._env.snapshot(self._rows) | memory
+        return self._env.snapshot(self._rows) | memory_by_robot(self._memory)
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        remembered = {name: value for name, value in state.items() if name.startswith("policy.memory.")}
         self._policy = None  # meets the policy anew, with what it remembered
-        parts = (remembered[f"policy.memory.{index}"].transpose(0, 1) for index in range(len(remembered)))
-        self._memory = tuple(part.to(self._env.device, copy=True) for part in parts)
-        self._env.restore(self._rows, {name: value for name, value in state.items() if name not in remembered})
+        memory, rest = memory_and_rest(state)
+        self._memory = tuple(part.to(self._env.device, copy=True) for part in memory)
+        self._env.restore(self._rows, rest)
 
     def rest(self, *, at_once: bool = False) -> None:
         pass

@@ -20,8 +20,10 @@ from embodied_rl.learn.examiner import Examiner, Passed
 from embodied_rl.learn.guards import Guards, UnstableError
 from embodied_rl.learn.learner import Learner, naming_own
 from embodied_rl.learn.metrics import Metrics
+from embodied_rl.learn.policy import MEMORY
 from embodied_rl.learn.progress import Progress
 from embodied_rl.learn.ranks.group import Group, LostError, fingerprint
+from embodied_rl.learn.replay import Replay
 from embodied_rl.learn.report import Report
 from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.learn.run import Run
@@ -187,7 +189,9 @@ class Trainer:
             raise UnstableError(f"after iteration {self.iteration}, not saved: {fault}; go on from {last}")
         envs, failure = {}, None
         try:
-            envs = self.collector.snapshot() | self._replay()
+            envs = self.collector.snapshot()
+            if self._replay:
+                envs |= {f"{_REPLAY}{name}": value for name, value in self._replay.snapshot().items()}
         except Exception as error:
             failure = error
         path = self.checkpoints.save(learner, envs, self.env_ids.start, self.metrics.mean_reward())
@@ -284,22 +288,21 @@ class Trainer:
         if merit(state).passed and "candidate" not in infos and self.group.rank == 0:
             log.info("%s: its policy has passed; the run goes on until two evaluations in a row pass again", path)
 
-    def _replay(self) -> dict[str, Tensor]:
-        """Copy what a learner with a replay keeps of each robot, where the page wants it kept."""
-        replay = getattr(self.learner, "replay", None)
-        if replay is None or not self.page.sac.save_replay:
-            return {}
-        return {f"{_REPLAY}{name}": value for name, value in replay.snapshot().items()}
+    @property
+    def _replay(self) -> Replay | None:
+        """What a learner keeps of each robot, where it has a replay and the page wants it kept."""
+        return getattr(self.learner, "replay", None) if self.page.sac.save_replay else None
 
     def _restore(self, path: Path, parts: list[tuple[int, dict[str, Tensor]]]) -> None:
         """Put saved robots in their places, with their lanes of the replay; the others stay as they are."""
         if not parts:
             return
-        kept = [(first, {n.removeprefix(_REPLAY): v for n, v in part.items() if n.startswith(_REPLAY)}) for first, part in parts]
-        parts = [(first, {n: v for n, v in part.items() if not n.startswith(_REPLAY)}) for first, part in parts]
+        if not self._replay:
+            parts = [(first, {n: v for n, v in part.items() if not n.startswith(_REPLAY)}) for first, part in parts]
         envs, some = self.collector.snapshot(), parts[0][1]
-        # what a policy remembers: nothing, of an episode that begins
-        envs |= {n: v.new_zeros(len(self.env_ids), *v.shape[1:]) for n, v in some.items() if n.startswith("policy.memory.")}
+        # of others' robots nothing is remembered, and their lanes of the replay are empty
+        anew = {name: value for name, value in some.items() if name.startswith((MEMORY, _REPLAY))}
+        envs |= {name: value.new_zeros(len(self.env_ids), *value.shape[1:]) for name, value in anew.items()}
         kinds = [{name: (value.shape[1:], value.dtype) for name, value in state.items()} for state in (envs, some)]
         odd = sorted(name for name in {*envs, *some} if kinds[0].get(name) != kinds[1].get(name))
         try:
@@ -309,24 +312,15 @@ class Trainer:
                 for name, values in saved.items():
                     begin = first - self.env_ids.start
                     envs[name][begin : begin + len(values)] = values
+            lanes = {name.removeprefix(_REPLAY): envs.pop(name) for name in list(envs) if name.startswith(_REPLAY)}
             self.collector.restore(envs)
-            self._restore_replay(kept)
+            if self._replay and lanes:
+                self._replay.restore(lanes)
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(
                 f"{path}: the state of its environments does not fit the page: {reason}; resume without the overrides"
             ) from None
-
-    def _restore_replay(self, parts: list[tuple[int, dict[str, Tensor]]]) -> None:
-        """Give the learner's replay the lanes that were kept; those of other robots are empty."""
-        if not parts[0][1] or not self.page.sac.save_replay:
-            return
-        lanes = {name: value.new_zeros(len(self.env_ids), *value.shape[1:]) for name, value in parts[0][1].items()}
-        for first, saved in parts:
-            begin = first - self.env_ids.start
-            for name, values in saved.items():
-                lanes[name][begin : begin + len(values)] = values
-        self.learner.replay.restore(lanes)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

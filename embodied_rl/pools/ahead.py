@@ -27,11 +27,10 @@ from embodied_rl.learn.copies import pack, plain_copy, unpack
 from embodied_rl.learn.cpu.team import alone
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
-from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
+from embodied_rl.pools.assembly import Arrived, Assembly, Fragment, check_shards, fill
 from embodied_rl.pools.central import CentralPool
-from embodied_rl.pools.crew import Crew
+from embodied_rl.pools.crew import Crew, Worker
 from embodied_rl.pools.duties import to_arrays
-from embodied_rl.pools.errors import PoolError
 from embodied_rl.pools.turns import Seat
 
 #: Whole fragments of a worker that wait for the learner; with as many it waits too.
@@ -51,13 +50,12 @@ class AsyncCentralPool(CentralPool):
     """
 
     def __init__(self, page: Page, env_ids: Tensor, *, device: torch.device | str = "cpu", world_size: int = 1) -> None:
-        if len(env_ids) % page.pool.shard_size:
-            raise PoolError(f"pool.shard_size: {page.pool.shard_size}: async wants env.num_envs ({len(env_ids)}) in equal shards")
+        check_shards(len(env_ids), page.pool.shard_size)
         super().__init__(page, env_ids, device=device, world_size=world_size)
-        self._size = rollout_envs(page.pool, self.num_envs)
-        self._assembly = Assembly(self.num_steps, self._size, self.crew.described["final_obs"], self._device)
-        # whole fragments, and which of their environments no rollout has had yet; whoever changes it tells the other
-        self._arrived: deque[tuple[Seat, Fragment, slice]] = deque()
+        size = rollout_envs(page.pool, self.num_envs)
+        self._assembly = Assembly(self.num_steps, size, self.crew.described["final_obs"], self._device)
+        # whoever changes it tells the other
+        self._arrived: Arrived = deque()
         self._news = threading.Condition()
         self._acting: Policy | None = None
         self._now: tuple[int, dict[str, Tensor]] = (0, {})
@@ -84,29 +82,12 @@ class AsyncCentralPool(CentralPool):
         self._go.set()
         if self._thread.ident is None:
             self._thread.start()
-        begun: list[tuple[int, Fragment]] = []
-        staleness = torch.zeros(self._size)
-        filled = 0
-        while filled < self._size:
-            seat, fragment, rows = self._next()
-            self._unstable += fragment.pop("unstable", [])
-            age = version - fragment["version"]
-            if age > settings.max_staleness:
-                self._late += 1
-                continue
-            count = min(rows.stop - rows.start, self._size - filled)
-            places, taken = slice(filled, filled + count), slice(rows.start, rows.start + count)
-            self._assembly.write(fragment, places, taken)
-            staleness[places] = age
-            if taken.stop < rows.stop:
-                self._arrived.appendleft((seat, fragment, slice(taken.stop, rows.stop)))
-            if not rows.start:  # its totals count once, in the first rollout that has some of it
-                begun.append((seat.worker.index, fragment))
-            filled += count
+        age_of = lambda worker, fragment: version - fragment["version"]  # noqa: E731
+        totals, staleness, late = fill(self._assembly, self._arrived, self._next, age_of, settings.max_staleness)
+        self._late += late
         waited = time.perf_counter() - started
         rollout = self._assembly.done()
-        fragments = [fragment for _, fragment in sorted(begun, key=lambda pair: pair[0])]
-        rollout.totals = sum_totals(fragments) | self._drain_counts()
+        rollout.totals = totals | self._drain_counts()
         rollout.seconds = {"wait": waited}
         rollout.staleness = staleness.to(self._device)
         return rollout
@@ -171,15 +152,16 @@ class AsyncCentralPool(CentralPool):
             unpack(self._acting, pack(policy))
         self._inference.refresh()
 
-    def _next(self) -> tuple[Seat, Fragment, slice]:
+    def _next(self) -> tuple[Worker, Fragment, slice]:
         """Wait for a fragment."""
         with self._news:
             while not self._arrived:
                 self._check()
                 self._news.wait(_TICK_S)
-            taken = self._arrived.popleft()
+            worker, fragment, rows = self._arrived.popleft()
             self._news.notify()
-            return taken
+        self._unstable += fragment.pop("unstable", [])
+        return worker, fragment, rows
 
     # -------------------------------------------------------------------------------------------------------- in the thread
 
@@ -198,9 +180,9 @@ class AsyncCentralPool(CentralPool):
     def _go_on(self) -> None:
         turns = self._turns
         with self._news:
-            waiting = [seat for seat, _, _ in self._arrived]
+            waiting = [worker.index for worker, _, _ in self._arrived]
         for seat in turns.seats:
-            if seat.ref is None and not seat.running and waiting.count(seat) < _WAITING:
+            if seat.ref is None and not seat.running and waiting.count(seat.worker.index) < _WAITING:
                 turns.begin(seat, *self._now)
         if not turns.idle:
             turns.once()
@@ -211,7 +193,7 @@ class AsyncCentralPool(CentralPool):
 
     def _finished(self, seat: Seat, rest: dict[str, Any]) -> None:
         """See `Turns`."""
-        whole = seat, self._fragment(seat, rest), slice(0, len(seat.worker.env_ids))
+        whole = seat.worker, self._fragment(seat, rest), slice(0, len(seat.worker.env_ids))
         with self._news:
             self._arrived.append(whole)
             self._news.notify()

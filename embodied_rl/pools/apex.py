@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from embodied_rl.learn.metrics import is_of_episodes
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
-from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
+from embodied_rl.pools.assembly import Assembly, Fragment, blank_obs, sum_totals
 from embodied_rl.pools.crew import Worker
 from embodied_rl.pools.dispatcher import Dispatcher
 from embodied_rl.pools.replay import Request
@@ -149,12 +150,11 @@ class Apex:
         return {name: calm.get(name, 0.0) if is_of_episodes(name) else value for name, value in totals.items()}
 
     def _nothing(self) -> Rollout:
-        steps, sizes, space = self._dispatcher.num_steps, self._crew.described["obs"], self._crew.action_space
+        steps, space, blank = self._dispatcher.num_steps, self._crew.action_space, partial(blank_obs, self._crew.described)
         zeros = lambda *shape: torch.zeros(*shape, device=self._device)  # noqa: E731
         never = zeros(steps, 0).bool()
-        obs = {name: zeros(steps, 0, *shape) for name, shape in sizes.items()}
         return Rollout(
-            obs=obs,
+            obs=blank(steps, 0, device=self._device),
             actions=zeros(steps, 0, space.size),
             output=zeros(steps, 0, space.size),
             std=None,
@@ -162,8 +162,8 @@ class Apex:
             terminated=never,
             truncated=never,
             valid=never,
-            final_obs={name: obs[name] for name in self._crew.described["final_obs"]},
-            last_obs={name: zeros(0, *shape) for name, shape in sizes.items()},
+            final_obs=blank(steps, 0, groups=self._crew.described["final_obs"], device=self._device),
+            last_obs=blank(0, device=self._device),
             lanes=zeros(0).long(),
             totals=sum_totals([]),
         )

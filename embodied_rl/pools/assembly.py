@@ -5,7 +5,8 @@ Legend: T steps, N environments of the pool, n of a fragment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.transfer import Transfer
+from embodied_rl.pools.crew import Worker
+from embodied_rl.pools.errors import PoolError
+from embodied_rl.vector_env import Obs
 
 #: Arrays (T, n, ...) of a fragment that a rollout has under the same name, the last where an older policy may have acted.
 _PLAIN = ("actions", "output", "rewards", "terminated", "truncated", "valid", "log_prob")
@@ -22,6 +26,9 @@ _TOTALS = ("steps", "unstable", "episodes", "terminated", "episode_length", "rew
 
 Fragment = dict[str, Any]
 """What `SimWorker.collect` sends."""
+
+Arrived = deque[tuple[Worker, Fragment, slice]]
+"""Whole fragments, and which of their environments no rollout has had yet."""
 
 
 class Assembly:
@@ -113,6 +120,61 @@ class Assembly:
     def done(self) -> Rollout:
         """Return the rollout, where the learner wants it."""
         return self._transfer(self.rollout) if self._device.type == "cuda" else self.rollout
+
+
+def blank_obs(described: dict[str, Any], *lead: int, groups: Iterable[str] | None = None, **how: Any) -> Obs:
+    """Make zeros of the observations' sizes that a worker has described, (*lead, O), of all groups or some; `how` is torch's."""
+    sizes = described["obs"]
+    return {name: torch.zeros(*lead, *sizes[name], **how) for name in (sizes if groups is None else groups)}
+
+
+def check_shards(num_envs: int, size: int) -> None:
+    """Refuse environments that are no whole number of shards, of which rollouts are filled as they come.
+
+    Raises:
+        PoolError: they are none.
+    """
+    if num_envs % size:
+        raise PoolError(f"pool.shard_size: {size}: async wants env.num_envs ({num_envs}) in equal shards")
+
+
+def fill(
+    assembly: Assembly,
+    arrived: Arrived,
+    following: Callable[[], tuple[Worker, Fragment, slice]],
+    age_of: Callable[[Worker, Fragment], int],
+    most: int,
+) -> tuple[dict[str, float], Tensor, int]:
+    """Fill a rollout with the first fragments that come; what is left over of the last one is the next rollout's first.
+
+    Args:
+        assembly: the rollout.
+        arrived: where what is left over is put back.
+        following: gives what has arrived, and waits for it.
+        age_of: how many versions a fragment is behind.
+        most: the largest age that is taken.
+
+    Returns:
+        Totals, how many versions each environment's part is behind, (N,), and how many fragments were too old.
+    """
+    begun: list[tuple[int, Fragment]] = []
+    staleness = torch.zeros(assembly.num_envs)
+    filled = late = 0
+    while filled < assembly.num_envs:
+        worker, fragment, rows = following()
+        if (age := age_of(worker, fragment)) > most:
+            late += 1
+            continue
+        count = min(rows.stop - rows.start, assembly.num_envs - filled)
+        places, taken = slice(filled, filled + count), slice(rows.start, rows.start + count)
+        assembly.write(fragment, places, taken)
+        staleness[places] = age
+        if taken.stop < rows.stop:
+            arrived.appendleft((worker, fragment, slice(taken.stop, rows.stop)))
+        if not rows.start:  # its totals count once, in the first rollout that has some of it
+            begun.append((worker.index, fragment))
+        filled += count
+    return sum_totals(fragment for _, fragment in sorted(begun, key=lambda pair: pair[0])), staleness, late
 
 
 def sum_totals(fragments: Iterable[Fragment]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
-from embodied_rl.pools.assembly import Assembly, Fragment, sum_totals
+from embodied_rl.pools.assembly import Arrived, Assembly, Fragment, fill
 from embodied_rl.pools.crew import Worker
 from embodied_rl.pools.dispatcher import Dispatcher
 from embodied_rl.pools.replay import Request
@@ -31,10 +31,9 @@ class Async:
         self.timings: dict[str, float] = {}
         self._dispatcher = dispatcher
         self._crew = dispatcher.crew
-        self._size = rollout_envs(self._crew.settings, self._crew.num_envs)
-        self._assembly = Assembly(dispatcher.num_steps, self._size, self._crew.described["final_obs"], device)
-        # fragments, and which of their environments no rollout has had yet
-        self._arrived: deque[tuple[Worker, Fragment, slice]] = deque()
+        size = rollout_envs(self._crew.settings, self._crew.num_envs)
+        self._assembly = Assembly(dispatcher.num_steps, size, self._crew.described["final_obs"], device)
+        self._arrived: Arrived = deque()
 
     def collect(self, policy: Policy, iteration: int) -> Rollout:
         """Take the first shards that come, not older than `max_staleness` versions."""
@@ -42,33 +41,21 @@ class Async:
         for worker in self._crew.workers:
             worker.actor.renew.options(concurrency_group="control").remote(dispatcher.weights)
             self._fill_up(worker)
-        begun: list[tuple[int, Fragment]] = []
-        staleness = torch.zeros(self._size)
-        filled, started = 0, time.perf_counter()
-        while filled < self._size:
-            while not self._arrived:
-                dispatcher.wait(self)
-            worker, fragment, rows = self._arrived.popleft()
-            age = dispatcher.decide(worker, fragment)
-            if age > settings.max_staleness:
-                dispatcher.counts["late_fragments"] += 1
-                continue
-            count = min(rows.stop - rows.start, self._size - filled)
-            places = slice(filled, filled + count)
-            self._assembly.write(fragment, places, slice(rows.start, rows.start + count))
-            staleness[places] = age
-            if count < rows.stop - rows.start:
-                self._arrived.appendleft((worker, fragment, slice(rows.start + count, rows.stop)))
-            if not rows.start:  # its totals count once, in the first rollout that has some of it
-                begun.append((worker.index, fragment))
-            filled += count
+        started = time.perf_counter()
+        given = self._assembly, self._arrived, self._following, dispatcher.decide, settings.max_staleness
+        totals, staleness, late = fill(*given)
+        dispatcher.counts["late_fragments"] += late
         self.timings["wait"] = time.perf_counter() - started
         rollout = self._assembly.done()
-        totals = sum_totals(fragment for _, fragment in sorted(begun, key=lambda pair: pair[0]))
         rollout.totals = totals | dispatcher.drain_counts()
         rollout.seconds = {"wait": self.timings["wait"]}
         rollout.staleness = staleness.to(rollout.rewards.device)
         return rollout
+
+    def _following(self) -> tuple[Worker, Fragment, slice]:
+        while not self._arrived:
+            self._dispatcher.wait(self)
+        return self._arrived.popleft()
 
     def held(self) -> list[Fragment]:
         """See `Receiver`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import weakref
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from embodied_rl.config import Page
 from embodied_rl.learn.cpu.team import one_thread
-from embodied_rl.learn.policy import Policy
+from embodied_rl.learn.policy import Policy, memory_and_rest, memory_by_robot
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.learn.transfer import Transfer
-from embodied_rl.pools.assembly import sum_totals
+from embodied_rl.pools.assembly import blank_obs, sum_totals
 from embodied_rl.pools.cluster import Connection
 from embodied_rl.pools.crew import Crew
 from embodied_rl.pools.errors import PoolError
@@ -73,8 +74,7 @@ class CentralPool:
 
     def observe(self) -> Obs:
         """Zeros of the observations' sizes, (N, O): they themselves are elsewhere."""
-        sizes = self.crew.described["obs"]
-        return {name: torch.zeros(self.num_envs, *shape, device=self._device) for name, shape in sizes.items()}
+        return blank_obs(self.crew.described, self.num_envs, device=self._device)
 
     def collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor] | None = None) -> Rollout:
         """Let the policy drive for T steps; the rollout's tensors are overwritten by the next call.
@@ -118,7 +118,7 @@ class CentralPool:
         parts = self._turns.ask_all(lambda seat, actor: actor.snapshot.remote())
         state = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
         memory = self._remembered if self._policy is None else self._inference.memory
-        return state | {f"policy.memory.{index}": part.transpose(0, 1).clone().cpu() for index, part in enumerate(memory)}
+        return state | {name: part.cpu() for name, part in memory_by_robot(memory).items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Set environments to what `snapshot` gave, from any number of workers or from this process.
@@ -126,10 +126,9 @@ class CentralPool:
         Raises:
             PoolError: the state is of other environments.
         """
-        remembered = {name: value for name, value in state.items() if name.startswith("policy.memory.")}
         self._policy = None  # meets the policy anew, with what it remembered
-        self._remembered = tuple(remembered[f"policy.memory.{index}"].transpose(0, 1) for index in range(len(remembered)))
-        rest = {name: value.cpu().numpy() for name, value in state.items() if name not in remembered}
+        self._remembered, others = memory_and_rest(state)
+        rest = {name: value.cpu().numpy() for name, value in others.items()}
         parts = [{name: value[seat.worker.rows] for name, value in rest.items()} for seat in self._turns.seats]
         try:
             self._turns.restore(parts)
@@ -164,11 +163,11 @@ class CentralPool:
     def _make_board(self) -> Rollout:
         """Make room for a rollout on the host, in memory from which a GPU copies by itself."""
         steps, count, space = self.num_steps, self.num_envs, self.action_space
-        pinned, sizes = self._device.type == "cuda", self.crew.described["obs"]
+        pinned, blank = self._device.type == "cuda", partial(blank_obs, self.crew.described)
         room = lambda *shape, kind=torch.float32: torch.zeros(*shape, dtype=kind, pin_memory=pinned)  # noqa: E731
         flag = lambda: room(steps, count, kind=torch.bool)  # noqa: E731
         return Rollout(
-            obs={name: room(steps, count, *shape) for name, shape in sizes.items()},
+            obs=blank(steps, count, pin_memory=pinned),
             actions=room(steps, count, kind=torch.int64) if space.discrete else room(steps, count, space.size),
             output=room(steps, count, space.size),
             std=None,
@@ -176,8 +175,8 @@ class CentralPool:
             terminated=flag(),
             truncated=flag(),
             valid=flag(),
-            final_obs={name: room(steps, count, *sizes[name]) for name in self.crew.described["final_obs"]},
-            last_obs={name: room(count, *shape) for name, shape in sizes.items()},
+            final_obs=blank(steps, count, groups=self.crew.described["final_obs"], pin_memory=pinned),
+            last_obs=blank(count, pin_memory=pinned),
             log_prob=room(steps, count),
         )
 

@@ -24,6 +24,7 @@ from embodied_rl.learn.copies import pack, pack_networks, plain_copy
 from embodied_rl.learn.policy import Policy
 from embodied_rl.learn.rollout import Rollout
 from embodied_rl.pools.apex import Apex
+from embodied_rl.pools.assembly import blank_obs, check_shards
 from embodied_rl.pools.asynchronous import Async
 from embodied_rl.pools.cluster import Connection
 from embodied_rl.pools.crew import Crew
@@ -71,10 +72,8 @@ class SimPool:
         self.page = page
         self.num_envs = len(env_ids)
         self.num_steps: int = page.train.steps
-        if page.pool.mode == "async" and self.num_envs % page.pool.shard_size:
-            raise PoolError(
-                f"pool.shard_size: {page.pool.shard_size}: async wants env.num_envs ({self.num_envs}) in equal shards"
-            )
+        if page.pool.mode == "async":
+            check_shards(self.num_envs, page.pool.shard_size)
         if page.pool.mode in ("gradients", "apex") and world_size > 1:
             raise PoolError(f"pool.mode: {page.pool.mode}: it has one learner; leave torchrun out, or take another mode")
         self.crew = Crew.open(page, env_ids, connection, world_size)
@@ -95,8 +94,7 @@ class SimPool:
 
     def observe(self) -> Obs:
         """Zeros of the observations' sizes, (N, O): they themselves are elsewhere."""
-        sizes = self.crew.described["obs"]
-        return {name: torch.zeros(self.num_envs, *shape, device=self._device) for name, shape in sizes.items()}
+        return blank_obs(self.crew.described, self.num_envs, device=self._device)
 
     def collect(self, policy: Policy, iteration: int, numbers: dict[str, Tensor] | None = None) -> Rollout:
         """Let the policy drive for T steps; the rollout's tensors are overwritten by the next call.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from embodied_rl import training
+from embodied_rl.config import load
 from embodied_rl.config.sac import SACSettings
 from embodied_rl.errors import UserError
 from embodied_rl.learn.copies import plain_copy
@@ -360,3 +364,34 @@ def test_priorities_are_the_errors_of_the_critics_about_each_step(own: dict[str,
             wanted = wanted + discount * values(after[None], action[None]).amin()
         error = (wanted - values(given.obs["actor"][step, robot][None], given.actions[step, robot][None])).abs().mean()
         assert float(found[step, robot]) == pytest.approx(float(error), abs=1e-5)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_run_goes_on_with_its_replay_where_the_page_keeps_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, keeps: bool
+) -> None:
+    pytest.importorskip("gymnasium")
+    caplog.set_level("INFO", "embodied_rl")
+    source = {"source": "gymnasium:Pendulum-v1", "source_options": {"max_episode_steps": 7}}
+    own = {
+        "env": source | {"num_envs": 2, "final_obs_groups": ["actor"]},
+        "train": {"learner": "sac", "steps": 5, "iterations": 6, "device": "cpu"},
+        "sac": {
+            **{"save_replay": keeps, "learning_starts": 8, "batch_size": 16, "replay_size": 400, "n_steps": 2},
+            **{"critic": "mse", "scale_rewards": False, "actor_hidden_dims": [8], "critic_hidden_dims": [8]},
+        },
+    }
+    (tmp_path / "page.yaml").write_text(json.dumps(own))
+    ends: list[Any] = []
+    for stops in ((6,), (3, 6)):
+        folder = tmp_path / f"run_{len(stops)}"
+        trainer = training.start(load(tmp_path / "page.yaml"), folder)
+        for number, iterations in enumerate(stops):
+            trainer = training.resume(str(folder)) if number else trainer
+            for _ in trainer.train(iterations):
+                pass
+        ends.append(trainer.learner)
+    whole, resumed = ends
+    equal = all(torch.equal(a, b) for a, b in zip(whole.critic.parameters(), resumed.critic.parameters(), strict=True))
+    assert equal == keeps and ("goes on with an empty replay" in caplog.text) != keeps
+    assert torch.equal(whole.replay.written, resumed.replay.written) == keeps
