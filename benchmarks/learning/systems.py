@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--only", metavar="CASE", help="the cases whose names have this in them")
     parser.add_argument("--json", type=Path, metavar="F")
     parser.add_argument("--plot", type=Path, metavar="F")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     page = next((word for word in options.words if "=" not in word), PAGES[options.what])
     overrides = [word for word in options.words if "=" in word]
     runs = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ray = pytest.importorskip("ray", reason="needs Ray: an extra, ray")
+pytest.importorskip("ray", reason="needs Ray: an extra, ray")
 
 from embodied_rl.pools import session
 from embodied_rl.pools.cluster import Connection, _reason
@@ -130,7 +130,7 @@ def test_a_ray_of_ones_own_ends_with_its_driver(driver: Driver, end: str) -> Non
 
 def test_no_folder_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"is_initialized": lambda: False, "shutdown": lambda: None}.items():  # another test's cluster stays
-        monkeypatch.setattr(ray, name, value)
+        monkeypatch.setattr(f"ray.{name}", value)
     monkeypatch.setattr(session, "_roots", lambda: [Path("/missing")])
     found = r"pool.address: local: no folder for Ray \(/missing: No such file or directory\); set TMPDIR to one with a short path"
     with pytest.raises(PoolError, match=f"^{found}"):
