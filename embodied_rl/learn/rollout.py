@@ -309,8 +309,11 @@ class LocalCollector:
     def _inputs(self, rows: slice) -> tuple[Tensor, Tensor | None, Memory]:
         """Gather what the policy's answer to some rows depends on: observations, noise where it is drawn already, memory."""
         env = self._env
-        memory = tuple(part[:, rows].contiguous() for part in self._memory)
-        return env.obs["actor"][rows], self._drawn[self.num_done, rows] if self._drawn is not None else None, memory
+        obs, memory = env.obs["actor"][rows], tuple(part[:, rows] for part in self._memory)
+        if self._chunk is not None:
+            # copies: the last bits of some processors' products of few rows depend on where in memory these begin
+            obs, memory = obs.clone(), tuple(part.clone(memory_format=torch.contiguous_format) for part in memory)
+        return obs, self._drawn[self.num_done, rows] if self._drawn is not None else None, memory
 
     def _answer(self, policy: Policy, obs: Tensor, noise: Tensor | None, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
         """Actions, what the policy's network said, and what is remembered from now on."""

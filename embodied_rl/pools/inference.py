@@ -141,7 +141,8 @@ class Inference:
             for first in range(rows.start, rows.stop, self._shard_size):
                 shard = slice(first, min(first + self._shard_size, rows.stop))
                 size = shard.stop - shard.start
-                pieces.append(([Question(step, shard)], seen[at : at + size]))
+                # a copy, as a `LocalCollector` makes
+                pieces.append(([Question(step, shard)], seen[at : at + size].clone()))
                 at += size
         return pieces
 

@@ -260,6 +260,25 @@ def test_the_bits_are_those_of_policies_in_the_workers(
             assert rollout.totals["steps"] == ENVS * STEPS and set(rollout.seconds) == {"wait", "policy", "transfer"}
 
 
+def test_the_policy_sees_rows_that_begin_where_memory_does(
+    page: Any, made: list[CentralPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bits of products of few rows depend on it on some processors: an AMD EPYC's, not a Xeon's."""
+    task = page(source=PENDULUM)
+    acting, begins = policy(task, memory=nn.GRU), []
+    answer = Policy.__call__
+
+    def seen(self: Policy, obs: torch.Tensor, memory: Any = (), network: Any = None) -> Any:
+        begins.extend(part.data_ptr() % 64 for part in (obs, *memory))
+        return answer(self, obs, memory, network)
+
+    monkeypatch.setattr(Policy, "__call__", seen)
+    local(task).collect(acting, 0)
+    made.append(CentralPool(task, torch.arange(ENVS)))
+    made[-1].collect(acting, 0)
+    assert len(begins) > 2 * 2 * STEPS and not any(begins)
+
+
 def test_what_is_noted_of_the_odds_is_what_the_policy_says(page: Any, made: list[CentralPool]) -> None:
     for source in ("gymnasium:CartPole-v1", PENDULUM):
         task = page(source=source)
