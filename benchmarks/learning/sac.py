@@ -55,9 +55,10 @@ def main() -> None:
         for page in options.pages:
             print_rates(page, options.rates)
         return
-    runs = [run for path in options.json if path.is_file() for run in json.loads(path.read_text())]
+    read = {path: json.loads(path.read_text()) for path in options.json if path.is_file()}
+    runs: list[dict[str, Any]] = [run for found in read.values() for run in found]
+    own: list[dict[str, Any]] = read.get(options.json[0], []) if options.json else []
     done = {(run["page"], run["learner"], run["seed"]) for run in runs if run["curve"][-1][0] >= options.steps}
-    own: list[dict[str, Any]] = json.loads(options.json[0].read_text()) if options.json and options.json[0].is_file() else []
     for seed in [options.seed] if options.seed else range(1, options.seeds + 1):
         for page in options.pages:
             for learner in (OURS, THEIRS):

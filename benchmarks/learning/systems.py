@@ -7,7 +7,8 @@
 
 Each run has a pool of its own and the whole machine; the clock starts when its first iteration is done, when all is built.
 `systems`, `cartpole` and `actors` stop by the clock, `lag` after its steps, and shows reward against steps.  A run that stands in
-F already is not done again: give the same command to go on.  The figure of a run is the mean over its last fifth.
+F already is not done again: give the same command to go on.  The figure of a run is the mean over its last fifth (of `systems`
+nan where no episode ended in it).
 `--plot` needs matplotlib (extra `plot`).
 """
 
@@ -112,20 +113,22 @@ def train(page: str, overrides: list[str], seed: int, *, minutes: float, steps: 
             started = started or time.perf_counter()
             totals, rewards = rollout.totals, rollout.rewards[rollout.valid].double()
             row = time.perf_counter() - started, metrics["Train/env_steps"], totals["reward/total"], totals["episodes"]
-            curve.append([*row, float(rewards.mean()) if len(rewards) else float("nan"), metrics.get("Policy/staleness", 0.0)])
+            mean = float(rewards.mean()) if len(rewards) else float("nan")
+            curve.append([*row, mean, metrics.get("Policy/staleness", 0.0), totals["episode_length"]])
             if (row[1] >= steps) if steps else (row[0] >= 60.0 * minutes):
                 break
         trainer.collector.close()  # pyright: ignore[reportAttributeAccessIssue]
     last = [row for row in curve if row[0] >= 0.8 * curve[-1][0]]
     episodes = sum(row[3] for row in last)
-    by_step = statistics.mean(row[4] for row in last if row[4] == row[4])
+    mean_of = lambda column: sum(row[column] for row in last) / episodes if episodes else float("nan")  # noqa: E731
     return {
         "overrides": overrides,
-        "figure": sum(row[2] for row in last) / episodes if episodes and not steps else by_step,
+        "figure": statistics.mean(row[4] for row in last if row[4] == row[4]) if steps else mean_of(2),
         "env_steps": curve[-1][1],
         "seconds": curve[-1][0],
         "steps_per_s": (curve[-1][1] - curve[0][1]) / max(curve[-1][0], 1e-9),
         "staleness": statistics.mean(row[5] for row in last),
+        "length": mean_of(6),
         "curve": thinned(curve),
     }
 
@@ -147,16 +150,15 @@ def thinned(curve: list[list[float]], points: int = 60) -> list[list[float]]:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Write figures and speeds as a Markdown table: mean and range over seeds."""
-    lines = ["| case | seeds | figure | env steps | steps/s | versions behind |", "| --- | --- | --- | --- | --- | --- |"]
+    heads = ["case", "seeds", "figure", "steps of an episode", "env steps", "steps/s", "versions behind"]
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for case in dict.fromkeys(run["case"] for run in runs):
         own = [run for run in runs if run["case"] == case]
         figures = [run["figure"] for run in own]
-        middle = lambda name, own=own: statistics.median(run[name] for run in own)  # noqa: E731
         spread = f"{statistics.mean(figures):.4g} ({min(figures):.4g} to {max(figures):.4g})"
-        lines.append(
-            f"| {case} | {len(own)} | {spread} | {middle('env_steps'):,.0f} | {middle('steps_per_s'):,.0f} | "
-            f"{middle('staleness'):.2f} |"
-        )
+        rest = {"length": ",.0f", "env_steps": ",.0f", "steps_per_s": ",.0f", "staleness": ".2f"}
+        middles = [format(statistics.median(run[name] for run in own), form) for name, form in rest.items()]
+        lines.append("| " + " | ".join([case, str(len(own)), spread, *middles]) + " |")
     return "\n".join(lines)
 
 

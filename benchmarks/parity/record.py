@@ -31,6 +31,10 @@ def main() -> int:
     return cli.main(["train", page, *overrides, "--run-dir", str(Path(folder) / "run")])
 
 
+#: Totals that are seconds, or by the second.
+TIMED = ("Pool/idle", "Pool/MB_per_s_per_worker")
+
+
 def check_origin(side: Path) -> None:
     """The code is the side's: an editable install of another checkout must not answer in its place."""
     for module in (embodied_rl, embodied_rl.tasks):
@@ -50,6 +54,7 @@ def record(folder: Path, iterations: list[int]) -> None:
         def recorded(rollout: Any, iteration: int, *others: Any, **named: Any) -> dict[str, float]:
             number = iteration + 1
             given = {name: value for name, value in vars(rollout).items() if name != "seconds"}
+            given["totals"] = {name: value for name, value in rollout.totals.items() if not name.endswith(TIMED)}
             given = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), given) if number in iterations else {}
             metrics = update(rollout, iteration, *others, **named)
             if number in iterations:
