@@ -7,8 +7,8 @@
 
 Each run has a pool of its own and the whole machine; the clock starts when its first iteration is done, when all is built.
 `systems`, `cartpole` and `actors` stop by the clock, `lag` after its steps, and shows reward against steps.  A run that stands in
-F already is not done again: give the same command to go on.  The figure of a run is the mean over its last fifth (of `systems`
-nan where no episode ended in it).
+F already is not done again: give the same command to go on.  The figure of a run is the mean over its last fifth: of
+episodes nan where none ended in it.
 `--plot` needs matplotlib (extra `plot`).
 """
 

@@ -20,6 +20,9 @@ import embodied_rl.tasks
 from embodied_rl import cli
 from embodied_rl.learn.train import Trainer
 
+#: Totals that are seconds, or by the second.
+TIMED = ("Pool/idle", "Pool/MB_per_s_per_worker")
+
 
 def main() -> int:
     """Train; the exit status."""
@@ -29,10 +32,6 @@ def main() -> int:
     record(Path(folder), iterations)
     # the page's own number of iterations, which schedules go over
     return cli.main(["train", page, *overrides, "--run-dir", str(Path(folder) / "run")])
-
-
-#: Totals that are seconds, or by the second.
-TIMED = ("Pool/idle", "Pool/MB_per_s_per_worker")
 
 
 def check_origin(side: Path) -> None:
