@@ -16,7 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from embodied_rl.learn.return_scale import ReturnScale
 from embodied_rl.learn.rollout import Collector, Rollout
 from embodied_rl.learn.sac_batches import Batches
 from embodied_rl.learn.sac_networks import Actor, Critic, bound_of
+from embodied_rl.learn.soft_gradients import soft_gradients
 from embodied_rl.learn.twin_critic import Returns
 from embodied_rl.random import stream_key
 from embodied_rl.vector_env import Obs
@@ -97,19 +98,23 @@ class SAC:
         place: dict[str, Any] = {"rank": self._group.rank, "ranks": self._group.size, "device": self.device}
         self.scale = ReturnScale(self._num_envs, page.gamma, page.value_range, **place)
         own: dict[str, Any] = {"device": self.device, "reduce": self._reduce, "compiler": compiler, "graph": graph}
-        rates = page.learning_rate, page.max_grad_norm or math.inf, lambda rows, bucket: False
+        rates = page.learning_rate, page.max_grad_norm or math.inf
         never = lambda means: None  # noqa: E731
-        critic_loss, actor_loss = (self._of_parts(compiler(losses)) for losses in (self._critic_losses, self._actor_losses))
-        self.critic_steps = GradientSteps((self.critic,), critic_loss, _CRITIC_SUMS, never, *rates, **own)
-        self.actor_steps = GradientSteps((self.actor, self.temperature), actor_loss, _ACTOR_SUMS, never, *rates, **own)
+        critics, actor = (self._of_parts(compiler(losses)) for losses in (self._critic_losses, self._actor_losses))
+        passes = [partial(self._in_one_pass, of) for of in ("critics", "actor")]
+        self.critic_steps = GradientSteps((self.critic,), critics, _CRITIC_SUMS, never, *rates, passes[0], **own)
+        self.actor_steps = GradientSteps((self.actor, self.temperature), actor, _ACTOR_SUMS, never, *rates, passes[1], **own)
         scales = self.actor, self.critic, self.scale
         self.batches = Batches(self.replay, *scales, page, mirrors if page.symmetry == "augmentation" else {}, self.critic_group)
         self._graphs: dict[str, Callable[[], None]] | None = {} if graph and self.device.type == "cuda" else None
         robots = sum(self._group.gather(self._num_envs))
         self.pace = Pace(page, num_envs=robots, num_steps=num_steps, ranks=self._group.size)
         self.gradient_steps, self._resumed = 0, False
-        # its products are too large for one core, and too small to share out otherwise than as torch does
-        self._threads = own_cores() if alone else 1
+        learns = self.actor.mlp, (self.critic.twin, self.target), self.temperature["log_alpha"]
+        both, wanted = (self.critic_steps, self.actor_steps), page.target_entropy * len(bound)
+        self._fused = None if page.bfloat16 else soft_gradients(*learns, both, wanted, alone=alone)
+        # torch's own products are too large for one core, and too small to share out otherwise than as torch does
+        self._threads = own_cores() if alone and self._fused is None else 1
 
     @classmethod
     def make(
@@ -162,8 +167,6 @@ class SAC:
         made.divisor.copy_(self.scale.divisor)
         return made
 
-    # ------------------------------------------------------------------------------------------------------- what comes in
-
     def _take_in(self, rollout: Rollout) -> int:
         """Keep a rollout, and let what rows are scaled by follow it; the updates that are due."""
         if self._resumed and not bool(self.replay.written.any()):
@@ -193,6 +196,11 @@ class SAC:
             self.actor_steps.take(self.batches.rows)
         self._run("follow", self._follow)
 
+    def _in_one_pass(self, of: Literal["critics", "actor"], rows: Tensor, bucket: Tensor) -> bool:
+        if self._fused is not None:
+            getattr(self._fused, of)(*self.batches.part(rows), bucket)
+        return self._fused is not None
+
     def _of_parts(self, losses: Callable) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         return lambda rows: losses(*self.batches.part(rows))
 
@@ -218,7 +226,7 @@ class SAC:
     def _target(self, batch: Drawn, noise: Tensor) -> Tensor:
         """Find what the critics are to say, (R,), or (R, K) of a distribution."""
         with self._precision():
-            action, log_prob, _ = self._act(batch.next_obs["actor"], noise)
+            action, log_prob, _ = self.actor.act(batch.next_obs["actor"], noise)
             output = self.target(torch.cat((batch.next_obs["critic"], action), dim=-1)).to(noise.dtype)
         cost = self.temperature["log_alpha"].exp() * log_prob
         if self._returns is None:
@@ -232,19 +240,13 @@ class SAC:
         """Find the loss of actor and alpha, and `_ACTOR_SUMS`."""
         there, log_alpha = (batch.weight > 0).to(noise.dtype), self.temperature["log_alpha"]
         with self._precision():
-            action, log_prob, std = self._act(batch.obs["actor"], noise[1])
+            action, log_prob, std = self.actor.act(batch.obs["actor"], noise[1])
             output = self.critic.twin(torch.cat((batch.obs["critic"], action), dim=-1)).to(noise.dtype)
         value = output[..., 0] if self._returns is None else self._returns.mean(output)
         policy = ((log_alpha.exp().detach() * log_prob - value.amin(0)) * there).sum()
         wanted = self.page.target_entropy * noise.shape[-1]
         loss = policy - (log_alpha * (log_prob.detach() + wanted) * there).sum()
         return loss, torch.stack((there.sum(), policy, -(log_prob * there).sum(), (std * there).sum())).detach()
-
-    def _act(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions in +-1 on normalized observations, their log pi and the mean deviation of what is squashed, in float32."""
-        pi = self.actor.squash.distribution(self.actor.mlp(obs).to(noise.dtype))
-        action, log_prob = pi.sample_with_log_prob(noise)
-        return action / pi.bound, log_prob, pi.log_std.exp().mean(-1)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.page.bfloat16)
@@ -263,8 +265,6 @@ class SAC:
         elif self._graphs[name] is function:
             self._graphs[name] = try_to_capture(function, self.device, what="the update") or partial(function)
         self._graphs[name]()
-
-    # ------------------------------------------------------------------------------------------------------ what is known
 
     def _metrics(self) -> dict[str, float]:
         """Read what an update came to: the one place where the host does."""

@@ -33,6 +33,12 @@ class Actor(nn.Module):
         """Make the policy that it is."""
         return Policy(self.obs_normalizer, self.mlp, None, squash=self.squash)
 
+    def act(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Act on normalized observations, in +-1, (R, A); log pi of that, and the mean deviation of what is squashed, (R,)."""
+        pi = self.squash.distribution(self.mlp(obs).to(noise.dtype))
+        action, log_prob = pi.sample_with_log_prob(noise)
+        return action / pi.bound, log_prob, pi.log_std.exp().mean(-1)
+
 
 class Critic(nn.Module):
     """Two critics, and what scales their observations.

@@ -22,7 +22,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class TwinCritic(nn.Module):
-    """Two perceptrons in one: each product is one of both.
+    """Two perceptrons in one: each product is one of both, and each weight, (2, outputs, inputs), two of `torch.nn.Linear`.
 
     Args:
         inputs: numbers that they see.
@@ -34,13 +34,13 @@ class TwinCritic(nn.Module):
 
     def __init__(self, inputs: int, widths: tuple[int, ...], outputs: int, activation: str, *, layer_norm: bool) -> None:
         super().__init__()
-        self._activation, self._layer_norm = _ACTIVATIONS[activation], layer_norm
+        self.activation, self._layer_norm = activation, layer_norm
         sizes = list(itertools.pairwise((inputs, *widths, outputs)))
         self.weights, self.biases, self.gains = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         for index, (before, after) in enumerate(sizes):
             # as torch.nn.Linear begins
             limit = 1.0 / math.sqrt(before)
-            self.weights.append(nn.Parameter(torch.empty(2, before, after).uniform_(-limit, limit)))
+            self.weights.append(nn.Parameter(torch.empty(2, after, before).uniform_(-limit, limit)))
             self.biases.append(nn.Parameter(torch.empty(2, 1, after).uniform_(-limit, limit)))
             if layer_norm and index < len(widths):
                 self.gains.append(nn.Parameter(torch.ones(2, 1, after)))
@@ -51,12 +51,13 @@ class TwinCritic(nn.Module):
         last = len(self.weights) - 1
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if index == last:
-                return torch.baddbmm(bias, x, weight)
+                return torch.baddbmm(bias, x, weight.transpose(1, 2))
             if self._layer_norm:
-                x = functional.layer_norm(torch.bmm(x, weight), weight.shape[-1:]) * self.gains[index] + bias
+                product = torch.bmm(x, weight.transpose(1, 2))
+                x = functional.layer_norm(product, product.shape[-1:]) * self.gains[index] + bias
             else:
-                x = torch.baddbmm(bias, x, weight)
-            x = self._activation(x)
+                x = torch.baddbmm(bias, x, weight.transpose(1, 2))
+            x = _ACTIVATIONS[self.activation](x)
         raise AssertionError
 
 

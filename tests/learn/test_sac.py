@@ -88,7 +88,7 @@ class Theirs:
             for critic in (policy.critic, policy.critic_target):
                 for index, network in enumerate(critic.q_networks):
                     for place, layer in enumerate(module for module in network if isinstance(module, torch.nn.Linear)):
-                        layer.weight.copy_(ours.critic.twin.weights[place][index].T)
+                        layer.weight.copy_(ours.critic.twin.weights[place][index])
                         layer.bias.copy_(ours.critic.twin.biases[place][index, 0])
         self.policy = policy
 
@@ -121,12 +121,14 @@ class Theirs:
         for mine, critic in ((ours.critic.twin, self.policy.critic), (ours.target, self.policy.critic_target)):
             for index, network in enumerate(critic.q_networks):
                 for place, layer in enumerate(module for module in network if isinstance(module, torch.nn.Linear)):
-                    pairs += [(mine.weights[place][index].T, layer.weight), (mine.biases[place][index, 0], layer.bias)]
+                    pairs += [(mine.weights[place][index], layer.weight), (mine.biases[place][index, 0], layer.bias)]
         return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-def test_ten_whole_updates_are_stable_baselines3s(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_ten_whole_updates_are_stable_baselines3s(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
     ours = learner(**STOCK)
+    ours._fused = ours._fused if fused else None
     theirs = Theirs(ours)
     assert theirs.apart(ours) == 0.0
     ours.replay.insert(rollout())
@@ -199,7 +201,7 @@ def test_both_critics_are_perceptrons_of_their_own() -> None:
     for index in range(2):
         y = x
         for place in range(3):
-            y = y @ twin.weights[place][index]
+            y = y @ twin.weights[place][index].T
             if place < 2:
                 y = torch.nn.functional.layer_norm(y, y.shape[-1:]) * twin.gains[place][index, 0]
             y = y + twin.biases[place][index, 0]
@@ -227,7 +229,7 @@ def test_a_time_limit_bootstraps_from_its_final_observation_and_an_end_from_noth
     given.terminated, given.truncated = never, ends
     sac, found = _first_target(given)
     obs = given.final_obs["actor"][1]
-    action, log_prob, _ = sac._act(obs, sac.batches.noise[0, :1])
+    action, log_prob, _ = sac.actor.act(obs, sac.batches.noise[0, :1])
     value = sac.target(torch.cat((obs, action), dim=-1))[..., 0].amin(0) - sac.temperature["log_alpha"].exp() * log_prob
     assert found == pytest.approx(float(rewards[0] + 0.9 * rewards[1] + 0.81 * value), abs=1e-6)
     given.terminated, given.truncated = ends, never

@@ -8,7 +8,6 @@ all others.
 from __future__ import annotations
 
 import ctypes
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 
 from embodied_rl.learn.batch import Batch
 from embodied_rl.learn.cpu.perceptron import address, layers_of, load_library, prepare, shape_of
-from embodied_rl.learn.cpu.team import Team
+from embodied_rl.learn.cpu.team import Team, cut
 
-#: Must equal MOST_ACTIONS in perceptron.cpp.
+#: Must equal MOST_ACTIONS in network.hpp.
 _MOST_ACTIONS = 256
-#: Parts that rows are cut into: enough for the cores of a desk, and each worth a thread's waking up.
-_MOST_PARTS, _LEAST_ROWS = 8, 384
+#: Rows of a part, at least: each worth a thread's waking up.
+_LEAST_ROWS = 384
 #: Columns of the batch, in the order of `Minibatch`.
 _COLUMNS = ("actor", "mirrored_actor", "critic", "mirrored_critic", "action", "output", "log_prob", "value", "return")
 _COLUMNS += ("advantage", "weight")
@@ -113,7 +112,7 @@ class Gradients:
             value_coef=terms.value_loss_coef,
             clip_value=terms.clip_value,
         )
-        parts = _parts(len(rows), copies)
+        parts = cut(len(rows), len(rows) * copies // _LEAST_ROWS)
         results = bucket.new_zeros(len(parts), len(bucket) + len(deviation))  # each: the bucket, and dL/dsigma
         size = self._library.learn_size(*self._shapes)
         if self._scratch.shape != (len(parts), size):
@@ -157,9 +156,3 @@ def fused_gradients(
         return None
     library = load_library()
     return Gradients(library, networks, parameters, terms, team) if library is not None else None
-
-
-def _parts(rows: int, copies: int) -> list[slice]:
-    """Cut rows into what threads take at a time: as many parts on every machine, so that results do not depend on its cores."""
-    count = min(_MOST_PARTS, max(1, rows * copies // _LEAST_ROWS))
-    return [slice(*pair) for pair in itertools.pairwise(rows * index // count for index in range(count + 1))]

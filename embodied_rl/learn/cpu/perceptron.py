@@ -23,10 +23,10 @@ from embodied_rl.compiled import build
 log = logging.getLogger("embodied_rl")
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_HELPERS = _SOURCE.with_name("helpers.hpp")
-#: Must equal MOST_LAYERS in perceptron.cpp, which keeps the layers in arrays of this length.
-_MOST_LAYERS = 16
-#: The activations that perceptron.cpp knows, in the order of its `Activation`.
+_HEADERS = _SOURCE.with_name("network.hpp"), _SOURCE.with_name("helpers.hpp")
+#: Must equal MOST_LAYERS in network.hpp, which keeps the layers in arrays of this length.
+MOST_LAYERS = 16
+#: The activations that network.hpp knows, in the order of its `Activation`.
 _ACTIVATIONS = (nn.ELU, nn.ReLU, nn.Tanh)
 
 
@@ -95,7 +95,7 @@ def layers_of(network: nn.Module) -> list[nn.Linear]:
     known = same and all(isinstance(module, _ACTIVATIONS) and getattr(module, "alpha", 1.0) == 1.0 for module in between)
     parameters = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
     singles = all(p is not None and p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
-    return layers if alternate and known and singles and len(between) + 1 == len(layers) <= _MOST_LAYERS else []
+    return layers if alternate and known and singles and len(between) + 1 == len(layers) <= MOST_LAYERS else []
 
 
 def shape_of(network: nn.Module) -> ctypes.Array:
@@ -118,17 +118,19 @@ def prepare(
 
 
 @functools.cache
-def load_library() -> ctypes.CDLL | None:
-    """The compiled source; None, with a line in the log, where it cannot be had."""
+def load_library(source: Path | None = None) -> ctypes.CDLL | None:
+    """The compiled source, or another that includes `network.hpp`; None, with a line in the log, where it cannot be had."""
+    source = source or _SOURCE
     error = "Windows' compiler has no vector types" if sys.platform == "win32" else machine.cpp_error()
     if error is None:
         try:
-            library = ctypes.CDLL(str(build(_SOURCE, (_HELPERS,), ("-pthread",))))
+            library = ctypes.CDLL(str(build(source, _HEADERS, ("-pthread",))))
         except (OSError, subprocess.SubprocessError) as reason:
-            error = f"perceptron.cpp does not build: {str(reason).partition(chr(10))[0]}"
+            error = f"{source.name} does not build: {str(reason).partition(chr(10))[0]}"
         else:
             for name in ("prepared_size", "learn_size"):
-                getattr(library, name).restype = ctypes.c_int64
+                if hasattr(library, name):
+                    getattr(library, name).restype = ctypes.c_int64
             return library
     said = "%s: the networks are computed layer by layer, and updates take twice as long; `embodied-rl doctor` says more"
     log.warning(said, error)

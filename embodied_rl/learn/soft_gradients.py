@@ -1,0 +1,218 @@
+"""The gradients of soft actor-critic in two passes through the cache: what `SAC` says, computed by `soft_actor_critic.cpp`.
+
+It serves critics that say returns themselves and networks that are plain perceptrons with ELU, ReLU or tanh, on the CPU; torch
+serves all others.  Of the actor's step it takes each row back through the critic that expects less, and through no other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from embodied_rl.learn.cpu.perceptron import MOST_LAYERS, address, addresses, layers_of, load_library, prepare, shape_of
+from embodied_rl.learn.cpu.team import Team, cut
+from embodied_rl.learn.gradient_steps import GradientSteps
+from embodied_rl.learn.policy import LOG_STD
+from embodied_rl.learn.replay import Drawn
+from embodied_rl.learn.twin_critic import TwinCritic
+
+_SOURCE = Path(__file__).with_name("cpu") / "soft_actor_critic.cpp"
+#: In the order of network.hpp's `Activation`.
+_ACTIVATIONS = ("elu", "relu", "tanh")
+#: Must equal MOST_ACTIONS in network.hpp.
+_MOST_ACTIONS = 256
+#: Rows of a part, at least: each worth a thread's waking up.
+_LEAST_ROWS = 128
+
+
+class _Batch(ctypes.Structure):
+    """Must equal the struct `SoftBatch` in soft_actor_critic.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("obs", "critic_obs", "next_obs", "next_critic_obs")),
+        *((name, ctypes.c_void_p) for name in ("actions", "rewards", "discount", "weight")),
+        *((name, ctypes.c_void_p) for name in ("next_noise", "noise", "log_alpha", "errors")),
+        *((name, ctypes.c_int64) for name in ("inputs", "critic_inputs", "width")),
+        *((name, ctypes.c_float) for name in ("low", "high", "entropy")),
+    )
+
+
+class SoftGradients:
+    """Sums over a batch of a loss's gradient, and of what stands behind it in the bucket.
+
+    Args:
+        libraries: `perceptron.cpp` and `soft_actor_critic.cpp`.
+        actor: from observations to means and logarithms of deviations.
+        critics: both, and their targets.
+        log_alpha: ().
+        parameters: of the critics, and of actor and alpha, each in its bucket's order.
+        entropy: that alpha is to hold.
+        team: shares the rows; None: the calling thread has them all.
+    """
+
+    def __init__(
+        self,
+        libraries: tuple[ctypes.CDLL, ctypes.CDLL],
+        actor: nn.Module,
+        critics: tuple[TwinCritic, TwinCritic],
+        log_alpha: Tensor,
+        parameters: tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]],
+        entropy: float,
+        team: Team | None,
+    ) -> None:
+        (self._perceptron, self._library), self._team = libraries, team
+        self._log_alpha, self._entropy, layers = log_alpha, entropy, layers_of(actor)
+        self._shapes = shape_of(actor), _shape_of_critic(critics[0])
+        own = [([x.weight for x in layers], [x.bias for x in layers])]
+        own += [([x[c] for x in twin.weights], [x[c] for x in twin.biases]) for twin in critics for c in (0, 1)]
+        shapes = self._shapes[0], *[self._shapes[1]] * 4
+        self._actor, *others = (_Prepared(self._perceptron, shape, *pair) for shape, pair in zip(shapes, own, strict=True))
+        self._critics, self._targets = others[:2], others[2:]
+        starts = [_starts(group) for group in parameters]
+        self._sizes = [sum(parameter.numel() for parameter in group) for group in parameters]
+        learns = (
+            [*critics[0].weights, *critics[0].biases],
+            [*(getattr(x, name) for x in layers for name in ("weight", "bias")), log_alpha],
+        )
+        assert [set(group) for group in parameters] == [set(group) for group in learns]  # a bucket has nothing else
+        self._critic_places = [
+            [[starts[0][x] + c * (x.numel() // 2) for x in group] for group in (critics[0].weights, critics[0].biases)]
+            for c in (0, 1)
+        ]  # fmt: skip
+        self._actor_places = [[starts[1][getattr(x, name)] for x in layers] for name in ("weight", "bias")]
+        self._alpha_place = next(start for parameter, start in starts[1].items() if parameter is log_alpha)
+
+    def critics(self, batch: Drawn, noise: Tensor, errors: Tensor, bucket: Tensor) -> None:
+        """Fill the bucket of the critics, (gradients and sums,), and `errors` (R,), from a batch and its noise, (2, R, A)."""
+        self._actor.refresh()
+        both = [one.refresh() for one in (*self._critics, *self._targets)]
+        prepared, targets = addresses(both[:2]), addresses(both[2:])
+        own = self._batch(batch, noise, errors)
+
+        def run(rows: slice, result: int) -> None:
+            places = [[_places(result, starts) for starts in pair] for pair in self._critic_places]
+            weights, biases = ((ctypes.c_void_p * 2)(*(ctypes.addressof(pair[i]) for pair in places)) for i in (0, 1))
+            shapes = self._shapes
+            self._library.soft_critics(
+                ctypes.byref(own), *_span(rows), shapes[0], address(self._actor.values), shapes[1], prepared, targets,
+                weights, biases, ctypes.c_void_p(result + 4 * self._sizes[0]),
+            )  # fmt: skip
+
+        self._share(run, len(errors), bucket)
+
+    def actor(self, batch: Drawn, noise: Tensor, errors: Tensor, bucket: Tensor) -> None:
+        """Fill the bucket of actor and alpha, (gradients and sums,), from a batch and its noise, (2, R, A)."""
+        self._actor.refresh()
+        prepared = addresses([one.refresh() for one in self._critics])
+        own = self._batch(batch, noise, errors)
+
+        def run(rows: slice, result: int) -> None:
+            places = [_places(result, starts) for starts in self._actor_places]
+            shapes, sums = self._shapes, ctypes.c_void_p(result + 4 * self._sizes[1])
+            self._library.soft_actor(
+                ctypes.byref(own), *_span(rows), shapes[0], address(self._actor.values), shapes[1], prepared,
+                *places, ctypes.c_void_p(result + 4 * self._alpha_place), sums,
+            )  # fmt: skip
+
+        self._share(run, len(errors), bucket)
+
+    def _batch(self, batch: Drawn, noise: Tensor, errors: Tensor) -> _Batch:
+        """Say where everything stands."""
+        tensors = {
+            "obs": batch.obs["actor"],
+            "critic_obs": batch.obs["critic"],
+            "next_obs": batch.next_obs["actor"],
+            "next_critic_obs": batch.next_obs["critic"],
+            "actions": batch.actions,
+            "rewards": batch.rewards,
+            "discount": batch.discount,
+            "weight": batch.weight,
+            "next_noise": noise[0],
+            "noise": noise[1],
+            "log_alpha": self._log_alpha,
+            "errors": errors,
+        }
+        assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors.values())
+        sizes = {"inputs": tensors["obs"].shape[1], "critic_inputs": tensors["critic_obs"].shape[1], "width": noise.shape[-1]}
+        low, high = LOG_STD
+        places = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        return _Batch(**places, **sizes, low=low, high=high, entropy=self._entropy)
+
+    def _share(self, run: Callable[[slice, int], None], rows: int, bucket: Tensor) -> None:
+        """Call `run` on parts of the rows, and sum what they leave into the bucket."""
+        parts = cut(rows, rows // _LEAST_ROWS)
+        results = bucket.new_empty(len(parts), len(bucket))
+        work = lambda part: run(parts[part], results[part].data_ptr())  # noqa: E731
+        each = map if self._team is None else self._team.map
+        list(each(work, range(len(parts))))
+        torch.sum(results, dim=0, out=bucket)
+
+
+class _Prepared:
+    """A network's weights as its products want them."""
+
+    def __init__(self, library: ctypes.CDLL, shape: ctypes.Array, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        self._library, self._shape = library, shape
+        self._weights, self._biases = [x.detach() for x in weights], [x.detach() for x in biases]
+        self.values = torch.empty(library.prepared_size(shape))
+
+    def refresh(self) -> Tensor:
+        """Take the present ones."""
+        return prepare(self._library, self._shape, self._weights, self._biases, self.values)
+
+
+def soft_gradients(
+    actor: nn.Module,
+    critics: tuple[TwinCritic, TwinCritic],
+    log_alpha: Tensor,
+    steps: tuple[GradientSteps, GradientSteps],
+    entropy: float,
+    *,
+    alone: bool,
+) -> SoftGradients | None:
+    """Make the gradients of soft actor-critic in two passes, where this machine can build them and they can compute them.
+
+    Args:
+        actor: see `SoftGradients`, as the others.
+        critics: both, and their targets.
+        log_alpha: ().
+        steps: of the critics, and of actor and alpha.
+        entropy: that alpha is to hold.
+        alone: whether all of this process's cores are its own.
+    """
+    layers, twin = layers_of(actor), critics[0]
+    if not layers or layers[-1].out_features > 2 * _MOST_ACTIONS or len(twin.weights) > MOST_LAYERS:
+        return None
+    if len(twin.gains) or twin.activation not in _ACTIVATIONS or twin.weights[-1].shape[1] != 1:
+        return None
+    libraries = load_library(), load_library(_SOURCE)
+    if libraries[0] is None or libraries[1] is None:
+        return None
+    parameters, team = (steps[0].parameters, steps[1].parameters), steps[0].team if alone else None
+    return SoftGradients((libraries[0], libraries[1]), actor, critics, log_alpha, parameters, entropy, team)
+
+
+def _shape_of_critic(twin: TwinCritic) -> ctypes.Array:
+    """As `shape_of`, of each of both."""
+    widths = [weight.shape[1] for weight in twin.weights]
+    numbers = len(widths), _ACTIVATIONS.index(twin.activation), twin.weights[0].shape[2], *widths
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def _starts(parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, int]:
+    """Say where each one's gradient begins in a bucket."""
+    ends = list(itertools.accumulate((parameter.numel() for parameter in parameters), initial=0))
+    return dict(zip(parameters, ends, strict=False))
+
+
+def _places(result: int, starts: Sequence[int]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(starts))(*(result + 4 * start for start in starts))
+
+
+def _span(rows: slice) -> tuple[ctypes.c_int64, ctypes.c_int64]:
+    return ctypes.c_int64(rows.start), ctypes.c_int64(rows.stop - rows.start)
