@@ -90,17 +90,15 @@ class SoftGradients:
     def critics(self, batch: Drawn, noise: Tensor, errors: Tensor, bucket: Tensor) -> None:
         """Fill the bucket of the critics, (gradients and sums,), and `errors` (R,), from a batch and its noise, (2, R, A)."""
         self._actor.refresh()
-        both = [one.refresh() for one in (*self._critics, *self._targets)]
-        prepared, targets = addresses(both[:2]), addresses(both[2:])
-        own = self._batch(batch, noise, errors)
+        critics, targets = (_Pair.of(pair) for pair in (self._critics, self._targets))
+        own, shapes = self._batch(batch, noise, errors), self._shapes
 
         def run(rows: slice, result: int) -> None:
             places = [[_places(result, starts) for starts in pair] for pair in self._critic_places]
             weights, biases = ((ctypes.c_void_p * 2)(*(ctypes.addressof(pair[i]) for pair in places)) for i in (0, 1))
-            shapes = self._shapes
             self._library.soft_critics(
-                ctypes.byref(own), *_span(rows), shapes[0], address(self._actor.values), shapes[1], prepared, targets,
-                weights, biases, ctypes.c_void_p(result + 4 * self._sizes[0]),
+                ctypes.byref(own), *_span(rows), shapes[0], address(self._actor.values), shapes[1], ctypes.byref(critics),
+                ctypes.byref(targets), weights, biases, ctypes.c_void_p(result + 4 * self._sizes[0]),
             )  # fmt: skip
 
         self._share(run, len(errors), bucket)
@@ -108,15 +106,15 @@ class SoftGradients:
     def actor(self, batch: Drawn, noise: Tensor, errors: Tensor, bucket: Tensor) -> None:
         """Fill the bucket of actor and alpha, (gradients and sums,), from a batch and its noise, (2, R, A)."""
         self._actor.refresh()
-        prepared = addresses([one.refresh() for one in self._critics])
-        own = self._batch(batch, noise, errors)
+        critics = _Pair.of(self._critics)
+        own, shapes = self._batch(batch, noise, errors), self._shapes
 
         def run(rows: slice, result: int) -> None:
             places = [_places(result, starts) for starts in self._actor_places]
-            shapes, sums = self._shapes, ctypes.c_void_p(result + 4 * self._sizes[1])
+            alpha, sums = (ctypes.c_void_p(result + 4 * place) for place in (self._alpha_place, self._sizes[1]))
             self._library.soft_actor(
-                ctypes.byref(own), *_span(rows), shapes[0], address(self._actor.values), shapes[1], prepared,
-                *places, ctypes.c_void_p(result + 4 * self._alpha_place), sums,
+                ctypes.byref(own), *_span(rows), shapes[0], self._actor.weights, address(self._actor.values), shapes[1],
+                ctypes.byref(critics), *places, alpha, sums,
             )  # fmt: skip
 
         self._share(run, len(errors), bucket)
@@ -157,13 +155,26 @@ class _Prepared:
     """A network's weights as its products want them."""
 
     def __init__(self, library: ctypes.CDLL, shape: ctypes.Array, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-        self._library, self._shape = library, shape
-        self._weights, self._biases = [x.detach() for x in weights], [x.detach() for x in biases]
+        self._library, self._shape, self._both = library, shape, (weights, biases)
+        self.weights = addresses(weights)
         self.values = torch.empty(library.prepared_size(shape))
 
-    def refresh(self) -> Tensor:
+    def refresh(self) -> None:
         """Take the present ones."""
-        return prepare(self._library, self._shape, self._weights, self._biases, self.values)
+        prepare(self._library, self._shape, *self._both, self.values)
+
+
+class _Pair(ctypes.Structure):
+    """Must equal the struct `Pair` in soft_actor_critic.cpp."""
+
+    _fields_ = (("weights", ctypes.c_void_p * 2), ("prepared", ctypes.c_void_p * 2))
+
+    @classmethod
+    def of(cls, both: Sequence[_Prepared]) -> _Pair:
+        for one in both:
+            one.refresh()
+        weights = (ctypes.c_void_p * 2)(*(ctypes.addressof(one.weights) for one in both))
+        return cls(weights, (ctypes.c_void_p * 2)(*(one.values.data_ptr() for one in both)))
 
 
 def soft_gradients(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from embodied_rl.learn.batch import Batch
-from embodied_rl.learn.cpu.perceptron import address, layers_of, load_library, prepare, shape_of
+from embodied_rl.learn.cpu.perceptron import address, addresses, layers_of, load_library, prepare, shape_of
 from embodied_rl.learn.cpu.team import Team, cut
 
 #: Must equal MOST_ACTIONS in network.hpp.
@@ -118,7 +118,7 @@ class Gradients:
         if self._scratch.shape != (len(parts), size):
             self._scratch = bucket.new_empty(len(parts), size)
         own = zip(self._shapes, self._weights, strict=True)
-        actor, critic = ((shape, prepare(self._library, shape, *weights)) for shape, weights in own)
+        actor, critic = ((shape, addresses(both[0]), prepare(self._library, shape, *both)) for shape, both in own)
 
         def run(part: int) -> None:
             taken, own = parts[part], results[part].data_ptr()
@@ -127,10 +127,10 @@ class Gradients:
                 ctypes.byref(minibatch),
                 address(rows, taken.start),
                 ctypes.c_int64(taken.stop - taken.start),
-                actor[0],
-                address(actor[1]),
-                critic[0],
-                address(critic[1]),
+                *actor[:2],
+                address(actor[2]),
+                *critic[:2],
+                address(critic[2]),
                 *(*places[0], *places[1]),
                 ctypes.c_void_p(own + 4 * len(bucket)),
                 ctypes.c_void_p(own + 4 * self._size),

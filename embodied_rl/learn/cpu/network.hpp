@@ -143,8 +143,8 @@ struct Network {
   const Activation activation;
   const int64_t* const widths;
   float *inputs[MOST_LAYERS];                                         // of each layer, padded rows
-  float *forth[MOST_LAYERS], *bias[MOST_LAYERS], *back[MOST_LAYERS];  // W^T, b and W, padded
-  float *dweight[MOST_LAYERS], *dbias[MOST_LAYERS];                   // sums over tiles, padded
+  const float *forth[MOST_LAYERS], *bias[MOST_LAYERS], *back[MOST_LAYERS];  // W^T, b and W, padded
+  float *dweight[MOST_LAYERS], *dbias[MOST_LAYERS];                         // sums over tiles, padded
 
   int64_t last() const { return padded(widths[layers]); }
 
@@ -160,20 +160,28 @@ struct Network {
     return memory;
   }
 
-  // Where `prepare` has left the weights.
-  void read(float* prepared) {
+  // Whether a layer's weights, and their gradient, are padded as they are.
+  bool is_whole(int l) const { return widths[l] == padded(widths[l]); }
+
+  // Where `prepare` has left the weights, and, to go back, where they lie themselves.
+  void read(const float* prepared, const float* const* weights = nullptr) {
     for (int l = 0; l < layers; l++) {
       int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
-      forth[l] = prepared, bias[l] = forth[l] + K * N, back[l] = bias[l] + N, prepared = back[l] + N * K;
+      forth[l] = prepared, bias[l] = forth[l] + K * N, prepared = bias[l] + N;
+      back[l] = weights ? weights[l] : nullptr;
+      if (!is_whole(l)) back[l] = prepared, prepared += N * K;
     }
   }
 
-  // Room for the gradient, zero; what is left of the memory.
-  float* make_gradient(float* memory) {
+  // Room for the gradient, zero: where it shall be left, if it is not padded; what is left of the memory.
+  float* make_gradient(float* memory, float* const* dweights) {
     for (int l = 0; l < layers; l++) {
       int64_t K = padded(widths[l]), N = padded(widths[l + 1]);
-      dweight[l] = memory, dbias[l] = memory + N * K, memory = dbias[l] + N;
-      std::memset(dweight[l], 0, sizeof(float) * (N * K + N));
+      dbias[l] = memory, memory += N;
+      dweight[l] = dweights[l];
+      if (!is_whole(l)) dweight[l] = memory, memory += N * K;
+      std::memset(dbias[l], 0, sizeof(float) * N);
+      std::memset(dweight[l], 0, sizeof(float) * widths[l + 1] * K);
     }
     return memory;
   }
@@ -255,11 +263,12 @@ struct Network {
     return spare;
   }
 
-  // The sums, without padding.
+  // Leaves the sums without padding.
   void finish(float* const* dweights, float* const* dbiases) const {
     for (int l = 0; l < layers; l++) {
       int64_t K = widths[l], N = widths[l + 1];
-      for (int64_t n = 0; n < N; n++) std::memcpy(dweights[l] + n * K, dweight[l] + n * padded(K), sizeof(float) * K);
+      for (int64_t n = 0; n < N && !is_whole(l); n++)
+        std::memcpy(dweights[l] + n * K, dweight[l] + n * padded(K), sizeof(float) * K);
       std::memcpy(dbiases[l], dbias[l], sizeof(float) * N);
     }
   }

@@ -24,31 +24,36 @@ int64_t prepared_size(const int64_t* shape) {
   int64_t total = 0;
   for (int l = 0; l < network.layers; l++) {
     int64_t K = padded(network.widths[l]), N = padded(network.widths[l + 1]);
-    total += 2 * K * N + N;
+    total += K * N + N + (network.is_whole(l) ? 0 : N * K);
   }
   return total;
 }
 
-// Leaves the weights as the products want them: W^T, b and W of each layer, padded.
+// Leaves the weights as the products want them: W^T and b of each layer, and W where it is not so already, padded with zeros.
 void prepare(const int64_t* shape, const float* const* weights, const float* const* biases, float* prepared) {
-  Network network(shape);
-  network.read(prepared);
-  std::memset(prepared, 0, sizeof(float) * prepared_size(shape));
+  const Network network(shape);
   for (int l = 0; l < network.layers; l++) {
-    int64_t K = network.widths[l], N = network.widths[l + 1];
+    const int64_t K = network.widths[l], N = network.widths[l + 1], rows = padded(K), columns = padded(N);
+    float *forth = prepared, *bias = forth + rows * columns;
+    prepared = bias + columns;
+    if (N < columns) std::memset(forth, 0, sizeof(float) * rows * columns);
     // in squares: a column of all rows would miss the cache at each of them
     for (int64_t n0 = 0; n0 < N; n0 += SQUARE)
       for (int64_t k0 = 0; k0 < K; k0 += SQUARE)
         for (int64_t k = k0; k < std::min(k0 + SQUARE, K); k++)
-          for (int64_t n = n0; n < std::min(n0 + SQUARE, N); n++) network.forth[l][k * padded(N) + n] = weights[l][n * K + k];
-    std::memcpy(network.bias[l], biases[l], sizeof(float) * N);
-    for (int64_t n = 0; n < N; n++) std::memcpy(network.back[l] + n * padded(K), weights[l] + n * K, sizeof(float) * K);
+          for (int64_t n = n0; n < std::min(n0 + SQUARE, N); n++) forth[k * columns + n] = weights[l][n * K + k];
+    std::memset(bias, 0, sizeof(float) * columns);
+    std::memcpy(bias, biases[l], sizeof(float) * N);
+    if (network.is_whole(l)) continue;
+    std::memset(prepared, 0, sizeof(float) * columns * rows);
+    for (int64_t n = 0; n < N; n++) std::memcpy(prepared + n * rows, weights[l] + n * K, sizeof(float) * K);
+    prepared += columns * rows;
   }
 }
 
 // y, (rows, outputs), of x, (rows, inputs), whose rows stand `ldx` apart, with up to `others` helpers: what lies between the two
 // stays in a thread's own memory, call after call.
-void infer(int64_t rows, const int64_t* shape, const float* x, int64_t ldx, float* prepared, float* y, int others) {
+void infer(int64_t rows, const int64_t* shape, const float* x, int64_t ldx, const float* prepared, float* y, int others) {
   helpers.share((rows + PIECE - 1) / PIECE, others, [&](int64_t piece) {
     static thread_local std::vector<float> memory;
     Network network(shape);
@@ -85,16 +90,16 @@ int64_t learn_size(const int64_t* actor_shape, const int64_t* critic_shape) {
 
 // Sums over `count` rows of the table of the gradient of PPO's loss, and of what `PPO._losses` sums beside it, in its order:
 // the two are one formula in two languages, and a test holds them together.
-void learn(const Minibatch* batch, const int64_t* rows, int64_t count, const int64_t* actor_shape,
-           float* actor_prepared, const int64_t* critic_shape, float* critic_prepared,
+void learn(const Minibatch* batch, const int64_t* rows, int64_t count, const int64_t* actor_shape, const float* const* actor_weights,
+           const float* actor_prepared, const int64_t* critic_shape, const float* const* critic_weights, const float* critic_prepared,
            float* const* actor_dweights, float* const* actor_dbiases, float* const* critic_dweights, float* const* critic_dbiases,
            float* dstd, float* sums, float* scratch) {
   const Minibatch& b = *batch;
   Network actor(actor_shape), critic(critic_shape);
-  actor.read(actor_prepared);
-  critic.read(critic_prepared);
+  actor.read(actor_prepared, actor_weights);
+  critic.read(critic_prepared, critic_weights);
   float* free = critic.make_room(TILE, actor.make_room(TILE, scratch));
-  free = critic.make_gradient(actor.make_gradient(free));
+  free = critic.make_gradient(actor.make_gradient(free, actor_dweights), critic_dweights);
   float *mean = free, *spare_actor = mean + TILE * actor.widest();
   float *value = spare_actor + TILE * actor.widest(), *spare_critic = value + TILE * critic.widest();
 

@@ -39,25 +39,18 @@ float act(const SoftBatch& b, const float* output, const float* noise, float* ac
   return (float)log_prob;
 }
 
-// What both critics see of a row.
-void show(Network* q, int64_t row, const float* obs, int64_t size, const float* action, int64_t width) {
-  float* to = q[0].inputs[0] + row * padded(q[0].widths[0]);
+// What a critic sees of a row.
+void show(const Network& q, int64_t row, const float* obs, int64_t size, const float* action, int64_t width) {
+  float* to = q.inputs[0] + row * padded(q.widths[0]);
   std::memcpy(to, obs, sizeof(float) * size);
   std::memcpy(to + size, action, sizeof(float) * width);
-  std::memset(to + size + width, 0, sizeof(float) * (padded(q[0].widths[0]) - size - width));
+  std::memset(to + size + width, 0, sizeof(float) * (padded(q.widths[0]) - size - width));
 }
 
 // Of two, the lower, and whichever is not a number.
 bool second_is_lower(float one, float two) { return two < one || two != two; }
 
 int64_t tile_width(const Network& network) { return std::max(network.widest(), padded(network.widths[0])); }
-
-// Room for both critics' layers, whose first is given the same; what is left of the memory.
-float* make_room(Network* q, float* memory) {
-  float* after = q[1].make_room(TILE, q[0].make_room(TILE, memory));
-  q[1].inputs[0] = memory;  // where the first one's begin
-  return after;
-}
 
 // A thread's own memory for a pass, call after call.
 float* memory(const int64_t* actor_shape, const int64_t* critic_shape) {
@@ -70,24 +63,31 @@ float* memory(const int64_t* actor_shape, const int64_t* critic_shape) {
   return kept.data();
 }
 
+// Two critics, as `SoftGradients` gives them: where their weights lie, and what `prepare` has left of them.
+struct Pair {
+  const float* const* weights[2];
+  const float* prepared[2];
+};
+
 }  // namespace
 
 extern "C" {
 
 // Sums over `count` rows from `start` on of the gradient of both critics, and (rows that count, their loss, what they expect).
-void soft_critics(const SoftBatch* batch, int64_t start, int64_t count, const int64_t* actor_shape, float* actor_prepared,
-                  const int64_t* critic_shape, float* const* prepared, float* const* target_prepared,
-                  float* const* const* dweights, float* const* const* dbiases, float* sums) {
+void soft_critics(const SoftBatch* batch, int64_t start, int64_t count, const int64_t* actor_shape, const float* actor_prepared,
+                  const int64_t* critic_shape, const Pair* critics, const Pair* targets, float* const* const* dweights,
+                  float* const* const* dbiases, float* sums) {
   const SoftBatch& b = *batch;
   Network actor(actor_shape), q[2] = {Network(critic_shape), Network(critic_shape)};
   actor.read(actor_prepared);
-  float* free = make_room(q, actor.make_room(TILE, memory(actor_shape, critic_shape)));
-  free = q[1].make_gradient(q[0].make_gradient(free));
+  // the layers of all are in the same memory, one network's after another's
+  float* free = memory(actor_shape, critic_shape);
+  float* after = std::max(actor.make_room(TILE, free), std::max(q[0].make_room(TILE, free), q[1].make_room(TILE, free)));
+  free = q[1].make_gradient(q[0].make_gradient(after, dweights[0]), dweights[1]);
   const int64_t last = q[0].last();
-  float* output = free;
-  float *value[2] = {output + TILE * actor.last(), nullptr}, *spare = value[0] + TILE * q[0].widest();
-  value[1] = spare + TILE * q[0].widest();
-  float action[MOST_ACTIONS], sigma[MOST_ACTIONS], target[TILE], alpha = std::exp(*b.log_alpha);
+  float *output = free, *value = output + TILE * std::max(actor.last(), last), *spare = value + TILE * q[0].widest();
+  float action[MOST_ACTIONS], sigma[MOST_ACTIONS], target[TILE], cost[TILE], mean[TILE];
+  const float alpha = std::exp(*b.log_alpha);
   double counted = 0.0, loss = 0.0, expected = 0.0;
 
   for (int64_t r = start; r < start + count; r += TILE) {
@@ -95,31 +95,38 @@ void soft_critics(const SoftBatch* batch, int64_t start, int64_t count, const in
     for (int64_t i = 0; i < n; i++) actor.give(i, b.next_obs + (r + i) * b.inputs);
     actor.forward(n, 0, output);
     for (int64_t i = 0; i < n; i++) {
-      const float log_prob = act(b, output + i * actor.last(), b.next_noise + (r + i) * b.width, action, sigma);
-      show(q, i, b.next_critic_obs + (r + i) * b.critic_inputs, b.critic_inputs, action, b.width);
-      target[i] = -alpha * log_prob;
+      cost[i] = alpha * act(b, output + i * actor.last(), b.next_noise + (r + i) * b.width, action, sigma);
+      show(q[0], i, b.next_critic_obs + (r + i) * b.critic_inputs, b.critic_inputs, action, b.width);
     }
-    for (int c = 0; c < 2; c++) q[c].read(target_prepared[c]), q[c].forward(n, 0, value[c]);
+    for (int c = 0; c < 2; c++) {
+      q[c].read(targets->prepared[c]);
+      q[c].forward(n, 0, value);
+      for (int64_t i = 0; i < n; i++)
+        if (c == 0 || second_is_lower(target[i], value[i * last])) target[i] = value[i * last];
+    }
     for (int64_t i = 0; i < n; i++) {  // r + gamma^m (min Q'(s', a') - alpha log pi(a'|s'))
-      const float one = value[0][i * last], two = value[1][i * last];
-      target[i] = b.rewards[r + i] + b.discount[r + i] * ((second_is_lower(one, two) ? two : one) + target[i]);
-      show(q, i, b.critic_obs + (r + i) * b.critic_inputs, b.critic_inputs, b.actions + (r + i) * b.width, b.width);
+      target[i] = b.rewards[r + i] + b.discount[r + i] * (target[i] - cost[i]);
+      show(q[0], i, b.critic_obs + (r + i) * b.critic_inputs, b.critic_inputs, b.actions + (r + i) * b.width, b.width);
+      mean[i] = 0.0f;
     }
-    for (int c = 0; c < 2; c++) q[c].read(prepared[c]), q[c].forward(n, 0, value[c]);
-    for (int64_t i = 0; i < n; i++) {
-      const float weight = b.weight[r + i], mean = 0.5f * (value[0][i * last] + value[1][i * last]);
-      counted += weight > 0.0f;
-      expected += weight > 0.0f ? mean : 0.0f;
-      b.errors[r + i] = std::fabs(mean - target[i]);
-      for (int c = 0; c < 2; c++) {
-        float* v = value[c] + i * last;
-        const float error = v[0] - target[i];
+    for (int c = 0; c < 2; c++) {
+      q[c].read(critics->prepared[c], critics->weights[c]);
+      q[c].forward(n, 0, value);
+      for (int64_t i = 0; i < n; i++) {
+        float* v = value + i * last;
+        const float weight = b.weight[r + i], error = v[0] - target[i];
         loss += 0.5f * error * error * weight;
+        mean[i] += 0.5f * v[0];
         std::memset(v, 0, sizeof(float) * last);
         v[0] = error * weight;
       }
+      q[c].backward(n, 0, value, spare);
     }
-    for (int c = 0; c < 2; c++) q[c].backward(n, 0, value[c], spare);
+    for (int64_t i = 0; i < n; i++) {
+      counted += b.weight[r + i] > 0.0f;
+      expected += b.weight[r + i] > 0.0f ? mean[i] : 0.0f;
+      b.errors[r + i] = std::fabs(mean[i] - target[i]);
+    }
   }
   for (int c = 0; c < 2; c++) q[c].finish(dweights[c], dbiases[c]);
   sums[0] = (float)counted, sums[1] = (float)loss, sums[2] = (float)expected;
@@ -127,14 +134,16 @@ void soft_critics(const SoftBatch* batch, int64_t start, int64_t count, const in
 
 // Sums over `count` rows from `start` on of the gradient of actor and log alpha, and (rows that count, the actor's loss, the entropy,
 // the mean deviation).
-void soft_actor(const SoftBatch* batch, int64_t start, int64_t count, const int64_t* actor_shape, float* actor_prepared,
-                const int64_t* critic_shape, float* const* prepared, float* const* dweights, float* const* dbiases,
-                float* dlog_alpha, float* sums) {
+void soft_actor(const SoftBatch* batch, int64_t start, int64_t count, const int64_t* actor_shape,
+                const float* const* actor_weights, const float* actor_prepared, const int64_t* critic_shape, const Pair* critics,
+                float* const* dweights, float* const* dbiases, float* dlog_alpha, float* sums) {
   const SoftBatch& b = *batch;
   Network actor(actor_shape), q[2] = {Network(critic_shape), Network(critic_shape)};
-  actor.read(actor_prepared);
-  for (int c = 0; c < 2; c++) q[c].read(prepared[c]);
-  float* free = actor.make_gradient(make_room(q, actor.make_room(TILE, memory(actor_shape, critic_shape))));
+  actor.read(actor_prepared, actor_weights);
+  for (int c = 0; c < 2; c++) q[c].read(critics->prepared[c], critics->weights[c]);
+  float *seen = actor.make_room(TILE, memory(actor_shape, critic_shape)), *free = q[1].make_room(TILE, q[0].make_room(TILE, seen));
+  q[1].inputs[0] = seen;  // both are shown the same
+  free = actor.make_gradient(free, dweights);
   const int64_t last = q[0].last(), A = b.width;
   float *output = free, *spare = output + TILE * actor.widest();
   float* tiles[4] = {spare + TILE * actor.widest()};
@@ -150,7 +159,7 @@ void soft_actor(const SoftBatch* batch, int64_t start, int64_t count, const int6
     actor.forward(n, 0, output);
     for (int64_t i = 0; i < n; i++) {
       log_prob[i] = act(b, output + i * actor.last(), b.noise + (r + i) * A, action, sigma);
-      show(q, i, b.critic_obs + (r + i) * b.critic_inputs, b.critic_inputs, action, A);
+      show(q[0], i, b.critic_obs + (r + i) * b.critic_inputs, b.critic_inputs, action, A);
       double mean = 0.0;
       for (int64_t a = 0; a < A; a++) mean += sigma[a];
       deviation += b.weight[r + i] > 0.0f ? mean / A : 0.0;
@@ -185,7 +194,7 @@ void soft_actor(const SoftBatch* batch, int64_t start, int64_t count, const int6
       for (int64_t j = 0; j < m; j++) {
         const int64_t i = numbers[j];
         float* d = output + i * actor.last();
-        const float *taken = q[0].inputs[0] + i * K + b.critic_inputs, *noise = b.noise + (r + i) * A;
+        const float *taken = seen + i * K + b.critic_inputs, *noise = b.noise + (r + i) * A;
         const float each = b.weight[r + i] > 0.0f ? alpha : 0.0f;
         for (int64_t a = 0; a < A; a++) {
           const float raw = d[A + a], t = taken[a];
