@@ -10,6 +10,7 @@ import torch
 
 from embodied_rl.config import Page, load, override
 from embodied_rl.config.page import LEARNERS, PhysicsSettings, SceneSettings
+from embodied_rl.config.pool import PoolSettings
 from embodied_rl.config.rollout_size import rollout_envs
 from embodied_rl.env import Env
 from embodied_rl.errors import UserError
@@ -73,6 +74,7 @@ def inspect(page: Page) -> Inspection:
     if page.train.learner not in LEARNERS:  # ours are there, and take longer to import than all the rest
         learner_class(page)
     _check_minibatches(page)
+    _check_pool(page)
     if page.curriculum:
         Curricula(page, numbers_of(page)).advance({}, 0)
     if page.env.source:
@@ -113,6 +115,21 @@ def _check_minibatches(page: Page) -> None:
     if count > (there := robots if whole else robots * steps):
         what = f"robots, which {whole}'s minibatches share out" if whole else f"transitions ({robots} x {steps})"
         raise UserError(f"{page.name}: ppo.num_mini_batches: {count} is more than an iteration's {there} {what}; take fewer")
+
+
+def _check_pool(page: Page) -> None:
+    """Check that nothing asks for a pool where there is none.
+
+    It is no mistake of a page that is not trained: a pool's own processes have one without workers.
+
+    Raises:
+        UserError: something does; one line.
+    """
+    for key in ("mode", "inference", "lag") if page.pool.workers is None else ():
+        given, default = getattr(page.pool, key), PoolSettings.model_fields[key].default
+        if given != default:
+            message = f"{page.name}: pool.{key}: {given} is only read with a pool, and pool.workers: null is none"
+            raise UserError(f"{message}; take pool.workers: 0, or pool.{key}: {default}")
 
 
 def report_of(what: str) -> Report:

@@ -32,6 +32,9 @@ class ConfigError(UserError):
         self.problems = tuple(dict.fromkeys(problems))
         super().__init__("\n".join(map(str, self.problems)))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)  # by default what is pickled is the message alone
+
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """`"; did you mean 'x'?"` for the nearest of `known`, or the one with these initials (lr), or nothing when none is near."""

@@ -90,6 +90,19 @@ def test_an_empty_minibatch_is_refused(rnn: str) -> None:
         inspect(load("go2_flat", changes))
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "default"), [("mode", "async", "sync"), ("inference", "central", "local"), ("lag", "2", "0")]
+)
+def test_what_only_a_pool_reads_is_refused_without_one(key: str, given: str, default: str) -> None:
+    page = load("pool_go2_flat", [f"pool.{key}={given}", "pool.workers=null"])
+    with pytest.raises(UserError) as refused:
+        inspect(page)
+    said = (
+        f"pool_go2_flat: pool.{key}: {given} is only read with a pool, and pool.workers: null is none; take pool.workers: 0, or "
+    )
+    assert str(refused.value) == f"{said}pool.{key}: {default}"
+
+
 def test_the_estimates_count_what_is_made() -> None:
     page = load("go2_flat", ["env.compile=false", "env.num_envs=64"])
     env = make(page)

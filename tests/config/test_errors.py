@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -573,3 +574,10 @@ def test_a_path_where_a_key_stands_is_told_how_a_page_nests(tmp_path: Path) -> N
     (tmp_path / "page.yaml").write_text("extends: go2_flat\nenv.num_envs: 16\n")
     with pytest.raises(ConfigError, match=re.escape("env.num_envs: no such key; a page nests: write env: {num_envs: ...}")):
         load(str(tmp_path / "page.yaml"))
+
+
+def test_an_error_says_the_same_when_it_comes_from_another_process() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("go2_flat", ["env.num_envs=0", "train.stepz=1"])
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value) and again.problems == caught.value.problems
