@@ -7,14 +7,26 @@ serves all others.  Of the actor's step it takes each row back through the criti
 from __future__ import annotations
 
 import ctypes
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from embodied_rl.learn.cpu.perceptron import MOST_LAYERS, address, addresses, layers_of, load_library, prepare, shape_of
+from embodied_rl.learn.cpu.perceptron import (
+    ACTIVATIONS,
+    MOST_ACTIONS,
+    MOST_LAYERS,
+    address,
+    addresses,
+    layers_of,
+    load_library,
+    places,
+    prepare,
+    shape,
+    shape_of,
+    starts_of,
+)
 from embodied_rl.learn.cpu.team import Team, cut
 from embodied_rl.learn.gradient_steps import GradientSteps
 from embodied_rl.learn.policy import LOG_STD
@@ -22,10 +34,8 @@ from embodied_rl.learn.replay import Drawn
 from embodied_rl.learn.twin_critic import TwinCritic
 
 _SOURCE = Path(__file__).with_name("cpu") / "soft_actor_critic.cpp"
-#: In the order of network.hpp's `Activation`.
-_ACTIVATIONS = ("elu", "relu", "tanh")
-#: Must equal MOST_ACTIONS in network.hpp.
-_MOST_ACTIONS = 256
+#: A page's names of them.
+_ACTIVATIONS = [kind.__name__.lower() for kind in ACTIVATIONS]
 #: Rows of a part, at least: each worth a thread's waking up.
 _LEAST_ROWS = 128
 
@@ -73,7 +83,7 @@ class SoftGradients:
         shapes = self._shapes[0], *[self._shapes[1]] * 4
         self._actor, *others = (_Prepared(self._perceptron, shape, *pair) for shape, pair in zip(shapes, own, strict=True))
         self._critics, self._targets = others[:2], others[2:]
-        starts = [_starts(group) for group in parameters]
+        starts = [starts_of(group) for group in parameters]
         self._sizes = [sum(parameter.numel() for parameter in group) for group in parameters]
         learns = (
             [*critics[0].weights, *critics[0].biases],
@@ -94,8 +104,8 @@ class SoftGradients:
         own, shapes = self._batch(batch, noise, errors), self._shapes
 
         def run(rows: slice, result: int) -> None:
-            places = [[_places(result, starts) for starts in pair] for pair in self._critic_places]
-            weights, biases = ((ctypes.c_void_p * 2)(*(ctypes.addressof(pair[i]) for pair in places)) for i in (0, 1))
+            there = [[places(result, starts) for starts in pair] for pair in self._critic_places]
+            weights, biases = ((ctypes.c_void_p * 2)(*(ctypes.addressof(pair[i]) for pair in there)) for i in (0, 1))
             self._library.soft_critics(
                 ctypes.byref(own), *_span(rows), shapes[0], address(self._actor.values), shapes[1], ctypes.byref(critics),
                 ctypes.byref(targets), weights, biases, ctypes.c_void_p(result + 4 * self._sizes[0]),
@@ -110,11 +120,11 @@ class SoftGradients:
         own, shapes = self._batch(batch, noise, errors), self._shapes
 
         def run(rows: slice, result: int) -> None:
-            places = [_places(result, starts) for starts in self._actor_places]
+            there = [places(result, starts) for starts in self._actor_places]
             alpha, sums = (ctypes.c_void_p(result + 4 * place) for place in (self._alpha_place, self._sizes[1]))
             self._library.soft_actor(
                 ctypes.byref(own), *_span(rows), shapes[0], self._actor.weights, address(self._actor.values), shapes[1],
-                ctypes.byref(critics), *places, alpha, sums,
+                ctypes.byref(critics), *there, alpha, sums,
             )  # fmt: skip
 
         self._share(run, len(errors), bucket)
@@ -138,8 +148,9 @@ class SoftGradients:
         assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors.values())
         sizes = {"inputs": tensors["obs"].shape[1], "critic_inputs": tensors["critic_obs"].shape[1], "width": noise.shape[-1]}
         low, high = LOG_STD
-        places = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-        return _Batch(**places, **sizes, low=low, high=high, entropy=self._entropy)
+        return _Batch(
+            **{name: tensor.data_ptr() for name, tensor in tensors.items()}, **sizes, low=low, high=high, entropy=self._entropy
+        )
 
     def _share(self, run: Callable[[slice, int], None], rows: int, bucket: Tensor) -> None:
         """Call `run` on parts of the rows, and sum what they leave into the bucket."""
@@ -197,7 +208,7 @@ def soft_gradients(
         alone: whether all of this process's cores are its own.
     """
     layers, twin = layers_of(actor), critics[0]
-    if not layers or layers[-1].out_features > 2 * _MOST_ACTIONS or len(twin.weights) > MOST_LAYERS:
+    if not layers or layers[-1].out_features > 2 * MOST_ACTIONS or len(twin.weights) > MOST_LAYERS:
         return None
     if len(twin.gains) or twin.activation not in _ACTIVATIONS or twin.weights[-1].shape[1] != 1:
         return None
@@ -211,18 +222,7 @@ def soft_gradients(
 def _shape_of_critic(twin: TwinCritic) -> ctypes.Array:
     """As `shape_of`, of each of both."""
     widths = [weight.shape[1] for weight in twin.weights]
-    numbers = len(widths), _ACTIVATIONS.index(twin.activation), twin.weights[0].shape[2], *widths
-    return (ctypes.c_int64 * len(numbers))(*numbers)
-
-
-def _starts(parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, int]:
-    """Say where each one's gradient begins in a bucket."""
-    ends = list(itertools.accumulate((parameter.numel() for parameter in parameters), initial=0))
-    return dict(zip(parameters, ends, strict=False))
-
-
-def _places(result: int, starts: Sequence[int]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(starts))(*(result + 4 * start for start in starts))
+    return shape(_ACTIVATIONS.index(twin.activation), twin.weights[0].shape[2], widths)
 
 
 def _span(rows: slice) -> tuple[ctypes.c_int64, ctypes.c_int64]:

@@ -82,7 +82,7 @@ def test_gradients_sums_and_errors_are_those_of_double_precision(rows: int, acti
         assert torch.allclose(found[name], values, rtol=2e-5, atol=2e-5 * float(values.abs().max())), name
 
 
-def test_the_actor_learns_from_the_lower_critic_of_each_row_and_both_are_that_of_some() -> None:
+def test_batches_here_have_rows_of_either_critic() -> None:
     made = learner(256)
     batch, noise = made.batches.batch, made.batches.noise
     assert batch is not None

@@ -15,11 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from embodied_rl.learn.batch import Batch
-from embodied_rl.learn.cpu.perceptron import address, addresses, layers_of, load_library, prepare, shape_of
+from embodied_rl.learn.cpu.perceptron import (
+    MOST_ACTIONS,
+    address,
+    addresses,
+    layers_of,
+    load_library,
+    places,
+    prepare,
+    shape_of,
+    starts_of,
+)
 from embodied_rl.learn.cpu.team import Team, cut
 
-#: Must equal MOST_ACTIONS in network.hpp.
-_MOST_ACTIONS = 256
 #: Rows of a part, at least: each worth a thread's waking up.
 _LEAST_ROWS = 384
 #: Columns of the batch, in the order of `Minibatch`.
@@ -78,14 +86,11 @@ class Gradients:
         self._shapes = [shape_of(network) for network in networks]
         both = [layers_of(network) for network in networks]
         self._weights = [([x.weight for x in layers], [x.bias for x in layers]) for layers in both]
-        starts, end = {}, 0
-        for parameter in parameters:
-            starts[parameter] = end
-            end += parameter.numel()
+        starts = starts_of(parameters)
         self._starts = [([starts[x.weight] for x in layers], [starts[x.bias] for x in layers]) for layers in both]
         own = {parameter for layers in both for layer in layers for parameter in (layer.weight, layer.bias)}
         self._others = [(parameter, start) for parameter, start in starts.items() if parameter not in own]
-        self._size = end  # behind it stand the sums
+        self._size = sum(parameter.numel() for parameter in parameters)  # behind it stand the sums
         self._scratch = torch.empty(0)
         self._kept_alive = parameters  # their addresses are known
 
@@ -122,7 +127,7 @@ class Gradients:
 
         def run(part: int) -> None:
             taken, own = parts[part], results[part].data_ptr()
-            places = [[(ctypes.c_void_p * len(x))(*(own + 4 * start for start in x)) for x in pair] for pair in self._starts]
+            there = [[places(own, starts) for starts in pair] for pair in self._starts]
             self._library.learn(
                 ctypes.byref(minibatch),
                 address(rows, taken.start),
@@ -131,7 +136,7 @@ class Gradients:
                 address(actor[2]),
                 *critic[:2],
                 address(critic[2]),
-                *(*places[0], *places[1]),
+                *(*there[0], *there[1]),
                 ctypes.c_void_p(own + 4 * len(bucket)),
                 ctypes.c_void_p(own + 4 * self._size),
                 address(self._scratch[part]),
@@ -152,7 +157,7 @@ def fused_gradients(
 ) -> Gradients | None:
     """Make the gradients of actor and critic in one pass, where this machine can build it and it can compute them."""
     actor, critic = map(layers_of, networks)
-    if not actor or not critic or actor[-1].out_features > _MOST_ACTIONS or critic[-1].out_features != 1:
+    if not actor or not critic or actor[-1].out_features > MOST_ACTIONS or critic[-1].out_features != 1:
         return None
     library = load_library()
     return Gradients(library, networks, parameters, terms, team) if library is not None else None

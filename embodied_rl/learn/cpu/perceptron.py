@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import logging
 import subprocess
 import sys
@@ -26,8 +27,10 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 _HEADERS = _SOURCE.with_name("network.hpp"), _SOURCE.with_name("helpers.hpp")
 #: Must equal MOST_LAYERS in network.hpp, which keeps the layers in arrays of this length.
 MOST_LAYERS = 16
+#: Must equal MOST_ACTIONS in network.hpp.
+MOST_ACTIONS = 256
 #: The activations that network.hpp knows, in the order of its `Activation`.
-_ACTIVATIONS = (nn.ELU, nn.ReLU, nn.Tanh)
+ACTIVATIONS = (nn.ELU, nn.ReLU, nn.Tanh)
 
 
 class FrozenPerceptron:
@@ -92,7 +95,7 @@ def layers_of(network: nn.Module) -> list[nn.Linear]:
     between = [module for module in modules if not isinstance(module, nn.Linear)]
     alternate = [isinstance(module, nn.Linear) for module in modules] == [index % 2 == 0 for index in range(len(modules))]
     same = len({type(module) for module in between}) <= 1
-    known = same and all(isinstance(module, _ACTIVATIONS) and getattr(module, "alpha", 1.0) == 1.0 for module in between)
+    known = same and all(isinstance(module, ACTIVATIONS) and getattr(module, "alpha", 1.0) == 1.0 for module in between)
     parameters = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
     singles = all(p is not None and p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
     return layers if alternate and known and singles and len(between) + 1 == len(layers) <= MOST_LAYERS else []
@@ -101,11 +104,14 @@ def layers_of(network: nn.Module) -> list[nn.Linear]:
 def shape_of(network: nn.Module) -> ctypes.Array:
     """How many layers, the activation between them, inputs of the first, outputs of each."""
     layers = layers_of(network)
-    between = [kind for kind in _ACTIVATIONS if any(isinstance(module, kind) for module in network.children())]
-    activation = _ACTIVATIONS.index(between[0]) if between else 0
-    return (ctypes.c_int64 * (len(layers) + 3))(
-        len(layers), activation, layers[0].in_features, *(layer.out_features for layer in layers)
-    )
+    between = [kind for kind in ACTIVATIONS if any(isinstance(module, kind) for module in network.children())]
+    activation = ACTIVATIONS.index(between[0]) if between else 0
+    return shape(activation, layers[0].in_features, [layer.out_features for layer in layers])
+
+
+def shape(activation: int, inputs: int, outputs: Sequence[int]) -> ctypes.Array:
+    """Write what `shape_of` says of a network, with the place of its activation among those known."""
+    return (ctypes.c_int64 * (len(outputs) + 3))(len(outputs), activation, inputs, *outputs)
 
 
 def prepare(
@@ -145,3 +151,14 @@ def address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
 def addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
     """Point to each tensor's first element, in a C array."""
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def starts_of(parameters: Sequence[Tensor]) -> dict[Tensor, int]:
+    """Say where each one's gradient begins in a bucket."""
+    ends = itertools.accumulate((parameter.numel() for parameter in parameters), initial=0)
+    return dict(zip(parameters, ends, strict=False))
+
+
+def places(first: int, starts: Sequence[int]) -> ctypes.Array:
+    """Point to floats that stand so far behind the address `first`, in a C array."""
+    return (ctypes.c_void_p * len(starts))(*(first + 4 * start for start in starts))
