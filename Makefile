@@ -7,6 +7,8 @@ BIN := .venv/bin
 STAMP := .venv/installed
 # the engines that tests compare with C: some 400 MB that training on a CPU does without
 ENGINES := .venv/engines
+# the old Python that the engine isaacgym runs in, where there is one: its tests are skipped otherwise
+OLD := $(lastword $(wildcard /usr/bin/python3.8 $(HOME)/.pyenv/versions/3.8.*/bin/python3.8 $(HOME)/.local/share/uv/python/cpython-3.8.*/bin/python3.8))
 # what the code imports of extras that `make lint` does without
 UNTYPED := envpool matplotlib/figure dm_control/mujoco/wrapper/mjbindings shimmy/dm_control_compatibility
 
@@ -45,6 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(ENGINES): $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cuda,mjx,ray]"
+	$(if $(OLD),-$(OLD) -m venv .venv/python3.8 && .venv/python3.8/bin/pip install --quiet --disable-pip-version-check numpy==1.24.4)
 	@touch $@
 
 train: $(STAMP)  ## train go2_flat until it walks

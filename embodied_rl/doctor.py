@@ -118,7 +118,7 @@ def _mujoco() -> list[Check]:
         Check("engine native", True, "mujoco.batch, on all CPU cores"),
         _warp(),
         _mjx(),
-        Check("engine isaacgym", False, "planned", "take native, warp or mjx"),
+        _isaacgym(),
     ]
 
 
@@ -163,6 +163,26 @@ def _mjx() -> Check:
     if torch.cuda.is_available() and jax.default_backend() == "cpu":
         remedies.append('for the GPU: pip install "jax[cuda12]"')
     return Check("engine mjx", True, detail, "; ".join(remedies))
+
+
+def _isaacgym() -> Check:
+    from embodied_rl.errors import UserError
+    from embodied_rl.physics.isaacgym_process import PREVIEW, VARIABLE, Worker
+
+    if not os.environ.get(VARIABLE):
+        return Check(
+            "engine isaacgym",
+            False,
+            "not installed",
+            f"legacy: unpack {PREVIEW}, pip install -e isaacgym/python in a Python 3.8 with torch, and set "
+            f"{VARIABLE}=/path/to/python3.8; GPUs up to RTX 40, for RTX 50 no torch is built for Python 3.8",
+        )
+    try:
+        worker = Worker()
+    except UserError as error:
+        return Check("engine isaacgym", False, str(error).removeprefix("physics.engine: isaacgym: "), "docs/engines.md")
+    worker.close()
+    return Check("engine isaacgym", True, ", ".join(f"{name} {version}" for name, version in worker.versions.items()))
 
 
 def _learner() -> list[Check]:

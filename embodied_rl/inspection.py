@@ -18,7 +18,7 @@ from embodied_rl.learn.costs import FLOAT, memory_of, operations
 from embodied_rl.learn.learner import learner_class, numbers_of
 from embodied_rl.learn.sac_networks import bound_of
 from embodied_rl.machine import total_memory
-from embodied_rl.make_env import make, make_scene, make_vector
+from embodied_rl.make_env import left_out, make, make_scene, make_vector
 from embodied_rl.mdp.curricula import Curricula
 from embodied_rl.problems import did_you_mean
 from embodied_rl.robot import find_robot
@@ -95,7 +95,8 @@ def inspect(page: Page) -> Inspection:
             told = tuple(_of_first_step(robots, totals))
             check_steps(robots)
             rate = _rate(robots)
-            found = _inspected(page, robots, _of_robots(page, robots), _described(page, robots), rate)
+            engine = [f"{page.physics.engine:13s} {line}" for line in left_out(page, robots)]
+            found = _inspected(page, robots, _of_robots(page, robots), (*_described(page, robots), *engine), rate)
             return replace(found, robot=tuple(rows(robots.scene)), doubts=told)
         finally:
             robots.close()

@@ -157,12 +157,29 @@ def _engine(page: Page, scene: Scene, device: torch.device, compile_: Callable) 
             from embodied_rl.physics.warp import WarpPhysics
 
             return WarpPhysics(scene, num_envs, settings, device, compile_)
+        if settings.engine == "isaacgym":
+            from embodied_rl.physics.isaacgym import IsaacGymPhysics
+
+            return IsaacGymPhysics(scene, num_envs, settings, device, compile_)
         from embodied_rl.physics.mjx import MjxPhysics
 
         return MjxPhysics(scene, num_envs, settings.decimation, device, compile_)
     except ImportError as error:
         extra = {"warp": "cuda"}.get(settings.engine, settings.engine)
         raise UserError(f"physics.engine: {settings.engine}: {error}; {install_hint(extra)}, or take engine: native") from None
+
+
+def left_out(page: Page, env: Env) -> list[str]:
+    """Tell what the page's engine leaves out of an environment that another engine runs, a line each.
+
+    Raises:
+        UserError: it cannot simulate that; one line.
+    """
+    if page.physics.engine != "isaacgym":  # the others refuse or warn when they are made, here as anywhere
+        return []
+    from embodied_rl.physics.isaacgym_model import inspect_scene
+
+    return inspect_scene(env.scene, env.terms.drawn)
 
 
 def resolve(

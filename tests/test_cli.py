@@ -134,7 +134,7 @@ def test_what_needs_no_torch_imports_none() -> None:
         (["train", "go2_flat", "--seed", "-1"], "env.seed"),
         (["train", "go2_flat", "--seed", str(2**31)], "seeds from 2147483648 up are evaluation's"),
         (["train", "go2_flat", "--iterations", "0"], "--iterations 0: at least 1"),
-        (["train", "go2_flat", "--engine", "isaacgym"], "is planned; what works now: native"),
+        (["train", "go2_flat", "--engine", "isaacgym"], "EMBODIED_RL_ISAACGYM_PYTHON is not set: install Isaac Gym Preview 4"),
         (["train", "go2_flat", "--engine", "bullet"], "physics.engine"),
         (["train", "go2_flat", "--device", "cuda"], "take --device cpu"),
         (["train", "--resume", "latest"], "latest: no run under "),

@@ -17,7 +17,7 @@ from embodied_rl.paths import PACKAGE, shipped
 # A package may have one row and a module of it another: the longest name counts.
 LAYERS = (
     ("paths", "errors", "machine", "compiled", "rotations", "random", "replay", "startup", "urdf", "waiting"),
-    ("problems", "doctor", "vector_env", "blocks"),
+    ("problems", "vector_env", "blocks"),
     ("strict_yaml", "own", "arguments"),
     ("sections",),
     ("robot",),
@@ -29,10 +29,11 @@ LAYERS = (
     ("physics",),
     ("scene",),
     ("physics.tensors",),
-    ("physics.native", "physics.warp", "physics.mjx"),
+    ("physics.isaacgym_model",),
+    ("physics.native", "physics.warp", "physics.mjx", "physics.isaacgym"),
     ("mdp",),
     ("tasks",),
-    ("cuda_graph", "legs"),
+    ("cuda_graph", "legs", "doctor"),
     ("env", "sources"),
     ("make_env", "puppets"),
     ("learn.batch",),
@@ -51,7 +52,7 @@ LAYERS = (
 RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
 
 # Engines are named in one place only, task families in none: embodied_rl.family loads whichever a page names.
-ENGINES = ("physics.native", "physics.warp", "physics.mjx")
+ENGINES = ("physics.native", "physics.warp", "physics.mjx", "physics.isaacgym")
 ONLY_FROM = {engine: {"make_env"} for engine in ENGINES} | {"tasks": set(), "sources": {"make_env"}, "cli": {"__main__"}}
 
 # What a unit may not import from elsewhere, not even inside a function.
@@ -160,7 +161,10 @@ def circles(imports: dict[str, set[str]]) -> list[set[str]]:
 
 
 #: Where a joint's velocity is a kind of control or a limit of a URDF, and no task family.
-_CONTROLS = ("mdp/actions.py", "mdp/term.py", "scene/build.py", "deploy/contract.py", "deploy/target.py", "new/source.py")
+_CONTROLS = (
+    *("mdp/actions.py", "mdp/term.py", "scene/build.py", "deploy/contract.py", "deploy/target.py", "new/source.py"),
+    *("physics/isaacgym", "physics/urdf_writer.py"),
+)
 
 
 def mentions(source: str, families: list[str]) -> list[str]:

@@ -51,7 +51,7 @@ def test_a_device_picks_its_engine(options: dict, engine: str, device: str) -> N
         ({"device": "gpu"}, "physics.device"),
         ({"engine": "warp", "overrides": ["physics.solver=pgs"]}, "the engine warp has no such solver"),
         ({"engine": "mjx", "overrides": ["physics.integrator=implicit"]}, "the engine mjx has no such integrator"),
-        ({"engine": "isaacgym"}, "is planned; what works now: native"),
+        ({"engine": "isaacgym"}, "EMBODIED_RL_ISAACGYM_PYTHON is not set: install Isaac Gym Preview 4"),
         ({"num_envs": 0}, "env.num_envs"),
     ],
 )

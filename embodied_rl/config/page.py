@@ -96,7 +96,7 @@ class EnvSettings(Model):
 class PhysicsSettings(Model):
     """The engine and its options; names and meanings are those of MuJoCo's mjOption."""
 
-    engine: Literal["native", "warp", "mjx"] = Field(default="native", description="the physics engine")
+    engine: Literal["native", "warp", "mjx", "isaacgym"] = Field(default="native", description="the physics engine")
     device: Device = Field(default="auto", description="cpu, cuda, cuda:1; auto: a GPU if the engine can use one")
     dt: Annotated[float, Ge(1e-5), Le(1)] = Field(default=0.005, description="physics step [s]")
     decimation: Annotated[int, Ge(1), Le(1000)] = Field(default=4, description="physics steps per control step")
@@ -113,14 +113,6 @@ class PhysicsSettings(Model):
     max_overflow: Fraction = Field(default=0.01, description="the run stops when more of the robots run out of room for contacts")
     num_threads: Annotated[int, Ge(0), Le(1024)] = Field(default=0, description="physics threads; 0: one per core")
     max_unstable: Fraction = Field(default=0.05, description="the run stops when more of the robots blow up in an iteration")
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def planned(cls, engine: Any) -> Any:
-        """Isaac Gym is announced, so its name gets its own answer."""
-        if engine == "isaacgym":
-            raise refuse('"isaacgym" is planned; what works now: native (MuJoCo on all CPU cores), warp (on one GPU), mjx')
-        return engine
 
     @field_validator("solver", "integrator")
     @classmethod

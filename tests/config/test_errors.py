@@ -210,14 +210,9 @@ ADDED = {
         'page.yaml:6: curriculum.ramp.parameter: "ppo.desired_kl" is not read with ppo.schedule: constant; '
         "take adaptive, or leave the curriculum out",
     ),
-    "planned engine": (
-        "physics: {engine: isaacgym}",
-        'page.yaml:6: physics.engine: "isaacgym" is planned; what works now: native (MuJoCo on all CPU cores), '
-        "warp (on one GPU), mjx",
-    ),
     "unknown engine": (
         "physics: {engine: bullet}",
-        "page.yaml:6: physics.engine: \"bullet\" is not one of 'native', 'warp', 'mjx'",
+        "page.yaml:6: physics.engine: \"bullet\" is not one of 'native', 'warp', 'mjx', 'isaacgym'",
     ),
     "solver the engine lacks": (
         "physics: {engine: warp, solver: pgs}",
