@@ -79,7 +79,9 @@ class IsaacGymPhysics(TensorPhysics):
             raise
         self._shared = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
         if device.type == "cuda":  # copies to and from the GPU do not go through a second buffer
-            torch.cuda.cudart().cudaHostRegister(self._worker.memory.ctypes.data, self._worker.memory.nbytes, 0)
+            runtime = torch.cuda.cudart()
+            assert runtime is not None
+            runtime.cudaHostRegister(self._worker.memory.ctypes.data, self._worker.memory.nbytes, 0)
         self._built = self._told = False
         self._shared_numbers: dict[str, Tensor] = {}
         self._centre = torch.zeros(num_envs, 3, device=device)
@@ -98,7 +100,7 @@ class IsaacGymPhysics(TensorPhysics):
             torch.zeros(num_envs, model.nu, device=device),
             compiler,
         )
-        self._to_world, self._from_world, self._drive = compiler(_to_world), compiler(_from_world), compiler(_drive)
+        self._from_world, self._drive = compiler(_from_world), compiler(_drive)
 
     # ------------------------------------------------------------------------------------------------------- the protocol
 
@@ -179,18 +181,18 @@ class IsaacGymPhysics(TensorPhysics):
         if not self._built:
             self._build()
             fields = []
-        written = bool(self._written.any())
-        if written:
-            root, dof = self._to_world(self.qpos, self.qvel, self._centre, self._order)
-            shared["root"].copy_(root)
-            shared["dof"].copy_(dof)
-            shared["written"].copy_(self._written)
+        rows = self._written.nonzero()[:, 0]
+        if written := len(rows):
+            root, dof = _to_world(self.qpos[rows], self.qvel[rows], self._centre[rows], self._order[0])
+            shared["rows"][:written] = rows.int()
+            shared["root"][rows.cpu()] = root.cpu()
+            shared["dof"][rows.cpu()] = dof.cpu()
             self._written.zero_()
         self._worker.ask(
             STEP_S, do="step", substeps=substeps, controls=controls, contacts=contacts, written=written, fields=fields
         )
         root, dof = shared["root"].to(self.device), shared["dof"].to(self.device)
-        self._from_world(root, dof, self._centre, self._order, self.qpos, self.qvel)
+        self._from_world(root, dof, self._centre, self._order[1], self.qpos, self.qvel)
         if self._reads_torque:
             gain, bias = self._numbers("actuator_gainprm"), self._numbers("actuator_biasprm")
             self._drive(self._ctrl, gain, bias, self._actuated, self._limit, self.qpos, self.qvel, self._actuator_force)
@@ -254,7 +256,7 @@ class IsaacGymPhysics(TensorPhysics):
         }
         layout = {name: ("float32", (num_envs, *shape)) for name, shape in robots.items()}
         layout |= {"control": ("float32", (steps, num_envs, dofs)), "contact": ("float32", (steps, num_envs, watched))}
-        return layout | {"written": ("bool", (num_envs,)), "changed": ("bool", (num_envs,)), "watched": ("int64", (watched,))}
+        return layout | {"rows": ("int32", (num_envs,)), "changed": ("bool", (num_envs,)), "watched": ("int64", (watched,))}
 
     def _expanded(self, field: str) -> Tensor:
         if not any(field in fields for fields in FIELDS.values()):
@@ -355,23 +357,24 @@ class IsaacGymPhysics(TensorPhysics):
         self._built = True
 
 
-def _to_world(qpos: Tensor, qvel: Tensor, centre: Tensor, order: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _to_world(qpos: Tensor, qvel: Tensor, centre: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Write MuJoCo's state as root states (N, 13) and joint states (N, D, 2) of the simulator.
 
     The root's velocity is that of its centre of mass, `centre` (N, 3) in its frame: PhysX's
     `PxArticulationReducedCoordinate::getRootLinearVelocity`.
     """
-    quat, spin = qpos[:, 3:7], rotate(qpos[:, 3:7], qvel[:, 3:6])
-    linear = qvel[:, :3] + torch.linalg.cross(spin, rotate(quat, centre))
+    quat = qpos[:, 3:7]
+    spin, arm = rotate(quat[:, None], torch.stack((qvel[:, 3:6], centre), dim=1)).unbind(1)
+    linear = qvel[:, :3] + torch.linalg.cross(spin, arm)
     root = torch.cat((qpos[:, :3], quat[:, 1:], quat[:, :1], linear, spin), dim=1)
-    return root, torch.stack((qpos[:, 7:][:, order[0]], qvel[:, 6:][:, order[0]]), dim=-1)
+    return root, torch.stack((qpos[:, 7:][:, order], qvel[:, 6:][:, order]), dim=-1)
 
 
-def _from_world(root: Tensor, dof: Tensor, centre: Tensor, order: tuple[Tensor, Tensor], qpos: Tensor, qvel: Tensor) -> None:
+def _from_world(root: Tensor, dof: Tensor, centre: Tensor, order: Tensor, qpos: Tensor, qvel: Tensor) -> None:
     """Write root and joint states of the simulator into MuJoCo's state, qpos (N, nq) and qvel (N, nv); see `_to_world`."""
     quat, spin = torch.cat((root[:, 6:7], root[:, 3:6]), dim=1), root[:, 10:13]
     linear = root[:, 7:10] - torch.linalg.cross(spin, rotate(quat, centre))
-    dof = dof[:, order[1]]
+    dof = dof[:, order]
     qpos.copy_(torch.cat((root[:, :3], quat, dof[..., 0]), dim=1))
     qvel.copy_(torch.cat((linear, rotate_inverse(quat, spin), dof[..., 1]), dim=1))
 

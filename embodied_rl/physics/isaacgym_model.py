@@ -35,7 +35,8 @@ def inspect_scene(scene: Scene, drawn: Mapping[str, Iterable[str]]) -> list[str]
     Raises:
         UserError: it cannot simulate that.
     """
-    lines = lacking(scene.model)
+    lines = ["of the page's physics it reads dt, decimation, device and num_threads: contacts and solver are PhysX's"]
+    lines += lacking(scene.model)
     drive_modes(scene.model)
     collision_filters(scene.model, Linkage(scene.model, sensed_sets(scene)))
     ground_of(scene.model)

@@ -187,7 +187,7 @@ class Worker:
             substeps: how many.
             controls: how many rows of the controls there are, 1 or as many as substeps.
             contacts: of how many of the last substeps the contact forces are wanted.
-            written: whether states were written, in rows of the array of that name.
+            written: how many robots' states were written; the array `rows` says whose.
             fields: what of the robots' numbers was written, in rows of the array `changed`.
         """
         gym, sim, arrays = self._gym, self._sim, self._arrays
@@ -195,7 +195,7 @@ class Worker:
             for row in arrays["changed"].nonzero()[0].tolist():
                 self._set(field, row)
         if written:
-            self._write()
+            self._write(arrays["rows"][:written])
         for substep in range(substeps):
             if substep < controls:
                 for setter, tensor, columns in self._targets.values():
@@ -217,12 +217,9 @@ class Worker:
             arrays["root"][:, :3] -= self._origin
         arrays["dof"][:] = self._host(self._dof).reshape(arrays["dof"].shape)
 
-    def _write(self):
-        """Set the states of the rows that were written: one call each, as the simulator wants it."""
+    def _write(self, rows):
+        """Set the states of these rows: one call each, as the simulator wants it."""
         gym, arrays, unwrap = self._gym, self._arrays, self._gymtorch.unwrap_tensor
-        rows = arrays["written"].nonzero()[0]
-        if not len(rows):
-            return
         root = arrays["root"]
         if self._apart:
             root = root.copy()
@@ -230,7 +227,7 @@ class Worker:
         self._given["root"].copy_(self._tensor(root))
         self._given["dof"].copy_(self._tensor(arrays["dof"].reshape(-1, 2)))
         # kept: the simulator reads it when it steps
-        self._rows = self._tensor(rows.astype("int32")).to(self._device)
+        self._rows = self._tensor(rows.copy()).to(self._device)
         gym.set_actor_root_state_tensor_indexed(self._sim, unwrap(self._given["root"]), unwrap(self._rows), len(rows))
         gym.set_dof_state_tensor_indexed(self._sim, unwrap(self._given["dof"]), unwrap(self._rows), len(rows))
 

@@ -234,12 +234,12 @@ class Linkage:
 
 
 def _parts_of(geoms: set[int], measured: list[Collection[int]]) -> list[tuple[int, ...]]:
-    """Choose the sets that need a link of their own, of those that are in a body's geoms.
+    """Choose the sets that need a link of their own, of those that have some of a body's geoms.
 
     Raises:
         UserError: two of them share some geoms and not all.
     """
-    sets = sorted({tuple(sorted(one)) for one in measured if geoms.issuperset(one)}, key=len)
+    sets = sorted({tuple(sorted(own)) for one in measured if (own := geoms.intersection(one))}, key=len)
     if sum(map(len, sets)) > len({geom for one in sets for geom in one}):
         raise UserError("contacts are asked for of two sets of geoms that share some, which a URDF's links cannot tell apart")
     # where all that collides is in one of them, the largest is the body's own link

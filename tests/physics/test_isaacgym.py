@@ -82,7 +82,7 @@ def test_states_are_those_of_the_base_in_the_world() -> None:
     qpos = np.concatenate([rng.normal(size=(5, 3)), rng.normal(size=(5, 4)), rng.normal(size=(5, model.nq - 7))], axis=1)
     qpos[:, 3:7] /= np.linalg.norm(qpos[:, 3:7], axis=1, keepdims=True)
     qvel, centre = rng.normal(size=(5, model.nv)), torch.tensor(model.body_ipos[1]).expand(5, 3)
-    order = torch.arange(model.nq - 7).flip(0), torch.arange(model.nq - 7).flip(0)
+    order = torch.arange(model.nq - 7).flip(0)
     root, dof = isaacgym._to_world(torch.tensor(qpos), torch.tensor(qvel), centre, order)
     for row in range(5):
         data.qpos[:], data.qvel[:] = qpos[row], qvel[row]
@@ -355,12 +355,44 @@ def test_what_it_leaves_out_is_said() -> None:
     ]
 
 
-def test_check_says_what_it_lacks() -> None:
-    found = inspection.inspect(load("go2_flat", ["physics.engine=isaacgym"]))
-    assert not any("isaacgym" in line for line in found.lines) or all("left out" in x for x in found.lines if "isaacgym" in x)
-    draws = "events.light={term: randomize, field: opt.gravity, range: [0.9, 1.1]}"
-    with pytest.raises(UserError):
-        inspection.inspect(load("go2_flat", ["physics.engine=isaacgym", draws]))
+@pytest.mark.parametrize(
+    ("quantity", "of", "when", "message"),
+    [
+        ("gravity", "scene", "startup", "has no values of opt.gravity per simulation, which an event draws; it has body_mass"),
+        ("friction_loss", "all", "startup", "has no values of dof_frictionloss per simulation"),
+        (
+            "mass",
+            "base",
+            "iteration",
+            "takes body_mass before its first step alone: let the event that draws it have `when: startup`",
+        ),
+        ("mass", "base", "startup", None),
+        ("com", "base", "startup", None),
+        ("stiffness", "all", "reset", None),
+        ("damping", "all", "reset", None),
+        ("armature", "all", "startup", None),
+    ],
+)
+def test_check_knows_what_events_may_draw(quantity: str, of: str, when: str, message: str | None) -> None:
+    values = "[-0.1, 0.1]" if quantity == "com" else "[0.9, 1.1]"
+    event = f"{{term: randomize, quantity: {quantity}, of: {of}, operation: {'add' if quantity == 'com' else 'scale'}, "
+    changes = [f"events.own={event}range: {values}, when: {when}}}", "physics.engine=isaacgym"]
+    if quantity == "gravity":
+        changes[0] = changes[0].replace("of: scene, ", "")
+    if quantity == "friction_loss":
+        changes.append("scene.dry_friction=true")
+    page = load("go2_flat", changes)
+    if message:
+        with pytest.raises(UserError) as caught:
+            inspection.inspect(page)
+        assert str(caught.value).startswith("physics.engine: isaacgym") and message in str(caught.value)
+        return
+    (line,) = [line for line in inspection.inspect(page).lines if line.startswith("isaacgym")]
+    assert "of the page's physics it reads dt, decimation, device and num_threads" in line
+    env, _ = made("go2_flat", *changes)
+    for _ in range(2):
+        env.step(torch.zeros(4, env.num_actions))
+    env.close()
 
 
 def test_the_doctor_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:

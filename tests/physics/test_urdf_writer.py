@@ -122,6 +122,16 @@ def test_anchors_fixed_bodies_and_turned_frames(apart: tuple[str, ...], tmp_path
     assert (masses > 0).all() and (np.linalg.eigvalsh(tensors) > 0).all()
 
 
+def test_sets_of_several_bodies_and_sets_that_share() -> None:
+    model = mujoco.MjModel.from_xml_string(ROBOT)
+    box, tube, can, paw = (model.geom(name).id for name in ("box", "tube", "can", "paw"))
+    found = [(link.name, link.geoms) for link in Linkage(model, [{box, paw}, {tube, can}]).links]
+    # of the thigh, both sets have a part, and the larger is the link's own; the box is all of the base
+    assert found == [("base", (box,)), ("thigh", (tube, can)), ("toe", (model.geom("tip").id,)), ("paw", (paw,))]
+    with pytest.raises(UserError, match="two sets of geoms that share some"):
+        Linkage(model, [{tube, can}, {can, paw}])
+
+
 def test_a_mesh_is_written_beside(tmp_path: Path) -> None:
     spec = mujoco.MjSpec.from_string(ROBOT)
     corners = np.array([[x, y, z] for x in (0, 0.1) for y in (0, 0.2) for z in (0, 0.3)])
