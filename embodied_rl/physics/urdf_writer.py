@@ -187,6 +187,14 @@ class Linkage:
             above = int(model.body_parentid[link.body])
             turned = self._turn[above] @ _matrix(model.body_quat[link.body])
             place = self._place[above] + self._turn[above] @ model.body_pos[link.body] + turned @ place
+            # a URDF's joint is at zero where the file has it, and MuJoCo's at its `ref`
+            back, axis = -float(model.qpos0[model.jnt_qposadr[number]]), model.jnt_axis[number]
+            if slides:
+                place = place + back * (turned @ axis)
+            else:
+                quat = np.zeros(4)
+                mujoco.mju_axisAngle2Quat(quat, axis, back)
+                turned = turned @ _matrix(quat)
         joint = SubElement(root, "joint", name=name, type=kind)
         SubElement(joint, "parent", link=parent.name)
         SubElement(joint, "child", link=link.name)

@@ -68,7 +68,10 @@ def same_robot(model: mujoco.MjModel, path: Path) -> None:
         (theirs, there), (ours, here) = mass_matrix(found, qpos), mass_matrix(model, qpos)
         np.testing.assert_allclose(theirs, ours, atol=1e-6)
         for number in range(1, model.njnt):
-            np.testing.assert_allclose(there.xanchor[number], here.xanchor[number], atol=1e-6)
+            body, link = model.jnt_bodyid[number], found.jnt_bodyid[number]
+            anchor = here.xpos[body] + here.xmat[body].reshape(3, 3) @ model.jnt_pos[number]
+            np.testing.assert_allclose(there.xpos[link], anchor, atol=1e-6)
+            np.testing.assert_allclose(there.xmat[link], here.xmat[body], atol=1e-6)
             np.testing.assert_allclose(there.xaxis[number], here.xaxis[number], atol=1e-6)
 
 
@@ -89,6 +92,14 @@ def test_the_robots_are_what_their_models_are(page: str, tmp_path: Path) -> None
     np.testing.assert_allclose(
         found.jnt_actfrcrange[full, 1], [model.actuator_forcerange[number - 1, 1] for number in full], atol=1e-6
     )
+
+
+def test_joints_whose_file_has_them_elsewhere_than_at_zero(tmp_path: Path) -> None:
+    text = ROBOT.replace('range="-60 50"', 'range="-60 50" ref="30"').replace('range="0 0.1"', 'range="0 0.1" ref="0.04"')
+    model, path = mujoco.MjModel.from_xml_string(text), tmp_path / "robot.urdf"
+    assert model.qpos0[7] > 0.5 and model.qpos0[8] == 0.04
+    Linkage(model, [{model.geom("paw").id}]).write(path)
+    same_robot(model, path)
 
 
 @pytest.mark.parametrize("apart", [(), ("paw",), ("can", "paw")])
