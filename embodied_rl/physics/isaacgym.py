@@ -34,7 +34,7 @@ from embodied_rl.physics.isaacgym_model import (
 from embodied_rl.physics.isaacgym_process import START_S, STEP_S, Worker
 from embodied_rl.physics.protocol import Controller
 from embodied_rl.physics.tensors import TensorPhysics
-from embodied_rl.physics.urdf_writer import Linkage, effort_limit
+from embodied_rl.physics.urdf_writer import Linkage, effort_limit, name_of
 from embodied_rl.rotations import rotate, rotate_inverse
 from embodied_rl.scene import Scene
 
@@ -224,7 +224,8 @@ class IsaacGymPhysics(TensorPhysics):
                 samples=None if samples is None else f"{folder}/ground.int16",
             )
         self._plane, self._friction = samples is None, ground["friction"]
-        joints, links = [model.joint(number).name for number in range(1, model.njnt)], [link.name for link in self._linkage.links]
+        joints = [name_of(model, "joint", number) for number in range(1, model.njnt)]
+        links = [link.name for link in self._linkage.links]
         dofs, parts = order_of("joints", joints, found["dofs"]), order_of("links", links, found["links"])
         counts = [count for _, count in found["shapes"]]
         if counts != [len(shapes[link]) for link in parts]:

@@ -78,12 +78,12 @@ class Linkage:
             place = np.zeros(3) if floats else model.jnt_pos[joint]
             rest = of[body].difference(*parts[body])
             links.append(
-                Link(_name(model, "body", body), body, parent, -1 if floats else joint, _tuple(place), tuple(sorted(rest)))
+                Link(name_of(model, "body", body), body, parent, -1 if floats else joint, _tuple(place), tuple(sorted(rest)))
             )
         for body in moving:
             for geoms in parts[body]:
                 first = geoms[0]
-                name, taken = _name(model, "geom", first), {link.name for link in links}
+                name, taken = name_of(model, "geom", first), {link.name for link in links}
                 name = name if name not in taken else f"{name}_geom_{first}"
                 links.append(Link(name, body, index[body], -1, _tuple(self._in_root(first)[0]), geoms))
         self.links = tuple(links)
@@ -183,7 +183,7 @@ class Linkage:
         if number >= 0:
             slides, limited = model.jnt_type[number] == _SLIDE, bool(model.jnt_limited[number])
             kind = "prismatic" if slides else "revolute" if limited else "continuous"
-            name = _name(model, "joint", number)
+            name = name_of(model, "joint", number)
             above = int(model.body_parentid[link.body])
             turned = self._turn[above] @ _matrix(model.body_quat[link.body])
             place = self._place[above] + self._turn[above] @ model.body_pos[link.body] + turned @ place
@@ -213,7 +213,7 @@ class Linkage:
         kind, size = mujoco.mjtGeom(int(model.geom_type[geom])), model.geom_size[geom]
         place, turned = self._in_root(geom)
         place = place - np.array(link.place)
-        name = _name(model, "geom", geom)
+        name = name_of(model, "geom", geom)
 
         def shape(tag: str, at: Array, **numbers: str) -> None:
             collision = SubElement(element, "collision", name=name)
@@ -274,7 +274,7 @@ def _moving(model: mujoco.MjModel) -> list[int]:
     moving = [body for body in range(1, model.nbody) if model.body_weldid[body] == body]
     bases = [body for body in moving if model.body_weldid[model.body_parentid[body]] == 0]
     if len(bases) != 1 or not model.body_jntnum[bases[0]] or model.jnt_type[model.body_jntadr[bases[0]]] != _FREE:
-        names = ", ".join(repr(_name(model, "body", body)) for body in bases) or "nothing that moves"
+        names = ", ".join(repr(name_of(model, "body", body)) for body in bases) or "nothing that moves"
         raise UserError(f"a URDF is of one robot that is free to move, and on the world hang {names}")
     for body in moving:
         start, count = int(model.body_jntadr[body]), int(model.body_jntnum[body])
@@ -282,20 +282,21 @@ def _moving(model: mujoco.MjModel) -> list[int]:
         if body != bases[0] and (count > 1 or set(kinds) - {_HINGE, _SLIDE}):
             names = " and ".join(mujoco.mjtJoint(kind).name.removeprefix("mjJNT_").lower() for kind in kinds)
             raise UserError(
-                f"body {_name(model, 'body', body)!r} has {names}; a URDF's link has one hinge or slide: put a body between two"
+                f"body {name_of(model, 'body', body)!r} has {names}; a URDF's link has one hinge or slide: put a body between two"
             )
         if model.body_mass[body] == 0.0 and not any(
             model.body_mass[other] for other in range(model.nbody) if model.body_weldid[other] == body
         ):
             raise UserError(
-                f"body {_name(model, 'body', body)!r} moves and has no mass, which readers of URDFs fill in; give it one"
+                f"body {name_of(model, 'body', body)!r} moves and has no mass, which readers of URDFs fill in; give it one"
             )
     if model.neq or model.ntendon:
         raise UserError(f"the model has {'equality constraints' if model.neq else 'tendons'}, which a URDF does not have")
     return moving
 
 
-def _name(model: mujoco.MjModel, kind: str, number: int) -> str:
+def name_of(model: mujoco.MjModel, kind: str, number: int) -> str:
+    """Name a part of a model, as the URDF does where the file does not."""
     return getattr(model, kind)(number).name or f"{kind}_{number}"
 
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -240,6 +242,21 @@ def test_touchdowns_are_looked_for_in_every_substep() -> None:
         physics.step(pose[:, 7:])
         landed += physics.sensors["foot_touchdown"]
     assert (landed >= 1).all() and physics.sensors["foot_contact"].all()
+    physics.close()
+
+
+def test_parts_without_names_are_found() -> None:
+    text = LEG.replace('<joint name="hip"', '<joint axis="0 1 0"').replace(' joint="hip"', ' joint="knee"')
+    text = text.replace("</body></body>", '<body pos="0 0 -0.3"><joint name="knee"/><geom size="0.01"/></body></body></body>')
+    model = mujoco.MjModel.from_xml_string(text.replace('<body name="leg">', "<body>"))
+    page = load("go2_flat", FEW)
+    scene: Any = SimpleNamespace(
+        model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=True, foot_touchdown=False
+    )
+    physics = IsaacGymPhysics(scene, 2, page.physics, torch.device("cpu"))
+    for _ in range(20):
+        physics.step(torch.full((2, 1), 0.3))
+    assert (physics.qpos[:, 8] > 0.2).all() and (physics.qpos[:, 7] == 0.0).all()
     physics.close()
 
 
