@@ -169,6 +169,18 @@ def _engine(page: Page, scene: Scene, device: torch.device, compile_: Callable) 
         raise UserError(f"physics.engine: {settings.engine}: {error}; {install_hint(extra)}, or take engine: native") from None
 
 
+def check_interpreter(page: Page) -> None:
+    """Refuse a page whose engine runs in another Python that is not there, before anything is made.
+
+    Raises:
+        UserError: it is not; one line.
+    """
+    if page.physics.engine == "isaacgym":
+        from embodied_rl.physics.isaacgym_process import interpreter
+
+        interpreter()
+
+
 def left_out(page: Page, env: Env) -> list[str]:
     """Tell what the page's engine leaves out of an environment that another engine runs, a line each.
 

@@ -28,7 +28,7 @@ from embodied_rl.learn.ranks.share import Scope, env_ids, learning_rate_factor, 
 from embodied_rl.learn.rollout import Collector, LocalCollector
 from embodied_rl.learn.run import Run, RunError, find_run, runs_of
 from embodied_rl.learn.train import Trainer
-from embodied_rl.make_env import compiler, device_of, identity, learner_device, make_vector, resolve
+from embodied_rl.make_env import check_interpreter, compiler, device_of, identity, learner_device, make_vector, resolve
 from embodied_rl.mdp.bind import startup_draws
 from embodied_rl.mdp.curricula import Curricula
 from embodied_rl.runs import Evaluations
@@ -230,7 +230,8 @@ def _check_device(page: Page) -> None:
 
 
 def _check_extras(page: Page) -> None:
-    """Refuse a page that needs a package which is not installed, before a run is begun and Ray is started."""
+    """Refuse a page that needs a package or interpreter which is not there, before a run is begun and Ray is started."""
+    check_interpreter(page)
     wanted = {"ray": "pool.address"} if page.pool.has_processes else {}
     wanted |= {"wandb": "train.logger: wandb"} if page.train.logger == "wandb" else {}
     source = (page.env.source or "").partition(":")[0]

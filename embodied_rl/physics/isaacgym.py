@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,16 +24,18 @@ from embodied_rl.physics.isaacgym_model import (
     collision_filters,
     contact_columns,
     drive_modes,
+    ground_friction,
     ground_of,
     lacking,
     late,
+    linkage_of,
     order_of,
     sensed_sets,
 )
 from embodied_rl.physics.isaacgym_process import START_S, STEP_S, Worker
 from embodied_rl.physics.protocol import Controller
 from embodied_rl.physics.tensors import TensorPhysics
-from embodied_rl.physics.urdf_writer import Linkage, effort_limit, name_of
+from embodied_rl.physics.urdf_writer import effort_limit, name_of
 from embodied_rl.rotations import rotate, rotate_inverse
 from embodied_rl.scene import Scene
 
@@ -67,39 +68,36 @@ class IsaacGymPhysics(TensorPhysics):
         for line in lacking(model):
             log.warning("physics.engine: isaacgym: %s", line)
         self._rows = sensed_sets(scene)
-        self._linkage = Linkage(model, self._rows)
+        self._linkage = linkage_of(scene)
         self._modes, self._filters = drive_modes(model), collision_filters(model, self._linkage)
+        self._built = self._told = self._pinned = False
+        self._shared_numbers: dict[str, Tensor] = {}
+        self._changed: dict[str, Tensor] = {}
+        self._written = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self._centre = torch.zeros(num_envs, 3, device=device)
+        # what of a control is the drive's target, where it is not all
+        self._share = torch.ones(num_envs, model.nu, device=device) if "velocity" in self._modes else None
         self._worker = Worker()
         try:
-            self._load(model, settings, device)
-            nq, nv, steps = model.nq, model.nv, settings.decimation
-            self._arrays = self._worker.share(self._layout(num_envs, steps))
+            self._load(scene, settings, device)
+            self._arrays = self._worker.share(self._layout(num_envs, settings.decimation))
+            self._shared = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
+            self._pin(device)
+            self._arrays["watched"][:] = self._watched
+            for kind, fields in FIELDS.items():
+                self._fill(kind, np.arange(num_envs), {field: getattr(model, field)[None] for field in fields})
+            super().__init__(
+                scene,
+                settings.decimation,
+                {name: torch.zeros(num_envs, size, device=device) for name, size in (("qpos", model.nq), ("qvel", model.nv))},
+                torch.zeros(num_envs, model.nu, device=device),
+                torch.zeros(num_envs, model.nsensordata, device=device),
+                torch.zeros(num_envs, model.nu, device=device),
+                compiler,
+            )
         except BaseException:
-            self._worker.close()
+            self.close()
             raise
-        self._shared = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
-        if device.type == "cuda":  # copies to and from the GPU do not go through a second buffer
-            runtime = torch.cuda.cudart()
-            assert runtime is not None
-            runtime.cudaHostRegister(self._worker.memory.ctypes.data, self._worker.memory.nbytes, 0)
-        self._built = self._told = False
-        self._shared_numbers: dict[str, Tensor] = {}
-        self._centre = torch.zeros(num_envs, 3, device=device)
-        self._arrays["watched"][:] = self._watched
-        for kind, fields in FIELDS.items():
-            self._fill(kind, np.arange(num_envs), {field: getattr(model, field)[None] for field in fields})
-        self._written = torch.ones(num_envs, dtype=torch.bool, device=device)
-        self._changed: dict[str, Tensor] = {}
-        own = {name: torch.zeros(num_envs, size, device=device) for name, size in (("qpos", nq), ("qvel", nv))}
-        super().__init__(
-            scene,
-            steps,
-            own,
-            torch.zeros(num_envs, model.nu, device=device),
-            torch.zeros(num_envs, model.nsensordata, device=device),
-            torch.zeros(num_envs, model.nu, device=device),
-            compiler,
-        )
         self._from_world, self._drive = compiler(_from_world), compiler(_drive)
 
     # ------------------------------------------------------------------------------------------------------- the protocol
@@ -159,8 +157,28 @@ class IsaacGymPhysics(TensorPhysics):
     def set_const(self, mask: Tensor) -> None:
         """Do nothing: what follows from masses and inertias, the simulator derives itself."""
 
+    def drain_overflow(self) -> dict[str, int]:
+        for line in self._worker.complaints():
+            log.warning("physics.engine: isaacgym: it says: %s", line)
+        return {}
+
     def close(self) -> None:
         self._worker.close()
+        if self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self._worker.memory.ctypes.data)  # pyright: ignore[reportOptionalMemberAccess]
+            self._pinned = False
+
+    def _pin(self, device: torch.device) -> None:
+        """Let copies from the shared memory to a GPU go without another buffer."""
+        if device.type != "cuda":
+            return
+        memory = self._worker.memory
+        code = int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))  # pyright: ignore
+        self._pinned = code == 0
+        if code:
+            log.warning(
+                "physics.engine: isaacgym: the shared memory is not pinned (CUDA error %d): steps take a little longer", code
+            )
 
     # --------------------------------------------------------------------------------------------------------- substeps
 
@@ -172,6 +190,8 @@ class IsaacGymPhysics(TensorPhysics):
 
     def _control(self, each: Tensor) -> None:
         """Hand over controls (N, substeps, nu), each to the joint that it drives."""
+        if self._share is not None:
+            each = each * self._share[:, None]
         self._shared["control"][: each.shape[1]].index_copy_(2, self._driven, each.transpose(0, 1).cpu())
 
     def _ask(self, substeps: int, controls: int, contacts: int) -> None:
@@ -204,8 +224,9 @@ class IsaacGymPhysics(TensorPhysics):
 
     # ------------------------------------------------------------------------------------- the robot, and numbers of its own
 
-    def _load(self, model: mujoco.MjModel, settings: PhysicsSettings, device: torch.device) -> None:
+    def _load(self, scene: Scene, settings: PhysicsSettings, device: torch.device) -> None:
         """Have the robot and its ground read, and find in which order the simulator has the robot's parts."""
+        model = scene.model
         ground, samples = ground_of(model)
         with tempfile.TemporaryDirectory() as folder:
             shapes = self._linkage.write(Path(folder) / "robot.urdf")
@@ -245,7 +266,7 @@ class IsaacGymPhysics(TensorPhysics):
         # sensors, by the link whose contact forces tell
         of = {geom: number for number, link in enumerate(self._linkage.links) for geom in link.geoms}
         watched = sorted({of[geom] for row in self._rows for geom in row})
-        columns = [(column, watched.index(of[geom])) for column, geom in contact_columns(model)]
+        columns = [(column, watched.index(of[geom])) for column, geom in contact_columns(scene)]
         self._watched = [parts.index(link) for link in watched]
         self._sensor_columns, self._sensor_links = tensor([c for c, _ in columns]), tensor([w for _, w in columns])
 
@@ -295,10 +316,8 @@ class IsaacGymPhysics(TensorPhysics):
             own = self._model_fields
             fields = {f: own[f][mask].cpu().double().numpy() if f in own else getattr(self.model, f)[None] for f in FIELDS[kind]}
             if kind == "mass" and self._built:  # a snapshot may say what is so already
-                before = [self._arrays[name][rows] for name in ("mass", "centre", "inertia")]
-                self._fill(kind, rows, fields)
-                after = [self._arrays[name][rows] for name in ("mass", "centre", "inertia")]
-                if not all(np.allclose(one, other, rtol=1e-5, atol=1e-8) for one, other in zip(before, after, strict=True)):
+                same = zip(self._inertials(fields, len(rows)), ("mass", "centre", "inertia"), strict=True)
+                if not all(np.allclose(value, self._arrays[name][rows], rtol=1e-5, atol=1e-8) for value, name in same):
                     raise UserError(late(" and ".join(name for name in FIELDS["mass"] if name in own)))
                 continue
             self._fill(kind, rows, fields)
@@ -308,15 +327,21 @@ class IsaacGymPhysics(TensorPhysics):
         self._shared["changed"].copy_(everything)
         return kinds
 
+    def _inertials(self, fields: dict[str, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Find masses, centres and inertias of the links of some robots, in the simulator's order."""
+        full = [np.broadcast_to(fields[name], (count, *fields[name].shape[1:])) for name in FIELDS["mass"]]
+        masses, centres, tensors = self._linkage.inertials(*full)
+        return masses[:, self._parts], centres[:, self._parts], tensors[:, self._parts]
+
     def _fill(self, kind: str, rows: np.ndarray, fields: dict[str, np.ndarray]) -> None:
         """Compute properties of some robots, from fields (R, ...) or (1, ...) of the model, in the simulator's order."""
         arrays, model = self._arrays, self._linkage.model
         full = {name: np.broadcast_to(value, (len(rows), *value.shape[1:])) for name, value in fields.items()}
         if kind == "mass":
-            masses, centres, tensors = self._linkage.inertials(*(full[name] for name in FIELDS["mass"]))
-            arrays["mass"][rows], arrays["centre"][rows] = masses[:, self._parts], centres[:, self._parts]
-            arrays["inertia"][rows] = tensors[:, self._parts]
-            self._centre[torch.from_numpy(rows)] = torch.tensor(centres[:, 0], dtype=torch.float32, device=self._centre.device)
+            masses, centres, tensors = self._inertials(fields, len(rows))
+            arrays["mass"][rows], arrays["centre"][rows], arrays["inertia"][rows] = masses, centres, tensors
+            base = self._parts.index(0)
+            self._centre[torch.from_numpy(rows)] = torch.tensor(centres[:, base], dtype=torch.float32, device=self._centre.device)
         elif kind == "drive":
             stiffness, damping = np.zeros((len(rows), model.njnt - 1)), full["dof_damping"][:, 6:].copy()
             gain, bias = full["actuator_gainprm"], full["actuator_biasprm"]
@@ -330,11 +355,16 @@ class IsaacGymPhysics(TensorPhysics):
                     )
                 stiffness[:, joint] += gain[:, actuator, 0] * (mode == "position")
                 damping[:, joint] += -bias[:, actuator, 2]
+                if mode == "velocity" and self._share is not None:  # the joint's own damping is towards rest
+                    share = gain[:, actuator, 0] / np.maximum(damping[:, joint], np.finfo(float).tiny)
+                    self._share[torch.from_numpy(rows), actuator] = torch.tensor(share, dtype=torch.float32).to(
+                        self._share.device
+                    )
             arrays["stiffness"][rows], arrays["damping"][rows] = stiffness[:, self._dofs], damping[:, self._dofs]
             arrays["armature"][rows] = full["dof_armature"][:, 6:][:, self._dofs]
         else:
             # a contact has the mean of its two shapes' friction, as PhysX combines them unless told otherwise
-            own = 2.0 * full["geom_friction"][:, self._geoms, 0] * (model.geom_condim[self._geoms] > 1) - self._friction
+            own = 2.0 * ground_friction(model, self._geoms, full["geom_friction"][:, self._geoms, 0]) - self._friction
             if (own < 0.0).any():
                 least = 0.5 * (own.min() + self._friction)
                 raise UserError(

@@ -38,7 +38,7 @@ def inspect_scene(scene: Scene, drawn: Mapping[str, Iterable[str]]) -> list[str]
     lines = ["of the page's physics it reads dt, decimation, device and num_threads: contacts and solver are PhysX's"]
     lines += lacking(scene.model)
     drive_modes(scene.model)
-    collision_filters(scene.model, Linkage(scene.model, sensed_sets(scene)))
+    collision_filters(scene.model, linkage_of(scene))
     ground_of(scene.model)
     known = [field for fields in FIELDS.values() for field in fields]
     for mode, fields in drawn.items():
@@ -67,7 +67,11 @@ def lacking(model: mujoco.MjModel) -> list[str]:
     Raises:
         UserError: the model has what would be simulated wrongly without.
     """
-    joints, robot = slice(1, model.njnt), model.geom_bodyid > 0
+    joints, robot, ground = slice(1, model.njnt), _of_robot(model), _stands(model)
+    disabled = mujoco.mjtDisableBit
+    masks = model.geom_contype[robot], model.geom_conaffinity[robot]
+    world = {int(one) >> 16 == 0 or int(one) & 0xFFFF == 0 for one in model.exclude_signature}
+    uneven = [model.actuator_forcerange[model.actuator_forcelimited > 0], model.jnt_actfrcrange[model.jnt_actfrclimited > 0]]
     refused = {
         "springs at joints (jnt_stiffness)": model.jnt_stiffness[joints].any(),
         "gravity compensation": model.body_gravcomp.any(),
@@ -75,10 +79,16 @@ def lacking(model: mujoco.MjModel) -> list[str]:
         "contacts of named pairs alone": model.npair > 0,
         "mocap bodies": model.nmocap > 0,
         "delays of actuators and sensors": model.nhistory > 0,
-        "other ground than one plane or height field": int(
-            (~robot & ((model.geom_contype > 0) | (model.geom_conaffinity > 0))).sum()
-        )
-        != 1,
+        "gravity or limits switched off": model.opt.disableflags & int(disabled.mjDSBL_GRAVITY | disabled.mjDSBL_LIMIT),
+        "damping that grows with speed (dof_dampingpoly)": model.dof_dampingpoly.any(),
+        "damping or armature of the base's free joint": model.dof_damping[:6].any() or model.dof_armature[:6].any(),
+        "drives that are stronger one way than the other": any((one[:, 0] != -one[:, 1]).any() for one in uneven),
+        "contacts without friction (condim 1)": (model.geom_condim[robot] == 1).any(),
+        "other ground than one plane or height field": len(ground) != 1,
+        "parts that collide, and not with the ground": any(world)
+        or any(
+            not ((masks[0] & model.geom_conaffinity[one]) | (model.geom_contype[one] & masks[1])).all() for one in ground.tolist()
+        ),
     }
     if given := [name for name, there in refused.items() if there]:
         raise UserError(f"physics.engine: isaacgym cannot run this model: it has {', '.join(given)}; take native")
@@ -88,6 +98,35 @@ def lacking(model: mujoco.MjModel) -> list[str]:
     if (model.geom_condim[robot] > 3).any():
         found.append("contacts resist no spinning and rolling (condim 4 and 6)")
     return found
+
+
+def _of_robot(model: mujoco.MjModel) -> np.ndarray:
+    """Say of each geom whether it collides and moves, (ngeom,)."""
+    return (model.body_weldid[model.geom_bodyid] > 0) & ((model.geom_contype > 0) | (model.geom_conaffinity > 0))
+
+
+def _stands(model: mujoco.MjModel) -> np.ndarray:
+    """List the geoms that collide and never move."""
+    return np.flatnonzero(~_of_robot(model) & ((model.geom_contype > 0) | (model.geom_conaffinity > 0)))
+
+
+def ground_friction(model: mujoco.MjModel, geoms: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Find the sliding friction of contacts with the ground, of geoms (S,) whose own is (..., S)."""
+    ground = int(_stands(model)[0])
+    theirs, first = model.geom_friction[ground, 0], model.geom_priority[geoms] - model.geom_priority[ground]
+    return np.where(first > 0, own, np.where(first < 0, theirs, np.maximum(own, theirs)))
+
+
+def linkage_of(scene: Scene) -> Linkage:
+    """Make the links of a scene's robot, with the parts that its sensors tell apart.
+
+    Raises:
+        UserError: no URDF can say what it is.
+    """
+    try:
+        return Linkage(scene.model, sensed_sets(scene))
+    except UserError as error:
+        raise UserError(f"physics.engine: isaacgym: {error}; take native") from None
 
 
 def drive_modes(model: mujoco.MjModel) -> list[str]:
@@ -129,15 +168,15 @@ def drive_modes(model: mujoco.MjModel) -> list[str]:
 
 def ground_of(model: mujoco.MjModel) -> tuple[dict[str, Any], np.ndarray | None]:
     """Describe the ground, and give a field's heights, int16, a row along y."""
-    ground = int(np.flatnonzero((model.geom_bodyid == 0) & ((model.geom_contype > 0) | (model.geom_conaffinity > 0)))[0])
-    robot = (model.geom_bodyid > 0) & ((model.geom_contype > 0) | (model.geom_conaffinity > 0))
-    friction = model.geom_friction[robot, 0][model.geom_condim[robot] > 1]
+    ground, robot = int(_stands(model)[0]), np.flatnonzero(_of_robot(model))
+    friction = ground_friction(model, robot, model.geom_friction[robot, 0])
     # A contact has the mean of two frictions: of the ground so little that a shape can have less than its model's, and not none.
     settings: dict[str, Any] = {"friction": 0.25 * float(friction.min()) if len(friction) else 0.0}
     place = model.geom_pos[ground]
-    if model.geom_type[ground] == mujoco.mjtGeom.mjGEOM_PLANE:
-        if place[2] or abs(model.geom_quat[ground, 0]) < 1.0:
-            raise UserError("physics.engine: isaacgym: its plane is level and at z = 0, and the model's is elsewhere")
+    plane = model.geom_type[ground] == mujoco.mjtGeom.mjGEOM_PLANE
+    if abs(model.geom_quat[ground, 0]) < 1.0 or model.geom_bodyid[ground] or (plane and place[2]):
+        raise UserError("physics.engine: isaacgym: its ground is level, a plane at z = 0, and the model's is elsewhere")
+    if plane:
         return settings, None
     number = int(model.geom_dataid[ground])
     rows, columns = int(model.hfield_nrow[number]), int(model.hfield_ncol[number])
@@ -151,7 +190,13 @@ def ground_of(model: mujoco.MjModel) -> tuple[dict[str, Any], np.ndarray | None]
     return settings, np.round(shares * _HIGHEST).astype(np.int16)
 
 
-def contact_columns(model: mujoco.MjModel) -> list[tuple[int, int]]:
+def contact_columns(scene: Scene) -> list[tuple[int, int]]:
+    """List the columns of sensor data that the scene's sensors are made of, and the geom that each asks for."""
+    wanted = {column for columns, _ in scene.sensors.values() for column in range(columns.start, columns.stop)}
+    return [(column, geom) for column, geom in _geoms_of_columns(scene.model) if column in wanted]
+
+
+def _geoms_of_columns(model: mujoco.MjModel) -> list[tuple[int, int]]:
     """List the columns of sensor data that ask whether a geom touches something, and the geom."""
     contact, geom = mujoco.mjtSensor.mjSENS_CONTACT, mujoco.mjtObj.mjOBJ_GEOM
     sensors = range(model.nsensor)
@@ -164,9 +209,14 @@ def contact_columns(model: mujoco.MjModel) -> list[tuple[int, int]]:
 
 def sensed_sets(scene: Scene) -> list[frozenset[int]]:
     """List the sets of geoms whose contacts the scene's sensors tell."""
-    geom_of = dict(contact_columns(scene.model))
+    geom_of = dict(_geoms_of_columns(scene.model))
+    colliding = set(np.flatnonzero(_of_robot(scene.model)).tolist())
     rows = []
     for columns, (count, width) in scene.sensors.values():
+        if missing := [column for column in range(columns.start, columns.stop) if geom_of.get(column, -1) not in colliding]:
+            raise UserError(
+                f"physics.engine: isaacgym: sensor {missing[0]} asks for no contact of a geom that moves and collides"
+            )
         geoms = [geom_of[column] for column in range(columns.start, columns.stop)]
         rows += [frozenset(geoms[row * width : (row + 1) * width]) for row in range(count)]
     return list(dict.fromkeys(rows))

@@ -75,9 +75,11 @@ class Worker:
         # what is meant for our Python is not for that one
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         environment["PYTHONNOUSERSITE"] = "1"
-        # isaacgym's binaries are linked against their interpreter's own library
-        libraries = [str(Path(python).resolve().parents[1] / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
-        environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
+        # isaacgym's binaries are linked against their interpreter's own library, and its first import builds an extension with
+        # the ninja that stands beside the interpreter
+        beside = {"LD_LIBRARY_PATH": Path(python).resolve().parent.parent / "lib", "PATH": Path(python).absolute().parent}
+        for name, folder in beside.items():
+            environment[name] = ":".join(filter(None, (str(folder), os.environ.get(name, ""))))
         try:
             self._process = subprocess.Popen(
                 command,
@@ -89,12 +91,15 @@ class Worker:
                 start_new_session=True,  # an interrupt is ours to handle
             )
         except OSError as error:
-            os.close(held)
+            for one in (held, self._memory):
+                os.close(one)
+            ours.close()
+            self._said.close()
             raise UserError(f"{_ENGINE}: {VARIABLE}={python}: {error.strerror}; name a Python 3.8 that has isaacgym") from None
         finally:
             theirs.close()
             os.close(lifeline)
-        self._channel = ours
+        self._channel, self._read = ours, 0
         self._end = weakref.finalize(self, _end, self._process, ours, held, self._memory, self._said)
         try:
             self._greet(python)
@@ -154,15 +159,18 @@ class Worker:
             waiting = select.poll()
             waiting.register(self._channel, select.POLLIN)
             if not waiting.poll(1000.0 * patience):
-                self.close()
                 raise UserError(f"{_ENGINE}: no answer to {request['do']!r} in {patience:g} s: its process hung, and was ended")
             message = self._channel.recv(_LARGEST)
         except OSError:  # its end of the socket is gone, or ours
             message = b""
+        except BaseException:  # an interrupt too: the answer that nobody took would be the next request's
+            self.close()
+            raise
         if not message:
             raise UserError(self._death())
         answer = json.loads(message)
-        if "error" in answer:
+        if "error" in answer:  # what was asked for is done in part
+            self.close()
             raise UserError(f"{_ENGINE}: {answer['error']}")
         return answer
 
@@ -178,6 +186,16 @@ class Worker:
         last = _last_line(self._said)
         self.close()
         return f"{_ENGINE}: its process {how}{f'; it last said: {last}' if last else ''}"
+
+    def complaints(self) -> list[str]:
+        """Read what the process has said of errors and overflows since the last look, each line once."""
+        if not self._end.alive:
+            return []
+        text = os.pread(self._said.fileno(), _LARGEST, self._read).decode(errors="replace")
+        whole = text[: text.rfind("\n") + 1]
+        self._read += len(whole.encode(errors="replace"))
+        lines = [" ".join(line.split()) for line in whole.splitlines()]
+        return [line for line in dict.fromkeys(lines) if re.search("error|overflow", line, re.IGNORECASE)]
 
     def close(self) -> None:
         """End the process; what both sides see stays ours to read."""

@@ -201,7 +201,7 @@ class Worker:
                 for setter, tensor, columns in self._targets.values():
                     values = arrays["control"][substep]
                     tensor.copy_(self._tensor((values if columns is None else values * columns).reshape(-1)))
-                    setter(sim, self._gymtorch.unwrap_tensor(tensor))
+                    _checked(setter(sim, self._gymtorch.unwrap_tensor(tensor)), setter)
             gym.simulate(sim)
             if not self._on_gpu:
                 gym.fetch_results(sim, True)
@@ -228,8 +228,11 @@ class Worker:
         self._given["dof"].copy_(self._tensor(arrays["dof"].reshape(-1, 2)))
         # kept: the simulator reads it when it steps
         self._rows = self._tensor(rows.copy()).to(self._device)
-        gym.set_actor_root_state_tensor_indexed(self._sim, unwrap(self._given["root"]), unwrap(self._rows), len(rows))
-        gym.set_dof_state_tensor_indexed(self._sim, unwrap(self._given["dof"]), unwrap(self._rows), len(rows))
+        for setter, given in (
+            (gym.set_actor_root_state_tensor_indexed, self._given["root"]),
+            (gym.set_dof_state_tensor_indexed, self._given["dof"]),
+        ):
+            _checked(setter(self._sim, unwrap(given), unwrap(self._rows), len(rows)), setter)
 
     def _set(self, field, row):
         """Give a robot its own numbers: `mass`, `drive` or `friction`."""
@@ -243,20 +246,21 @@ class Worker:
                 tensor = gymapi.Mat33()
                 tensor.x, tensor.y, tensor.z = (gymapi.Vec3(*line) for line in arrays["inertia"][row, link].tolist())
                 one.inertia = tensor
-            gym.set_actor_rigid_body_properties(env, actor, properties, False)
+            setter, given = gym.set_actor_rigid_body_properties, (properties, False)
         elif field == "drive":
             properties = gym.get_actor_dof_properties(env, actor)
             properties["driveMode"][:], properties["effort"][:] = self._modes, self._effort
             properties["friction"][:] = 0.0
             for name in ("stiffness", "damping", "armature"):
                 properties[name][:] = arrays[name][row]
-            gym.set_actor_dof_properties(env, actor, properties)
+            setter, given = gym.set_actor_dof_properties, (properties,)
         else:
             properties = gym.get_actor_rigid_shape_properties(env, actor)
             for shape, one in enumerate(properties):
                 one.friction, one.filter = float(arrays["friction"][row, shape]), self._filters[shape]
                 one.rolling_friction = one.torsion_friction = one.restitution = 0.0
-            gym.set_actor_rigid_shape_properties(env, actor, properties)
+            setter, given = gym.set_actor_rigid_shape_properties, (properties,)
+        _checked(setter(env, actor, *given), setter)
 
     def _refresh(self):
         self._gym.refresh_actor_root_state_tensor(self._sim)
@@ -267,6 +271,12 @@ class Worker:
 
     def _tensor(self, array):
         return self._torch.from_numpy(array)
+
+
+def _checked(done, setter):
+    """Refuse what the simulator did not take: it says so by a False, and goes on."""
+    if done is False:
+        raise RuntimeError(getattr(setter, "__name__", "a setter") + " was not taken")
 
 
 def _version():

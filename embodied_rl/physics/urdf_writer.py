@@ -23,6 +23,12 @@ Array = NDArray[np.float64]
 _HINGE, _SLIDE, _FREE = (int(getattr(mujoco.mjtJoint, f"mjJNT_{name}")) for name in ("HINGE", "SLIDE", "FREE"))
 #: A URDF's limit has a velocity, and MuJoCo's joints have none: more than any motor's [rad/s or m/s].
 _FASTEST = 100.0
+#: Where a slide without limits ends [m].
+_FAR = 1e6
+#: Kinds of geoms that have a word in a URDF, or are made of what has one.
+_SHAPES = {
+    int(getattr(mujoco.mjtGeom, f"mjGEOM_{name}")): name.lower() for name in ("SPHERE", "CAPSULE", "CYLINDER", "BOX", "MESH")
+}
 #: What a part that is measured on its own takes of the mass of its body, at most [1] and [kg].
 _SHARE, _MOST = 0.05, 0.05
 
@@ -67,6 +73,13 @@ class Linkage:
         self._place = np.einsum("bji,bj->bi", turns[root], places - places[root])
         self._turn = np.einsum("bji,bjk->bik", turns[root], turns)
         colliding = [geom for geom in range(model.ngeom) if model.geom_contype[geom] or model.geom_conaffinity[geom]]
+        for geom in colliding:
+            if root[model.geom_bodyid[geom]] and int(model.geom_type[geom]) not in _SHAPES:
+                given = mujoco.mjtGeom(int(model.geom_type[geom])).name.removeprefix("mjGEOM_").lower()
+                raise UserError(
+                    f"geom {name_of(model, 'geom', geom)!r} is of the kind {given}, which a URDF has no word for; it has "
+                    f"{', '.join(_SHAPES.values())}"
+                )
         of = {body: {geom for geom in colliding if root[model.geom_bodyid[geom]] == body} for body in moving}
         parts = {body: _parts_of(geoms, measured) for body, geoms in of.items()}
         links: list[Link] = []
@@ -158,9 +171,6 @@ class Linkage:
 
         Returns:
             The geom that each of a link's shapes is of, in the file's order, by link: a capsule is three.
-
-        Raises:
-            UserError: a geom is of a kind that no URDF has.
         """
         model = self.model
         weights = self.inertials(model.body_mass[None], model.body_ipos[None], model.body_inertia[None])
@@ -203,8 +213,9 @@ class Linkage:
             return
         SubElement(joint, "axis", xyz=_text(model.jnt_axis[number]))
         limits = {"effort": _text(effort_limit(model, number)), "velocity": _text(_FASTEST)}
-        if model.jnt_limited[number]:
-            limits |= {"lower": _text(model.jnt_range[number, 0]), "upper": _text(model.jnt_range[number, 1])}
+        if model.jnt_limited[number] or slides:  # what a slide does not say is zero
+            low, high = model.jnt_range[number] if model.jnt_limited[number] else (-_FAR, _FAR)
+            limits |= {"lower": _text(low), "upper": _text(high)}
         SubElement(joint, "limit", limits)
 
     def _write_geom(self, geom: int, link: Link, element: Element, path: Path) -> int:
@@ -233,11 +244,6 @@ class Linkage:
             file = path.with_name(f"{path.stem}_{geom}.obj")
             _write_mesh(model, int(model.geom_dataid[geom]), file)
             shape("mesh", place, filename=file.name)
-        else:
-            given = kind.name.removeprefix("mjGEOM_").lower()
-            raise UserError(
-                f"geom {name!r} is of the kind {given}, which a URDF has no word for; it has sphere, capsule, cylinder, box, mesh"
-            )
         return len(element) - before
 
 

@@ -5,6 +5,8 @@ tests/physics/test_engines.py holds it to the protocol.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import signal
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import mujoco
 import numpy as np
@@ -28,7 +30,7 @@ from embodied_rl.env import Env
 from embodied_rl.errors import UserError
 from embodied_rl.physics import isaacgym, isaacgym_process
 from embodied_rl.physics.isaacgym import IsaacGymPhysics
-from embodied_rl.physics.isaacgym_model import collision_filters, drive_modes, ground_of, lacking
+from embodied_rl.physics.isaacgym_model import collision_filters, drive_modes, ground_of, inspect_scene, lacking
 from embodied_rl.physics.urdf_writer import Linkage
 
 pytestmark = pytest.mark.usefixtures("isaacgym_stand_in")
@@ -206,11 +208,60 @@ def test_robots_are_what_their_pages_say(calls: Path) -> None:
         assert drive["driveMode"][number] == 1
     bodies = next(one for one in asked if one["call"] == "set_actor_rigid_body_properties")
     assert sum(bodies["mass"]) == pytest.approx(model.body_mass.sum(), rel=1e-6)
+    # links in another order too, each with its own
+    own = [physics.expand(field).double().numpy()[:1] for field in ("body_mass", "body_ipos", "body_inertia")]
+    names = [link.name for link in physics._linkage.links]
+    order = [names.index(name) for name in json.loads(asked_for(asked, "load_asset"))]
+    assert order != sorted(order)
+    for given, wanted in zip(("mass", "com", "inertia"), physics._linkage.inertials(*own), strict=True):
+        np.testing.assert_allclose(bodies[given], wanted[0, order], rtol=1e-5, atol=1e-7)
     shapes = next(one for one in asked if one["call"] == "set_actor_rigid_shape_properties")
     ground = next(one for one in asked if one["call"] == "add_ground")["friction"]
+    filters = collision_filters(model, physics._linkage)
+    geoms = [geom for link in order for geom in physics._linkage.links[link].geoms]
+    assert list(dict.fromkeys(physics._geoms.tolist())) == geoms
+    assert shapes["filter"] == [filters[geom] for geom in physics._geoms.tolist()]
     for friction, geom in zip(shapes["friction"], physics._geoms, strict=True):
         assert 0.5 * (friction + ground) == pytest.approx(float(physics.expand("geom_friction")[0, geom, 0]))
     env.close()
+
+
+def asked_for(asked: list[dict], call: str) -> str:
+    return json.dumps(next(one["links"] for one in asked if one["call"] == call))
+
+
+def test_torques_are_those_of_the_drives() -> None:
+    env, physics = made("go2_flat", "env.seed=5")
+    gain, damping = torch.tensor(env.robot.spec.stiffness), torch.tensor(env.robot.spec.damping)
+    limit = torch.tensor(env.robot.spec.effort_limit)
+    ctrl = physics.qpos[:, 7:] + torch.linspace(-0.5, 3.0, 48).view(4, 12)
+    physics._reads_torque = True
+    physics.step(ctrl)
+    wanted = gain * (ctrl - physics.qpos[:, 7:]) - damping * physics.qvel[:, 6:]
+    torch.testing.assert_close(physics.joint_torque, wanted.clamp(-limit, limit).float(), rtol=1e-4, atol=1e-4)
+    assert (physics.joint_torque.abs() == limit).any() and (physics.joint_torque.abs() < limit).any()
+    env.close()
+
+
+@pytest.mark.parametrize("damping", [0.0, 5.0])
+def test_a_velocity_drive_has_the_joints_damping_too(damping: float) -> None:
+    """It settles where MuJoCo does: kv (target - qd) - damping qd = 0; beside it, a position drive on another joint."""
+    text = LEG.replace('range="-1 1"', f'axis="0 1 0" damping="{damping}"')
+    text = text.replace("</body></body>", '<body><joint name="knee" axis="0 1 0"/><geom size="0.01"/></body></body></body>')
+    text = text.replace("</actuator>", '<velocity name="turn" joint="hip" kv="5"/></actuator>').replace(
+        'joint="hip" kp', 'joint="knee" kv="1" kp'
+    )
+    model = mujoco.MjModel.from_xml_string(text)
+    scene: Any = SimpleNamespace(
+        model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=True, foot_touchdown=False
+    )
+    physics = IsaacGymPhysics(scene, 2, load("go2_flat", FEW).physics, torch.device("cpu"))
+    for _ in range(100):
+        physics.step(torch.tensor([0.4, 2.0]).expand(2, 2))
+    torch.testing.assert_close(physics.qvel[:, 6], torch.full((2,), 2.0 * 5.0 / (5.0 + damping)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(physics.qpos[:, 8], torch.full((2,), 0.4), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(physics.joint_torque[:, 1], damping * physics.qvel[:, 6], rtol=1e-3, atol=1e-2)
+    physics.close()
 
 
 def test_sensors_tell_the_parts_that_they_ask_for() -> None:
@@ -350,17 +401,32 @@ LEG = """
         ),
         ('kp="20"', 'kp="20" gear="2"', "actuator 'motor' drives neither a position nor a velocity, with gear 1"),
         ('kp="20"', 'kp="20" ctrlrange="-1 1"', "actuator 'motor' drives neither a position nor a velocity"),
+        ('kp="20"', 'kp="20" forcerange="-7 5"', "it has drives that are stronger one way than the other"),
+        ("<worldbody>", '<option><flag limit="disable"/></option><worldbody>', "it has gravity or limits switched off"),
+        ('range="-1 1"', 'range="-1 1" damping="1 0.5"', "it has damping that grows with speed (dof_dampingpoly)"),
+        ("<freejoint/>", '<joint type="free" damping="1"/>', "it has damping or armature of the base's free joint"),
+        ('<geom size="0.05"', '<geom condim="1" size="0.05"', "it has contacts without friction (condim 1)"),
+        (
+            '<geom size="0.05"',
+            '<geom type="ellipsoid" size="0.1 0.2 0.3"',
+            "geom 'geom_2' is of the kind ellipsoid, which a URDF has",
+        ),
+        ('<geom size="0.05"', '<geom contype="2" conaffinity="2" size="0.05"', "parts that collide, and not with the ground"),
+        (
+            "<worldbody>",
+            '<worldbody><body><geom type="box" size="1 1 1"/></body>',
+            "it has other ground than one plane or height",
+        ),
+        ('type="plane"', 'type="plane" euler="0 5 0"', "its ground is level"),
         ("</actuator>", '<velocity name="other" joint="hip"/></actuator>', "'motor' and 'other' drive one joint"),
-        ('size="0 0 1"', 'size="0 0 1" pos="0 0 0.1"', "its plane is level and at z = 0, and the model's is elsewhere"),
+        ('size="0 0 1"', 'size="0 0 1" pos="0 0 0.1"', "its ground is level, a plane at z = 0, and the model's is elsewhere"),
     ],
 )
 def test_what_it_would_simulate_wrongly_is_refused(old: str, new: str, message: str) -> None:
     assert LEG.count(old) == 1
     model = mujoco.MjModel.from_xml_string(LEG.replace(old, new))
     with pytest.raises(UserError) as caught:
-        lacking(model)
-        drive_modes(model)
-        ground_of(model)
+        inspect_scene(cast(Any, SimpleNamespace(model=model, sensors={})), {})
     assert str(caught.value).startswith("physics.engine: isaacgym") and message in str(caught.value)
 
 
@@ -428,10 +494,19 @@ def test_the_doctor_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def shared_memory() -> Iterator[None]:
-    """Nothing is left in the system's shared memory."""
-    before = set(os.listdir("/dev/shm"))
+    """No process has an end of it, or of a pipe or socket, that it did not have before."""
+    before = _shared(), len(os.listdir("/proc/self/fd"))
     yield
-    assert set(os.listdir("/dev/shm")) <= before
+    gc.collect()  # an error's traceback holds what was made
+    assert (_shared(), len(os.listdir("/proc/self/fd"))) <= before
+
+
+def _shared() -> int:
+    count = 0
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            count += "memfd:embodied_rl" in os.readlink(entry)
+    return count
 
 
 @pytest.mark.parametrize(
@@ -440,6 +515,7 @@ def shared_memory() -> Iterator[None]:
         ("die", "its process was ended by SIGSEGV; it last said: something broke in the simulator"),
         ("hang", "no answer to 'step' in 1 s: its process hung, and was ended"),
         ("error", "GymError: an error of the simulator"),
+        ("deny", "RuntimeError: set_dof_position_target_tensor was not taken"),
     ],
 )
 def test_a_fault_is_one_line(fault: str, message: str, monkeypatch: pytest.MonkeyPatch, shared_memory: None) -> None:
@@ -463,6 +539,35 @@ def test_a_killed_worker_is_one_line(shared_memory: None) -> None:
         env.step(torch.zeros(4, env.num_actions))
     with pytest.raises(UserError, match=r"^physics.engine: isaacgym: its process was ended before$"):
         env.step(torch.zeros(4, env.num_actions))
+    env.close()
+
+
+def test_what_it_says_of_overflows_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("ISAACGYM_STAND_IN_FAULT", "overflow")
+    env, _ = made("go2_flat")
+    for _ in range(2):
+        env.step(torch.zeros(4, env.num_actions))
+    for _ in range(2):
+        env.drain_totals()
+    said = [record.message for record in caplog.records if "it says" in record.message]
+    assert said == ["physics.engine: isaacgym: it says: PxGpu: contact buffer overflow detected, contacts have been dropped"]
+    env.close()
+
+
+def test_an_interrupt_leaves_no_answer_for_the_next_question(monkeypatch: pytest.MonkeyPatch, shared_memory: None) -> None:
+    env, physics = made("go2_flat")
+    env.step(torch.zeros(4, env.num_actions))
+
+    class Interrupted:
+        def register(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isaacgym_process.select, "poll", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            physics.step(env.controls())
+    with pytest.raises(UserError, match="its process was ended before"):
+        physics.step(env.controls())
     env.close()
 
 
@@ -532,7 +637,9 @@ def test_another_worker_is_refused(
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_python_without_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, python38: Path) -> None:
+def test_a_python_without_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, python38: Path, shared_memory: None
+) -> None:
     monkeypatch.setenv("EMBODIED_RL_ISAACGYM_PYTHON", str(python38))
     # ours, of another version, is none of its business
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "isaacgym_stand_in"))

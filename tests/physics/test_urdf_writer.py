@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import mujoco
 import numpy as np
@@ -100,6 +101,14 @@ def test_joints_whose_file_has_them_elsewhere_than_at_zero(tmp_path: Path) -> No
     assert model.qpos0[7] > 0.5 and model.qpos0[8] == 0.04
     Linkage(model, [{model.geom("paw").id}]).write(path)
     same_robot(model, path)
+
+
+def test_a_slide_without_limits_says_so_in_numbers(tmp_path: Path) -> None:
+    """A URDF's prismatic joint that says nothing of its limits has none to move in."""
+    model, path = mujoco.MjModel.from_xml_string(ROBOT.replace(' range="0 0.1"', "")), tmp_path / "robot.urdf"
+    Linkage(model).write(path)
+    limits = [joint.find("limit") for joint in ElementTree.parse(path).findall("joint") if joint.get("type") == "prismatic"]
+    assert [(one.get("lower"), one.get("upper")) for one in limits if one is not None] == [("-1000000.0", "1000000.0")]
 
 
 @pytest.mark.parametrize("apart", [(), ("paw",), ("can", "paw")])

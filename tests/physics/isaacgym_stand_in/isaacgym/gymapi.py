@@ -221,7 +221,9 @@ class Gym:
     def load_asset(self, sim, folder, file, options):
         if options.collapse_fixed_joints or options.fix_base_link:
             raise GymError("the worker keeps links, and bases free")
-        return Asset(os.path.join(folder, file))
+        asset = Asset(os.path.join(folder, file))
+        sim.note("load_asset", links=asset.links)
+        return asset
 
     def get_asset_dof_names(self, asset):
         return asset.dofs
@@ -364,7 +366,7 @@ class Gym:
     def set_dof_position_target_tensor(self, sim, targets):
         sim.target["position"][:] = self._given(sim, "set_dof_position_target_tensor", targets, sim.target["position"])
         sim.note("set_dof_position_target_tensor")
-        return True
+        return sim.fault != "deny"
 
     def set_dof_velocity_target_tensor(self, sim, targets):
         sim.target["velocity"][:] = self._given(sim, "set_dof_velocity_target_tensor", targets, sim.target["velocity"])
@@ -377,7 +379,9 @@ class Gym:
         sim.set.clear()
         sim.steps += 1
         sim.note("simulate")
-        if sim.fault and sim.steps == 3:
+        if sim.fault == "overflow" and sim.steps == 3:
+            print("PxGpu: contact buffer overflow detected, contacts have been dropped", flush=True)
+        elif sim.fault and sim.steps == 3:
             if sim.fault == "die":
                 print("something broke in the simulator", flush=True)
                 os.kill(os.getpid(), signal.SIGSEGV)
