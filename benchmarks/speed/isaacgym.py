@@ -63,14 +63,14 @@ def measure(physics: object, steps: int) -> dict[str, float]:
 
     def written() -> None:
         physics._written |= rows
-        physics._ask(substeps, 1, 1)
+        physics._ask(substeps, ctrl[:, None], 1)
 
     parts: dict[str, Callable[[], object]] = {
         "a message and its answer": lambda: physics._worker.ask(
             STEP_S, do="step", substeps=0, **(arguments | {"controls": 0, "contacts": 0})
         ),
         "the other side's part": lambda: physics._worker.ask(STEP_S, do="step", substeps=substeps, **arguments),
-        "the round trip, state converted": lambda: physics._ask(substeps, 1, 1),
+        "the round trip, state converted": lambda: physics._ask(substeps, ctrl[:, None], 1),
         f"the same, one row of {ONE_OF} written before": written,
         "the whole step, with history and quarantine": lambda: physics.step(ctrl),
     }

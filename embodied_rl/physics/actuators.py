@@ -8,15 +8,15 @@ import numpy as np
 _JOINT = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
 
 
-def motors_of(model: mujoco.MjModel, name: str) -> list[int]:
-    """List the actuators that drive a joint."""
+def motors_of(model: mujoco.MjModel, name: str | int) -> list[int]:
+    """List the actuators that drive a joint, of this name or number."""
     joint = model.joint(name).id
     return [
         one for one in range(model.nu) if int(model.actuator_trntype[one]) in _JOINT and model.actuator_trnid[one, 0] == joint
     ]
 
 
-def torque_range(model: mujoco.MjModel, name: str) -> tuple[float, float]:
+def torque_range(model: mujoco.MjModel, name: str | int) -> tuple[float, float]:
     """Find the torques between which a model lets its actuators turn a joint [N m]; infinite where it sets none."""
     joint = model.joint(name).id
     ranges = [model.jnt_actfrcrange[joint]] if model.jnt_actfrclimited[joint] else []

@@ -22,7 +22,7 @@ from embodied_rl.machine import cores
 from embodied_rl.physics.isaacgym_model import (
     FIELDS,
     collision_filters,
-    contact_columns,
+    contact_geoms,
     drive_modes,
     ground_friction,
     ground_of,
@@ -113,9 +113,8 @@ class IsaacGymPhysics(TensorPhysics):
         """Take a step whose substeps have controls, or contacts to be looked at, of their own, in one round trip."""
         each = ctrl if ctrl.dim() == 3 else ctrl[:, None]
         self._remember(each.expand(-1, self._decimation, -1))
-        self._control(each)
         self._ctrl.copy_(each[:, -1])
-        self._ask(self._decimation, each.shape[1], self._decimation if self._touchdowns is not None else 1)
+        self._ask(self._decimation, each, self._decimation if self._touchdowns is not None else 1)
         if self._touchdowns is not None:
             self._touchdowns.start()
             for substep in range(self._decimation):
@@ -183,24 +182,26 @@ class IsaacGymPhysics(TensorPhysics):
     # --------------------------------------------------------------------------------------------------------- substeps
 
     def _advance(self, substeps: int, *, sense: bool = True) -> None:
-        self._control(self._ctrl[:, None])
-        self._ask(substeps, 1, int(sense))
+        self._ask(substeps, self._ctrl[:, None], int(sense))
         if sense:
             self._sense(0)
 
-    def _control(self, each: Tensor) -> None:
-        """Hand over controls (N, substeps, nu), each to the joint that it drives."""
-        if self._share is not None:
-            each = each * self._share[:, None]
-        self._shared["control"][: each.shape[1]].index_copy_(2, self._driven, each.transpose(0, 1).cpu())
+    def _ask(self, substeps: int, each: Tensor, contacts: int) -> None:
+        """Take some substeps over there, from our state where it was written, and take over the state that they lead to.
 
-    def _ask(self, substeps: int, controls: int, contacts: int) -> None:
-        """Take some substeps over there, from our state where it was written, and take over the state that they lead to."""
-        shared = self._shared
+        Args:
+            substeps: how many.
+            each: controls (N, 1, nu), or (N, substeps, nu).
+            contacts: of how many of the last substeps the contact forces are wanted.
+        """
+        shared, controls = self._shared, each.shape[1]
         fields = self._take_over_fields()
         if not self._built:
             self._build()
             fields = []
+        if self._share is not None:  # after the gains that it follows from were taken over
+            each = each * self._share[:, None]
+        shared["control"][:controls].index_copy_(2, self._driven, each.transpose(0, 1).cpu())
         rows = self._written.nonzero()[:, 0]
         if written := len(rows):
             root, dof = _to_world(self.qpos[rows], self.qvel[rows], self._centre[rows], self._order[0])
@@ -266,7 +267,7 @@ class IsaacGymPhysics(TensorPhysics):
         # sensors, by the link whose contact forces tell
         of = {geom: number for number, link in enumerate(self._linkage.links) for geom in link.geoms}
         watched = sorted({of[geom] for row in self._rows for geom in row})
-        columns = [(column, watched.index(of[geom])) for column, geom in contact_columns(scene)]
+        columns = [(column, watched.index(of[geom])) for column, geom in contact_geoms(scene).items()]
         self._watched = [parts.index(link) for link in watched]
         self._sensor_columns, self._sensor_links = tensor([c for c, _ in columns]), tensor([w for _, w in columns])
 

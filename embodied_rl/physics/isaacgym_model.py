@@ -190,33 +190,29 @@ def ground_of(model: mujoco.MjModel) -> tuple[dict[str, Any], np.ndarray | None]
     return settings, np.round(shares * _HIGHEST).astype(np.int16)
 
 
-def contact_columns(scene: Scene) -> list[tuple[int, int]]:
-    """List the columns of sensor data that the scene's sensors are made of, and the geom that each asks for."""
-    wanted = {column for columns, _ in scene.sensors.values() for column in range(columns.start, columns.stop)}
-    return [(column, geom) for column, geom in _geoms_of_columns(scene.model) if column in wanted]
+def contact_geoms(scene: Scene) -> dict[int, int]:
+    """Find the geom that each column of sensor data asks for, of those that the scene's sensors are made of.
 
-
-def _geoms_of_columns(model: mujoco.MjModel) -> list[tuple[int, int]]:
-    """List the columns of sensor data that ask whether a geom touches something, and the geom."""
-    contact, geom = mujoco.mjtSensor.mjSENS_CONTACT, mujoco.mjtObj.mjOBJ_GEOM
-    sensors = range(model.nsensor)
-    return [
-        (int(model.sensor_adr[one]), int(model.sensor_objid[one]))
-        for one in sensors
-        if model.sensor_type[one] == contact and model.sensor_objtype[one] == geom
-    ]
+    Raises:
+        UserError: one asks for something else than the contacts of a geom that moves and collides.
+    """
+    model, colliding = scene.model, _of_robot(scene.model)
+    contacts = (model.sensor_type == mujoco.mjtSensor.mjSENS_CONTACT) & (model.sensor_objtype == mujoco.mjtObj.mjOBJ_GEOM)
+    geom_of = dict(zip(model.sensor_adr[contacts].tolist(), model.sensor_objid[contacts].tolist(), strict=True))
+    columns = [column for part, _ in scene.sensors.values() for column in range(part.start, part.stop)]
+    if missing := [column for column in columns if column not in geom_of or not colliding[geom_of[column]]]:
+        raise UserError(f"physics.engine: isaacgym: sensor {missing[0]} asks for no contact of a geom that moves and collides")
+    return {column: geom_of[column] for column in columns}
 
 
 def sensed_sets(scene: Scene) -> list[frozenset[int]]:
-    """List the sets of geoms whose contacts the scene's sensors tell."""
-    geom_of = dict(_geoms_of_columns(scene.model))
-    colliding = set(np.flatnonzero(_of_robot(scene.model)).tolist())
-    rows = []
+    """List the sets of geoms whose contacts the scene's sensors tell.
+
+    Raises:
+        UserError: as of `contact_geoms`.
+    """
+    geom_of, rows = contact_geoms(scene), []
     for columns, (count, width) in scene.sensors.values():
-        if missing := [column for column in range(columns.start, columns.stop) if geom_of.get(column, -1) not in colliding]:
-            raise UserError(
-                f"physics.engine: isaacgym: sensor {missing[0]} asks for no contact of a geom that moves and collides"
-            )
         geoms = [geom_of[column] for column in range(columns.start, columns.stop)]
         rows += [frozenset(geoms[row * width : (row + 1) * width]) for row in range(count)]
     return list(dict.fromkeys(rows))

@@ -45,7 +45,6 @@ class Worker:
 
     def __init__(self, memory):
         self._memory = memory
-        self._built = False
 
     def hello(self, token):
         """Import the simulator, and say which it is; the token comes back."""
@@ -102,11 +101,10 @@ class Worker:
         gym, self._asset = self._gym, self._gym.load_asset(self._sim, folder, file, options)
         if self._asset is None:
             raise RuntimeError(f"load_asset read no robot of {folder}/{file}")
-        self._shapes = [(one.start, one.count) for one in gym.get_asset_rigid_body_shape_indices(self._asset)]
         return {
             "dofs": list(gym.get_asset_dof_names(self._asset)),
             "links": list(gym.get_asset_rigid_body_names(self._asset)),
-            "shapes": self._shapes,
+            "shapes": [(one.start, one.count) for one in gym.get_asset_rigid_body_shape_indices(self._asset)],
         }
 
     def _add_field(self, samples, friction, rows, columns, cell, rise, place):
@@ -178,7 +176,6 @@ class Worker:
                 columns = arrays["root"].dtype.type([one == mode for one in modes])
                 tensor = zeros((count * len(modes),), dtype=self._torch.float32, device=self._device)
                 self._targets[mode] = setter, tensor, None if len(set(modes)) == 1 else columns
-        self._built = True
 
     def step(self, substeps, controls, contacts, written, fields):
         """Take some substeps.

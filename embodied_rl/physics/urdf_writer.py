@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embodied_rl.errors import UserError
+from embodied_rl.physics.actuators import motors_of, torque_range
 
 Array = NDArray[np.float64]
 
@@ -262,13 +263,10 @@ def _parts_of(geoms: set[int], measured: list[Collection[int]]) -> list[tuple[in
 
 def effort_limit(model: mujoco.MjModel, joint: int) -> float:
     """Find the largest force of what drives a joint [N m or N]; 0 where nothing does, float32's largest where it has no limit."""
-    most = 0.0
-    for actuator in np.flatnonzero(model.actuator_trnid[:, 0] == joint):
-        limits = [model.jnt_actfrcrange[joint]] if model.jnt_actfrclimited[joint] else []
-        if model.actuator_forcelimited[actuator]:
-            limits.append(abs(model.actuator_gear[actuator, 0]) * model.actuator_forcerange[actuator])
-        most = max(most, min((float(np.abs(one).max()) for one in limits), default=float(np.finfo(np.float32).max)))
-    return most
+    if not motors_of(model, joint):
+        return 0.0
+    low, high = torque_range(model, joint)
+    return min(max(-low, high), float(np.finfo(np.float32).max))
 
 
 def _moving(model: mujoco.MjModel) -> list[int]:

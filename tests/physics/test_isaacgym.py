@@ -211,7 +211,7 @@ def test_robots_are_what_their_pages_say(calls: Path) -> None:
     # links in another order too, each with its own
     own = [physics.expand(field).double().numpy()[:1] for field in ("body_mass", "body_ipos", "body_inertia")]
     names = [link.name for link in physics._linkage.links]
-    order = [names.index(name) for name in json.loads(asked_for(asked, "load_asset"))]
+    order = [names.index(name) for name in next(one["links"] for one in asked if one["call"] == "load_asset")]
     assert order != sorted(order)
     for given, wanted in zip(("mass", "com", "inertia"), physics._linkage.inertials(*own), strict=True):
         np.testing.assert_allclose(bodies[given], wanted[0, order], rtol=1e-5, atol=1e-7)
@@ -224,10 +224,6 @@ def test_robots_are_what_their_pages_say(calls: Path) -> None:
     for friction, geom in zip(shapes["friction"], physics._geoms, strict=True):
         assert 0.5 * (friction + ground) == pytest.approx(float(physics.expand("geom_friction")[0, geom, 0]))
     env.close()
-
-
-def asked_for(asked: list[dict], call: str) -> str:
-    return json.dumps(next(one["links"] for one in asked if one["call"] == call))
 
 
 def test_torques_are_those_of_the_drives() -> None:
@@ -261,6 +257,13 @@ def test_a_velocity_drive_has_the_joints_damping_too(damping: float) -> None:
     torch.testing.assert_close(physics.qvel[:, 6], torch.full((2,), 2.0 * 5.0 / (5.0 + damping)), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(physics.qpos[:, 8], torch.full((2,), 0.4), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(physics.joint_torque[:, 1], damping * physics.qvel[:, 6], rtol=1e-3, atol=1e-2)
+    # of gains that change, the target follows in the same step
+    gain, bias = physics.expand("actuator_gainprm"), physics.expand("actuator_biasprm")
+    gain[:, 1], bias[:, 1] = 2.0 * gain[:, 1], 2.0 * bias[:, 1]
+    physics.write(torch.ones(2, dtype=torch.bool), actuator_gainprm=gain, actuator_biasprm=bias)
+    physics.step(torch.tensor([0.4, 2.0]).expand(2, 2))
+    told = physics._shared["control"][0][:, physics._driven[1]]
+    torch.testing.assert_close(told, torch.full((2,), 2.0 * 10.0 / (10.0 + damping)))
     physics.close()
 
 
