@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -366,6 +367,43 @@ def test_priorities_are_the_errors_of_the_critics_about_each_step(own: dict[str,
             wanted = wanted + discount * values(after[None], action[None]).amin()
         error = (wanted - values(given.obs["actor"][step, robot][None], given.actions[step, robot][None])).abs().mean()
         assert float(found[step, robot]) == pytest.approx(float(error), abs=1e-5)
+
+
+def test_each_row_of_a_replay_is_what_the_simulator_makes_of_its_action(tmp_path: Path) -> None:
+    gym = pytest.importorskip("gymnasium")
+    source = {"source": "gymnasium:Hopper-v5", "source_options": {"max_episode_steps": 20}}
+    own = {
+        "env": source | {"num_envs": 3, "final_obs_groups": ["actor"]},
+        "train": {"learner": "sac", "steps": 4, "iterations": 60, "device": "cpu"},
+        "sac": STOCK | {"learning_starts": 300, "batch_size": 16, "updates": 1, "replay_size": 2000},
+    }
+    (tmp_path / "page.yaml").write_text(json.dumps(own))
+    trainer = training.start(load(tmp_path / "page.yaml"), tmp_path / "run")
+    for _ in trainer.train(60):
+        pass
+    rows = 3 * 4 * 60
+    assert isinstance(trainer.learner, SAC)
+    row = trainer.learner.replay.draw((torch.arange(rows, dtype=torch.float64) + 0.5) / rows)
+    where = list(zip(*(numbers.tolist() for numbers in row.numbers), strict=True))
+    places = {place: index for index, place in enumerate(where)}
+    assert len(places) == rows
+    stock, ends = gym.make("Hopper-v5").unwrapped, {"terminated": 0, "truncated": 0}
+    stock.reset(seed=0)
+    for index, (lane, number) in enumerate(where):
+        obs, following = row.obs["actor"][index].double().numpy(), row.next_obs["actor"][index]
+        # the height and the angles, which is all but how far it has come, and the velocities, which are cut off at 10
+        if abs(obs[5:]).max() >= 10.0:
+            continue
+        stock.set_state(np.append(0.0, obs[:5]), obs[5:])
+        led_to, reward, terminated, _, _ = stock.step(row.actions[index].double().numpy())
+        assert float(row.rewards[index]) == pytest.approx(reward, abs=1e-5)
+        assert float(row.discount[index]) == pytest.approx(0.0 if terminated else 0.99)
+        ends["terminated"] += terminated
+        if not terminated:
+            torch.testing.assert_close(following.double(), torch.as_tensor(led_to), atol=1e-5, rtol=0)
+            begun = places.get((lane, number + 1))
+            ends["truncated"] += begun is not None and not torch.equal(row.obs["actor"][begun], following)
+    assert min(ends.values()) > 10, ends
 
 
 @pytest.mark.parametrize("keeps", [True, False])
