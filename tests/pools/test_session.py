@@ -32,6 +32,8 @@ forked = os.fork()
 if forked == 0:
     os.setsid()
     time.sleep(60)
+while os.getsid(forked) != forked:  # before that it is of the group that may be killed
+    time.sleep(0.01)
 print(made._folder, made._watchdog.pid, forked, flush=True)
 try:
     exec(sys.stdin.readline())
