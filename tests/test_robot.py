@@ -163,7 +163,8 @@ def test_partners_must_turn_about_reflected_axes(tmp_path):
 def test_partners_must_stand_where_the_other_is_reflected(tmp_path, place, said):
     robot = load_robot(str(_write(tmp_path, _page(), URDF.replace('xyz="0 -.1 0"', f'xyz="{place}"'))))
     if said is None:
-        return robot.joint_mirror()
+        assert robot.joint_mirror() == ((1, 0), (-1.0, -1.0))
+        return
     with pytest.raises(RobotError, match=rf"'left_hip' and 'right_hip' are {said} m from being reflections of each other"):
         robot.joint_mirror()
 
