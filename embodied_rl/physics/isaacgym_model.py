@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 
 from embodied_rl.errors import UserError
-from embodied_rl.physics.urdf_writer import Linkage
+from embodied_rl.physics.urdf_writer import Linkage, collides
 from embodied_rl.scene import Scene
 
 #: Model fields that robots may have of their own, by what of a robot's properties is made of them.
@@ -102,12 +102,12 @@ def lacking(model: mujoco.MjModel) -> list[str]:
 
 def _of_robot(model: mujoco.MjModel) -> np.ndarray:
     """Say of each geom whether it collides and moves, (ngeom,)."""
-    return (model.body_weldid[model.geom_bodyid] > 0) & ((model.geom_contype > 0) | (model.geom_conaffinity > 0))
+    return (model.body_weldid[model.geom_bodyid] > 0) & collides(model)
 
 
 def _stands(model: mujoco.MjModel) -> np.ndarray:
     """List the geoms that collide and never move."""
-    return np.flatnonzero(~_of_robot(model) & ((model.geom_contype > 0) | (model.geom_conaffinity > 0)))
+    return np.flatnonzero(collides(model) & (model.body_weldid[model.geom_bodyid] == 0))
 
 
 def ground_friction(model: mujoco.MjModel, geoms: np.ndarray, own: np.ndarray) -> np.ndarray:

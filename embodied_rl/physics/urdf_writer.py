@@ -73,7 +73,7 @@ class Linkage:
         # bodies in the frame of the one they are fixed to
         self._place = np.einsum("bji,bj->bi", turns[root], places - places[root])
         self._turn = np.einsum("bji,bjk->bik", turns[root], turns)
-        colliding = [geom for geom in range(model.ngeom) if model.geom_contype[geom] or model.geom_conaffinity[geom]]
+        colliding = np.flatnonzero(collides(model)).tolist()
         for geom in colliding:
             if root[model.geom_bodyid[geom]] and int(model.geom_type[geom]) not in _SHAPES:
                 given = mujoco.mjtGeom(int(model.geom_type[geom])).name.removeprefix("mjGEOM_").lower()
@@ -297,6 +297,11 @@ def _moving(model: mujoco.MjModel) -> list[int]:
     if model.neq or model.ntendon:
         raise UserError(f"the model has {'equality constraints' if model.neq else 'tendons'}, which a URDF does not have")
     return moving
+
+
+def collides(model: mujoco.MjModel) -> NDArray[np.bool_]:
+    """Say of each geom whether it may touch anything, (ngeom,)."""
+    return (model.geom_contype | model.geom_conaffinity) != 0  # a mask of all 32 bits is negative
 
 
 def name_of(model: mujoco.MjModel, kind: str, number: int) -> str:

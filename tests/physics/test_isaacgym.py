@@ -31,7 +31,7 @@ from embodied_rl.errors import UserError
 from embodied_rl.physics import isaacgym, isaacgym_process
 from embodied_rl.physics.isaacgym import IsaacGymPhysics
 from embodied_rl.physics.isaacgym_model import collision_filters, drive_modes, ground_of, inspect_scene, lacking
-from embodied_rl.physics.urdf_writer import Linkage
+from embodied_rl.physics.urdf_writer import Linkage, collides
 
 pytestmark = pytest.mark.usefixtures("isaacgym_stand_in")
 
@@ -57,6 +57,13 @@ def made(page: str, *changes: str) -> tuple[Env, IsaacGymPhysics]:
     env = make_env.make(page, [*FEW, *changes])
     assert isinstance(env.physics, IsaacGymPhysics)
     return env, env.physics
+
+
+def made_of(text: str) -> IsaacGymPhysics:
+    """Two robots of a model, with no page's scene about them."""
+    model, nothing = mujoco.MjModel.from_xml_string(text), {"frames": (), "frame_orientation": False, "sensors": {}}
+    scene: Any = SimpleNamespace(model=model, **nothing, joint_torque=True, foot_touchdown=False)
+    return IsaacGymPhysics(scene, 2, load("go2_flat", FEW).physics, torch.device("cpu"))
 
 
 def pid_of(physics: IsaacGymPhysics) -> int:
@@ -247,11 +254,7 @@ def test_a_velocity_drive_has_the_joints_damping_too(damping: float) -> None:
     text = text.replace("</actuator>", '<velocity name="turn" joint="hip" kv="5"/></actuator>').replace(
         'joint="hip" kp', 'joint="knee" kv="1" kp'
     )
-    model = mujoco.MjModel.from_xml_string(text)
-    scene: Any = SimpleNamespace(
-        model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=True, foot_touchdown=False
-    )
-    physics = IsaacGymPhysics(scene, 2, load("go2_flat", FEW).physics, torch.device("cpu"))
+    physics = made_of(text)
     for _ in range(100):
         physics.step(torch.tensor([0.4, 2.0]).expand(2, 2))
     torch.testing.assert_close(physics.qvel[:, 6], torch.full((2,), 2.0 * 5.0 / (5.0 + damping)), rtol=1e-3, atol=1e-3)
@@ -302,12 +305,7 @@ def test_touchdowns_are_looked_for_in_every_substep() -> None:
 def test_parts_without_names_are_found() -> None:
     text = LEG.replace('<joint name="hip"', '<joint axis="0 1 0"').replace(' joint="hip"', ' joint="knee"')
     text = text.replace("</body></body>", '<body pos="0 0 -0.3"><joint name="knee"/><geom size="0.01"/></body></body></body>')
-    model = mujoco.MjModel.from_xml_string(text.replace('<body name="leg">', "<body>"))
-    page = load("go2_flat", FEW)
-    scene: Any = SimpleNamespace(
-        model=model, frames=(), frame_orientation=False, sensors={}, joint_torque=True, foot_touchdown=False
-    )
-    physics = IsaacGymPhysics(scene, 2, page.physics, torch.device("cpu"))
+    physics = made_of(text.replace('<body name="leg">', "<body>"))
     for _ in range(20):
         physics.step(torch.full((2, 1), 0.3))
     assert (physics.qpos[:, 8] > 0.2).all() and (physics.qpos[:, 7] == 0.0).all()
@@ -431,6 +429,15 @@ def test_what_it_would_simulate_wrongly_is_refused(old: str, new: str, message: 
     with pytest.raises(UserError) as caught:
         inspect_scene(cast(Any, SimpleNamespace(model=model, sensors={})), {})
     assert str(caught.value).startswith("physics.engine: isaacgym") and message in str(caught.value)
+
+
+def test_a_mask_of_all_bits_collides() -> None:
+    model = mujoco.MjModel.from_xml_string(LEG.replace('<geom size="0.05"', '<geom contype="-1" conaffinity="0" size="0.05"'))
+    assert [model.geom_contype[2], *collides(model)] == [-1, True, True, True]
+    inspect_scene(cast(Any, SimpleNamespace(model=model, sensors={})), {})
+    condim = LEG.replace('<geom size="0.05"', '<geom contype="-1" conaffinity="0" condim="1" size="0.05"')
+    with pytest.raises(UserError, match="contacts without friction"):
+        lacking(mujoco.MjModel.from_xml_string(condim))
 
 
 def test_what_it_leaves_out_is_said() -> None:
