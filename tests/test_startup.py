@@ -21,5 +21,6 @@ def test_check_looks_through_nothing_that_it_imports() -> None:
 def test_with_torch_there_already_nothing_changes() -> None:
     import torch  # noqa: F401
 
+    before = gc.get_freeze_count()  # Python 3.12 counts some objects of its own
     with importing():
-        assert gc.isenabled() and gc.get_freeze_count() == 0
+        assert gc.isenabled() and gc.get_freeze_count() == before

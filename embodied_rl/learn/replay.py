@@ -119,6 +119,8 @@ class Replay:
         self._finals = {name: zeros(self._num_finals * num_envs + 1, width) for name, width in sizes.items()}
         self._finals_written = zeros(num_envs, dtype=torch.int64)
         self._finals_kept = zeros(num_envs, dtype=torch.int64)
+        self.moves = 0
+        """How often what a draw reads has moved to other memory, which a CUDA graph of an earlier draw does not know."""
         self.written = zeros(num_envs, dtype=torch.int64)
         """Rows that each lane has been given so far, (N,)."""
         self._lanes = torch.arange(num_envs, device=device)
@@ -219,6 +221,7 @@ class Replay:
             larger = values.new_zeros(self._num_finals * self.num_envs + 1, values.shape[1])
             larger.index_copy_(0, new.flatten(), values[old.flatten()])
             self._finals[name] = larger
+        self.moves += 1
 
     # --------------------------------------------------------------------------------------------------------- what is drawn
 
@@ -336,6 +339,7 @@ class Replay:
         for name, values in self._finals.items():
             self._finals[name] = values.new_zeros(room * self.num_envs + 1, values.shape[1])
         self._num_finals = room
+        self.moves += 1
         targets = {f"obs.{name}": values for name, values in self.obs.items()}
         targets |= {f"finals.{name}": values[:-1] for name, values in self._finals.items()}
         targets |= {"actions": self.actions, "rewards": self.rewards, "ends": self._ends, "final": self._final}

@@ -107,6 +107,7 @@ class SAC:
         scales = self.actor, self.critic, self.scale
         self.batches = Batches(self.replay, *scales, page, mirrors if page.symmetry == "augmentation" else {}, self.critic_group)
         self._graphs: dict[str, Callable[[], None]] | None = {} if graph and self.device.type == "cuda" else None
+        self._moves = 0  # of the replay, when its draw was captured
         robots = sum(self._group.gather(self._num_envs))
         self.pace = Pace(page, num_envs=robots, num_steps=num_steps, ranks=self._group.size)
         self.gradient_steps, self._resumed = 0, False
@@ -187,6 +188,9 @@ class SAC:
 
     def _update(self) -> None:
         self.batches.draw_numbers()
+        if self._moves != self.replay.moves:  # the graph would go on with what is no longer written to
+            self._moves = self.replay.moves
+            (self._graphs or {}).pop("draw", None)
         self._run("draw", self.batches.draw)
         self.critic_steps.take(self.batches.rows)
         if self.replay.tree is not None:
@@ -262,7 +266,7 @@ class SAC:
             return function()
         if name not in self._graphs:
             self._graphs[name] = function
-        elif self._graphs[name] is function:
+        elif self._graphs[name] == function:
             self._graphs[name] = try_to_capture(function, self.device, what="the update") or partial(function)
         self._graphs[name]()
 

@@ -66,7 +66,7 @@ class height_scan:  # noqa: N801  named as its entry on the page
     ) -> None:
         along, across = _grid(float(length), float(width), float(spacing))
         points = torch.meshgrid(
-            (torch.arange(along) - 0.5 * (along - 1)) * float(spacing) + ahead,
+            (torch.arange(along) - 0.5 * (along - 1)) * float(spacing) + float(ahead),
             (torch.arange(across) - 0.5 * (across - 1)) * float(spacing),
             indexing="ij",
         )

@@ -71,8 +71,10 @@ Triangle half_cell(double x, double y, double dx, double dy, const double z[4], 
 }
 
 mjfCollision mujocos = nullptr;  // what serves fields whose cells are many to a ball
+thread_local bool prisms = false;  // whether it serves this thread altogether
 
 int field_and_ball(const mjModel* m, mjData* d, mjPreContact* contacts, int field, int ball, mjtNum margin) {
+  if (prisms) return mujocos(m, d, contacts, field, ball, margin);
   const int index = m->geom_dataid[field], rows = m->hfield_nrow[index], columns = m->hfield_ncol[index];
   const mjtNum *size = m->hfield_size + 4 * index, *at = d->geom_xpos + 3 * field, *turn = d->geom_xmat + 9 * field;
   const float* shares = m->hfield_data + m->hfield_adr[index];
@@ -154,3 +156,6 @@ extern "C" void install(void* table) {
   if (entry != field_and_ball) mujocos = entry;
   entry = field_and_ball;
 }
+
+// Let the calling thread have MuJoCo's own instead, or no longer.
+extern "C" void take_prisms(int wanted) { prisms = wanted; }

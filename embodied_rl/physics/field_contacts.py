@@ -10,6 +10,8 @@ import ctypes
 import functools
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mujoco
@@ -21,6 +23,20 @@ from embodied_rl.errors import UserError
 _SOURCE = Path(__file__).with_suffix(".cpp")
 #: The results are the same whatever processor it is built for.
 _FLAGS = ("-ffp-contract=off",)
+
+_installed: list[ctypes.CDLL] = []
+
+
+@contextmanager
+def mujocos_own() -> Iterator[None]:
+    """Let this thread have MuJoCo's prisms meanwhile, of which other engines make as many contacts."""
+    for library in _installed:
+        library.take_prisms(1)
+    try:
+        yield
+    finally:
+        for library in _installed:
+            library.take_prisms(0)
 
 
 @functools.cache
@@ -36,7 +52,9 @@ def smooth_fields() -> None:
             own = build(_SOURCE, flags=(*_FLAGS, "-I", str(Path(mujoco.HEADERS_DIR).parent)), of=mujoco.__version__)
             mujocos = next(Path(mujoco.__file__).parent.glob("libmujoco.*"))  # loaded already: this finds it again
             table = ctypes.c_char.in_dll(ctypes.CDLL(str(mujocos)), "mjCOLLISIONFUNC")
-            ctypes.CDLL(str(own)).install(ctypes.byref(table))
+            library = ctypes.CDLL(str(own))
+            library.install(ctypes.byref(table))
+            _installed.append(library)
         except (OSError, StopIteration, ValueError, subprocess.SubprocessError) as reason:
             error = f"{_SOURCE.name} does not build: {str(reason).partition(chr(10))[0]}"
         else:

@@ -17,7 +17,7 @@ def test_actions_come_back_to_where_the_observations_were(recurrent: bool) -> No
         policy = Policy(nn.Identity(), nn.Linear(7 if recurrent else 5, 3), lambda: torch.ones(3), memory)
         obs = torch.zeros(4, 5, device="cuda")
         if not recurrent:  # torch's CPU build has no views of such tensors, which a GRU takes first
-            with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
+            with pytest.raises(RuntimeError, match=r"two (different )?devices"):
                 policy(obs)
         player = Player(policy)
         for given in (obs, {"actor": obs}):

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from embodied_rl.config import load
+from embodied_rl import make_env
+from embodied_rl.config import config_names, load
 from embodied_rl.errors import UserError
-from embodied_rl.mdp.bind import needed
+from embodied_rl.mdp.bind import Terms, needed
 from embodied_rl.mdp.finder import Finder
 
 TERMS = """
@@ -102,3 +104,12 @@ def test_a_need_that_there_is_not_is_one_line(tmp_path: Path, need: str, said: s
     with pytest.raises(UserError) as error:
         asked(tmp_path, need)
     assert str(error.value) == f"rewards.mine: needs {need!r}{said}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in sorted(config_names()) if load(name).env.source is None])
+def test_the_terms_of_every_page_are_made_on_a_gpu(name: str) -> None:
+    """A constant that was left on the CPU, or a parameter there beside one that is not, fails."""
+    page = load(name)
+    terms = Terms(page, make_env.make_scene(page), torch.device("cuda"))
+    assert terms.actions

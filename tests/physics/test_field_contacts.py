@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import threading
 
 import mujoco
 import numpy as np
 import pytest
 import torch
 
-from embodied_rl import machine
+from embodied_rl import machine, make_env
 from embodied_rl.config import load
 from embodied_rl.errors import UserError
 from embodied_rl.mdp.ground import make_ground
@@ -202,6 +203,39 @@ def test_other_geoms_are_mujocos() -> None:
     after = np.array([[*one.geom, one.dist, *one.frame[:3], *one.pos] for one in data.contact])
     assert set(before[:, 1]) == {1.0, 2.0, 3.0}
     np.testing.assert_array_equal(after, before)
+
+
+def test_mujocos_own_are_there_for_the_thread_that_wants_them() -> None:
+    model = world(field(lambda x, y: 0.0 * x), np.array([[0.0, 0.0, 0.5 * RADIUS]]))
+    counts = []
+
+    def count() -> None:
+        counts.append(len(contacts_of(model)[0]))
+
+    with field_contacts.mujocos_own():
+        count()
+        other = threading.Thread(target=count)
+        other.start()
+        other.join()
+    count()
+    assert counts[0] > 1 and counts[1:] == [1, 1]
+
+
+def test_room_on_rough_ground_is_the_same_in_every_process() -> None:
+    """Warp's contacts are as many whether or not an environment in C was made before, which has fewer."""
+    ground = ["patches={stairs: {}}", "terrain={rows: 1, size: 4.0, border: 1.0}"]
+    code = (
+        "import sys; from embodied_rl.physics import capacity, field_contacts; import mujoco, numpy as np\n"
+        "if len(sys.argv) > 2: field_contacts.smooth_fields()\n"
+        "model = mujoco.MjModel.from_binary_path(sys.argv[1])\n"
+        "print(capacity.measure(model, np.array([[0, geom] for geom in range(1, model.ngeom)])))"
+    )
+    model = make_env.make_scene(load("go2_flat", ground)).model
+    with tempfile.TemporaryDirectory() as folder:
+        mujoco.mj_saveModel(model, f"{folder}/model.mjb")
+        runs = ([sys.executable, "-c", code, f"{folder}/model.mjb", *more] for more in ([], ["smooth"]))
+        found = [subprocess.run(run, check=True, capture_output=True, text=True).stdout for run in runs]
+    assert found[0] == found[1] != ""
 
 
 def test_margin_is_a_planes() -> None:

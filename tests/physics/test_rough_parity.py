@@ -11,6 +11,7 @@ from embodied_rl.config import load
 
 MODULES = {"warp": "mujoco_warp", "mjx": "mujoco.mjx"}
 GROUND = ["terrain={rows: 2, size: 6.0, border: 2.0, cell: 0.1}", "patches={flat: {}, slope: {}, stairs: {}, waves: {}}"]
+GROUND += ["physics={dt: 0.005, decimation: 4}"]  # as the pages on such ground have it
 #: Where on a patch robots are let go [m]: in its level middle, and where it rises.
 PLACES = ((0.0, 0.0), (1.6, 0.3))
 
