@@ -62,8 +62,7 @@ class CentralPool:
         self._device, self._env_ids = torch.device(device), env_ids
         self.crew = Crew.open(page, env_ids, connection, world_size)
         self._end = weakref.finalize(self, self.crew.close)
-        self.action_space, to = self.crew.action_space, self._device
-        self.mirrors = {name: (index.to(to), sign.to(to)) for name, (index, sign) in self.crew.mirrors.items()}
+        self.action_space, self.mirrors = self.crew.action_space, self.crew.mirrors(self._device)
         self._board = self._make_board()
         self._turns = Turns(self.crew, self._board, self._finished)
         self._transfer = Transfer(self._device)

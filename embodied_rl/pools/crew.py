@@ -98,9 +98,6 @@ class Crew:
         builds = [(worker, self._build(worker)) for worker in self.workers]
         self.described, *_ = [self._started(worker, ref) for worker, ref in builds]
         self.action_space = ActionSpace(*self.described["action_space"])
-        mirrors = self.described["mirrors"].items()
-        self.mirrors = {name: (torch.tensor(index), torch.tensor(sign)) for name, (index, sign) in mirrors}
-        """Left-right reflection of each observation group and of `actions`: index and sign."""
         self.keep_spares()
 
     @classmethod
@@ -112,6 +109,11 @@ class Crew:
         except BaseException:
             connection.close()
             raise
+
+    def mirrors(self, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+        """Left-right reflection of each observation group and of `actions`, where the learner is: index and sign."""
+        there = lambda array: torch.tensor(array).to(device)  # noqa: E731
+        return {name: (there(index), there(sign)) for name, (index, sign) in self.described["mirrors"].items()}
 
     def _plan(self, env_ids: np.ndarray) -> list[Worker]:
         """Whole shards, in order, on the nodes in turn."""

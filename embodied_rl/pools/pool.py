@@ -79,12 +79,12 @@ class SimPool:
         self.crew = Crew.open(page, env_ids, connection, world_size)
         self._end = weakref.finalize(self, self.crew.close)
         self.action_space = self.crew.action_space
-        self.mirrors = self.crew.mirrors
         self.dispatcher = Dispatcher(self.crew)
         self.timings: dict[str, float] = {}
         self.steps_per_s = self.rollouts_per_s = 0.0
         """Speed of the last rollout, from the end of the one before it: updates included."""
         self._device = torch.device(device)
+        self.mirrors = self.crew.mirrors(self._device)
         self._mode = _MODES[page.pool.mode](self.dispatcher, self._device)
         self._policy: Policy | None = None
         self.learner: Learner | None = None

@@ -129,6 +129,7 @@ def play_torch() -> None:
     # parameters are replaced, and not told to take over another tensor's memory
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     torch.autograd.set_multithreading_enabled(False)
+    torch.inference_mode = torch.no_grad  # tensors of that mode take no part in what wraps them
     torch.compile = lambda model=None, **_: (lambda function: function) if model is None else model
     torch.tensor, torch.as_tensor = on_the_gpu_later(torch.tensor), on_the_gpu_later(torch.as_tensor)
     torch.load = loaded_to_the_gpu_later(torch.load)

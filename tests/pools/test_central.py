@@ -31,7 +31,7 @@ from embodied_rl.make_env import make_vector
 from embodied_rl.pools import central, make_collector
 from embodied_rl.pools.ahead import AsyncCentralPool
 from embodied_rl.pools.central import CentralPool
-from embodied_rl.pools.crew import Worker
+from embodied_rl.pools.crew import Crew, Worker
 from embodied_rl.pools.errors import PoolError
 from embodied_rl.pools.inference import Inference
 from embodied_rl.pools.worker import SimWorker
@@ -123,8 +123,8 @@ class Here:
         for worker in self.workers:
             self.described = self._start(worker)
         self.action_space = ActionSpace(*self.described["action_space"])
-        mirrors = self.described["mirrors"].items()
-        self.mirrors = {name: (torch.tensor(index), torch.tensor(sign)) for name, (index, sign) in mirrors}
+
+    mirrors = Crew.mirrors
 
     @classmethod
     def open(cls, page: Page, env_ids: Tensor, connection: Any, world_size: int) -> Here:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,13 @@ def expected() -> list[dict[str, torch.Tensor]]:
     task = page()
     collector, acting = local(task), policy(task)
     return [tensors(collector.collect(acting, iteration)) for iteration in range(3)]
+
+
+def test_mirrors_are_where_the_learner_is(pool: SimPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embodied_rl.pools.pool.Crew", SimpleNamespace(open=lambda *_: pool.crew))
+    made = SimPool(pool.page, device="meta")
+    made._end.detach()  # the crew is another's
+    assert {part.device.type for pair in made.mirrors.values() for part in pair} == {"meta"}
 
 
 def change(pool: SimPool, **settings: Any) -> None:
