@@ -101,9 +101,15 @@ for one, other in zip(here.parameters(), copy.deepcopy(there).parameters()):
     assert torch.equal(one, other.cpu())
 assert torch.equal(torch.rand(3, generator=torch.Generator().manual_seed(7)),
                    torch.empty(3, device="cuda").uniform_(generator=generator.manual_seed(7)).cpu())
-cells = torch.nn.GRU(3, 4, 2)
-for one, other in zip(cells(seen[:, None])[0], copy.deepcopy(cells).to("cuda")(seen[:, None].to("cuda"))[0]):
-    torch.testing.assert_close(one, other.cpu())
+for kind in (torch.nn.GRU, torch.nn.LSTM):
+    here, answers = kind(3, 4, 2), []
+    there = copy.deepcopy(here).to("cuda")
+    for net in (here, there):
+        answer = net(seen[:, None].to("cuda") if net is there else seen[:, None])[0]
+        answers.append((answer, torch.autograd.grad(answer.square().sum(), list(net.parameters()))))
+    torch.testing.assert_close(answers[0][0], answers[1][0].cpu())
+    for one, other in zip(answers[0][1], answers[1][1]):
+        torch.testing.assert_close(one, other.cpu())
 print("as it should be")
 """
 

@@ -24,6 +24,7 @@ from embodied_rl.config.page import PhysicsSettings
 from embodied_rl.errors import UserError
 from embodied_rl.physics import capacity
 from embodied_rl.physics.tensors import TensorPhysics, runnable
+from embodied_rl.physics.warp_fields import smooth_fields
 from embodied_rl.scene import Scene
 
 # its banner, and a line for each of some hundred kernels, are no news to the user of this suite
@@ -82,6 +83,7 @@ class WarpPhysics(TensorPhysics):
     ) -> None:
         self._warp_device = warp.get_device(str(device))
         model = runnable(scene.model)
+        smooth = bool(model.nhfield) and smooth_fields()
         with warp.ScopedDevice(self._warp_device):
             try:
                 self._model = mujoco_warp.put_model(model)
@@ -98,7 +100,7 @@ class WarpPhysics(TensorPhysics):
             self._njmax_given = njmax is not None
             if nconmax is None or njmax is None:
                 pairs = self._model.nxn_geom_pair_filtered.numpy()
-                measured = capacity.measure(scene.model, pairs)
+                measured = capacity.measure(scene.model, pairs, smooth=smooth)
                 nconmax, njmax = nconmax or measured[0], njmax or measured[1]
             self.capacity = {"physics.nconmax": nconmax, "physics.njmax": njmax}
             # so that the setting which an overflow of the sensors names makes room there too

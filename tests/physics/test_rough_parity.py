@@ -41,11 +41,16 @@ def settle(engine: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["warp", "mjx"])
 def test_a_robot_stands_on_it_as_in_c(engine: str) -> None:
-    """Within 1 mm of height on the level, where prisms push it aside by 5 mm; 1.5 cm and 0.05 rad on slopes and steps."""
+    """On Warp, whose contacts with the ground are ours, within 0.1 mm everywhere.
+
+    On MJX within 1 mm of height on the level, where prisms push it aside by 5 mm; 1.5 cm and 0.05 rad on slopes and steps.
+    """
     pytest.importorskip(MODULES[engine])
     (native, ground), (other, _) = settle("native"), settle(engine)
     assert np.all(native[:, 2] - ground > 0.15)
     level = slice(0, 8)
+    if engine == "warp":
+        np.testing.assert_allclose(other, native, rtol=0.0, atol=1e-4)
     np.testing.assert_allclose(other[level, 2], native[level, 2], rtol=0.0, atol=1e-3)
     np.testing.assert_allclose(other[level, :2], native[level, :2], rtol=0.0, atol=5e-3)
     np.testing.assert_allclose(other[:, :3], native[:, :3], rtol=0.0, atol=1.5e-2)

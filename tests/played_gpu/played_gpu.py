@@ -83,6 +83,7 @@ OF_TORCH_CUDA: dict[str, Any] = {
     "graph": capture,
     "graph_pool_handle": lambda: (0, 1),
     "is_available": lambda: True,
+    "is_bf16_supported": lambda *_: True,
     "is_current_stream_capturing": is_capturing,
     "is_initialized": lambda: True,
     "manual_seed": nothing,

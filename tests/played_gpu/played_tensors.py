@@ -297,8 +297,34 @@ def _gru_cell_backward(gradient: Tensor, kept: Tensor, has_bias: bool) -> tuple[
     return inputs, hidden, gradient * update, *((inputs.sum(0), hidden.sum(0)) if has_bias else (None, None))
 
 
+def _lstm_cell(inputs: Tensor, hidden: Tensor, cell: Tensor, bias: Tensor | None, other: Tensor | None) -> tuple[Tensor, ...]:
+    gates = (inputs if bias is None else inputs + bias) + (hidden if other is None else hidden + other)
+    enter, forget, candidate, leave = gates.chunk(4, 1)
+    kept = enter.sigmoid(), forget.sigmoid(), candidate.tanh(), leave.sigmoid()
+    following = kept[1] * cell + kept[0] * kept[2]
+    return kept[3] * following.tanh(), following, torch.cat(kept, 1)
+
+
+def _lstm_cell_backward(
+    of_state: Tensor | None, of_cell: Tensor | None, cell: Tensor, following: Tensor, kept: Tensor, has_bias: bool
+) -> tuple[Tensor | None, ...]:
+    enter, forget, candidate, leave = kept.chunk(4, 1)
+    state = torch.zeros_like(following) if of_state is None else of_state
+    inner = state * leave * (1 - following.tanh().square()) + (0.0 if of_cell is None else of_cell)
+    gates = (
+        inner * candidate * enter * (1 - enter),
+        inner * cell * forget * (1 - forget),
+        inner * enter * (1 - candidate.square()),
+        state * following.tanh() * leave * (1 - leave),
+    )
+    whole = torch.cat(gates, 1)
+    return whole, inner * forget, whole.sum(0) if has_bias else None
+
+
 #: What torch has for CUDA alone.
 KERNELS: dict[str, Callable] = {
     "aten::_thnn_fused_gru_cell": _gru_cell,
     "aten::_thnn_fused_gru_cell_backward": _gru_cell_backward,
+    "aten::_thnn_fused_lstm_cell": _lstm_cell,
+    "aten::_thnn_fused_lstm_cell_backward_impl": _lstm_cell_backward,
 }
