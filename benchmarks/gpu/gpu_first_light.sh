@@ -8,6 +8,7 @@
 #   first      doctor engine capture train tests table parity, and eager where train failed             (9 minutes)
 #   figures    minute eval profile learner combo walk sweep allocator table_16k table_go1 tf32          (20 minutes)
 #   more       native table_64k nccl gloo mjx cold                                                      (8 minutes)
+#   learners   apart soft rough legs                                                                    (10 minutes)
 #
 # Steps:
 #   probe      compilers, versions, captures, the learner's update; needs no MuJoCo Warp
@@ -36,6 +37,10 @@
 #   gloo       the same of two ranks that share the GPU
 #   mjx        three iterations on MJX
 #   cold       train again with every cache of kernels empty
+#   apart      go2_flat on this machine's cores with its learner on the GPU: in turns, and both at once
+#   soft       soft actor-critic, robots and replay on the GPU: go2_flat_sac
+#   rough      pages on height fields: go2_rough, g1_legs_rough
+#   legs       seconds until the legs of a humanoid walk: g1_legs_flat
 #
 # Variables:
 #   DEVICE     cuda, or cpu: a rehearsal without a GPU
@@ -49,9 +54,9 @@
 # env.sh beside this file is sourced where there is one.  Exit status: 0 where no step failed.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-phases=(first figures more)
+phases=(first figures more learners)
 steps=(probe doctor engine capture combo train eager tests parity table table_go1 table_16k table_64k minute eval learner walk
-  profile sweep allocator tf32 native nccl gloo mjx cold)
+  profile sweep allocator tf32 native nccl gloo mjx cold apart soft rough legs)
 [ $# -gt 0 ] || set -- probe first
 for one in "$@"; do
   if [ "$one" = -h ] || [ "$one" = --help ]; then sed -n '/^#!/d; /^set /q; s/^# \{0,1\}//p' "$0"; exit 0; fi
@@ -123,6 +128,7 @@ ranks() {  # NAME RANKS [key=value...]
   step "$1" 120 "$python" -m torch.distributed.run --nproc-per-node "$2" -m embodied_rl train go2_flat "${physics[@]}" "${engine[@]}" \
     --run-dir "$work/$1" --iterations 3 "${@:3}" "${quick[@]}"
 }
+trains() { cli "$1" "$2" bench train "$3" "${physics[@]}" "${engine[@]}" --json "$work/figures/$1.json" "${quick[@]}"; }
 do_step() {
   local seconds=${MINUTE:-140} workers=5
   case $1 in
@@ -169,6 +175,14 @@ do_step() {
                  "${quick[@]}" ;;
     cold)      step cold 200 env WARP_CACHE_PATH="$work/cold" TORCHINDUCTOR_CACHE_DIR="$work/cold/inductor" \
                  TRITON_CACHE_DIR="$work/cold/triton" "$python" "$here/gpu_steps.py" train "${physics[@]}" "${quick[@]}" ;;
+    apart)     for overlap in false true; do
+                 cli apart_$overlap 120 bench train go2_flat --num-envs "$n" train.device="$device" train.overlap=$overlap \
+                   --json "$work/figures/apart_$overlap.json" "${quick[@]}"
+               done ;;
+    soft)      trains soft 150 go2_flat_sac ;;
+    rough)     trains rough_go2 150 go2_rough; trains rough_g1 150 g1_legs_rough ;;
+    legs)      if [ $on_cpu ]; then skip legs "embodied-rl bench walk g1_legs_flat is the CPU's way"
+               else cli legs 420 bench walk g1_legs_flat "${physics[@]}" --json "$work/figures/legs.json"; fi ;;
   esac
 }
 
@@ -183,6 +197,7 @@ for one in "$@"; do
       caches ;;
     figures) for part in minute eval profile learner combo walk sweep allocator table_16k table_go1 tf32; do do_step $part; done; caches ;;
     more)    for part in native table_64k nccl gloo mjx cold; do do_step $part; done ;;
+    learners) for part in apart soft rough legs; do do_step $part; done; caches ;;
     *) do_step "$one" ;;
   esac
 done
