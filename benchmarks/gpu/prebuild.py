@@ -23,12 +23,16 @@ import torch
 import warp
 from warp._src import context
 
-PAGES = ["go2_flat", "go1_flat", "go2_flat_full", "go1_flat_full"]
+from embodied_rl.config import config_names, load
+
+PAGES = ["go2_flat", "go1_flat", "go2_flat_full", "go1_flat_full", "go2_rough", "g1_legs_flat", "g1_legs_rough"]
+#: Whose robots a process steps itself.
+ALL = [name for name in sorted(config_names()) if (page := load(name)).env.source is None and page.pool.workers is None]
 WANTED: list[tuple[str, list[str]]] = [
     *((page, []) for page in PAGES),
     ("go2_flat", ["physics.njmax=8", "physics.nconmax=8"]),  # tests/test_cuda_graph.py
-    *((page, ["physics.njmax=64", "physics.nconmax=16"]) for page in PAGES),  # tests/test_step_path.py
-    *((page, ["physics.iterations=8"]) for page in PAGES[:3]),  # tests/physics/test_env_parity.py
+    *((page, ["physics.njmax=64", "physics.nconmax=16"]) for page in ALL),  # tests/test_step_path.py
+    *((page, ["physics.iterations=8", "physics.ls_iterations=50"]) for page in PAGES[:3]),  # tests/physics/test_env_parity.py
     ("go2_flat", ["physics.iterations=1"]),  # gpu_physics.py
 ]
 #: Threads of a block where a launch does not say.
