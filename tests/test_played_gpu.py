@@ -123,7 +123,7 @@ def test_learners_and_terms_on_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["learn", "mdp", "physics", "pools", "test_cuda_graph.py", "test_step_path.py"])
+@pytest.mark.parametrize("where", ["learn", "mdp", "physics", "played_gpu", "pools", "test_cuda_graph.py", "test_step_path.py"])
 def test_all_that_need_a_gpu_pass_on_it(where: str) -> None:
     pytest.importorskip("mujoco_warp")
     pytest_on_it(f"tests/{where}")
