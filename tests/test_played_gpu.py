@@ -119,7 +119,8 @@ def test_it_is_played_well() -> None:
 
 
 def test_learners_and_terms_on_it() -> None:
-    pytest_on_it("tests/learn/test_gpu.py", "tests/mdp/test_bind.py", "-k", "soft or terms or (learns_what and true)")
+    some = "(soft and prioritized) or terms or (learns_what and true)"
+    pytest_on_it("tests/learn/test_gpu.py", "tests/mdp/test_bind.py", "-k", some)
 
 
 @pytest.mark.slow

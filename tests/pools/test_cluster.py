@@ -21,7 +21,8 @@ from embodied_rl.pools.session import processes
 
 #: A driver with one worker, which prints where its Ray's folder is and the worker's id, and does as it is told.
 DRIVER = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 from embodied_rl.pools import session  # noqa: E402
 from embodied_rl.pools.cluster import Connection
 connection = Connection(num_cpus=1)

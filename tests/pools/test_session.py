@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 #: A driver that loads the module alone, which takes a tenth of what its package takes; the process that it starts starts another,
 #: in a session of its own.
 DRIVER = f"""
-import importlib.util, os, subprocess, sys, time
+import importlib.util, os, signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 spec = importlib.util.spec_from_file_location("session", {session.__file__!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
