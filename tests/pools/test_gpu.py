@@ -11,14 +11,7 @@ from embodied_rl import make_env, training
 
 pytest.importorskip("ray", reason="needs Ray: an extra, ray")
 
-SMALL = [
-    "train.device=cuda",
-    "env.num_envs=16",
-    "env.compile=false",
-    "train.steps=8",
-    "ppo.num_mini_batches=2",
-    "ppo.reshuffle=true",
-]
+SMALL = ["train.device=cuda", "env.num_envs=16", "env.compile=false", "train.steps=8", "ppo.num_mini_batches=2"]
 POOL = ["pool.workers=2", "pool.shard_size=8", "pool.spares=0", "physics.num_threads=1"]
 SOFT = ["train.learner=sac", "env.final_obs_groups=[actor,critic]", "sac.batch_size=32", "sac.learning_starts=100"]
 
