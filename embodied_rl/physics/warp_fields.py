@@ -293,77 +293,46 @@ def _field_and_ball(
     corner = warp.vec3(float(left) * dx - size[0], float(front) * dy - size[1], 0.0)
     p, low = centre - corner, centre[2] - reach
 
-    # the centre is in the ground: out by the way of the triangle above
+    # where the centre is in the ground it goes out by the way of the triangle above, and that is all
+    begin, end, above = first, last, -1
     column, row = int(warp.floor(x)), int(warp.floor(y))
     if column >= left and column <= right and row >= front and row <= back:
         z = _heights(hfield_data, adr, columns, row, column, size[2])
         u, v = p[0] / dx - float(column - left), p[1] / dy - float(row - front)
         half = warp.where(u > v, 0, 1)
         t = _half_cell(float(column - left) * dx, float(row - front) * dy, dx, dy, z, half)
-        height = warp.dot(p - t.a, t.normal)
-        if height <= 0.0:
-            dist = height - radius
-            on = corner + p + (0.5 * dist - height) * t.normal
-            write_contact(
-                naconmax_in,
-                0,
-                dist,
-                turn @ on + at,
-                make_frame(turn @ t.normal),
-                margin,
-                gap,
-                condim,
-                friction,
-                solref,
-                solreffriction,
-                solimp,
-                adhesion,
-                geoms,
-                collision_pairid_in[collision],
-                world,
-                contact_dist_out,
-                contact_pos_out,
-                contact_frame_out,
-                contact_includemargin_out,
-                contact_friction_out,
-                contact_solref_out,
-                contact_solreffriction_out,
-                contact_solimp_out,
-                contact_dim_out,
-                contact_geom_out,
-                contact_efc_address_out,
-                contact_worldid_out,
-                contact_type_out,
-                contact_geomcollisionid_out,
-                contact_adhesion_out,
-                nacon_out,
-            )
-            return
+        if warp.dot(p - t.a, t.normal) <= 0.0:
+            begin = warp.vec2i(column, row)
+            end = begin
+            above = half
 
     found = int(0)  # noqa: RUF046, UP018  a variable of Warp's, and no constant
-    for row in range(front, back + 1):
-        for column in range(left, right + 1):
+    for row in range(begin[1], end[1] + 1):
+        for column in range(begin[0], end[0] + 1):
             z = _heights(hfield_data, adr, columns, row, column, size[2])
             if _is_low(z, low):
                 continue
             for half in range(2):
                 t = _half_cell(float(column - left) * dx, float(row - front) * dy, dx, dy, z, half)
                 nearest, inside = _nearest(t, p)
-                away = warp.length(p - nearest)
-                if away >= reach:
-                    continue
+                away, normal = warp.length(p - nearest), 1.0 * t.normal
                 faces = warp.dot(p - nearest, t.normal) >= -_NONE
-                if inside:
+                if above >= 0:
+                    away = warp.dot(p - t.a, t.normal)
+                    nearest = p - away * t.normal
+                    counts = half == above
+                elif away >= reach:
+                    continue
+                elif inside:
                     counts = faces
                 else:
                     counts = _is_the_only_one(
                         hfield_data, adr, columns, size[2], first, last, dx, dy, p, low, row, column, half, nearest, faces
                     )
+                    if away >= _NONE:
+                        normal = (p - nearest) / away
                 if not counts:
                     continue
-                normal = t.normal
-                if not inside and away >= _NONE:
-                    normal = (p - nearest) / away
                 dist = away - radius
                 on = corner + nearest + 0.5 * dist * normal
                 write_contact(
